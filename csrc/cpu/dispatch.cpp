@@ -1,0 +1,95 @@
+#include "dispatch.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace pyrevgrad::cpu {
+namespace {
+
+// at::internal::GRAIN_SIZE: below this many elements a second thread costs more than it gives.
+constexpr std::int64_t kGrain = 32768;
+
+struct Candidate {
+  const KernelTable* table;
+  bool supported;
+};
+
+const KernelTable& choose() {
+#if defined(__x86_64__)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  const Candidate candidates[] = {
+      {&kernels_avx512, avx512}, {&kernels_avx2, avx2}, {&kernels_portable, true}};
+#else
+  const Candidate candidates[] = {{&kernels_portable, true}};
+#endif
+  const char* wanted = std::getenv("PYREVGRAD_CPU_CAPABILITY");
+  const bool any = wanted == nullptr || *wanted == '\0';
+  for (const Candidate& candidate : candidates) {
+    const bool named = any || std::strcmp(candidate.table->capability, wanted) == 0;
+    if (named && candidate.supported) return *candidate.table;
+  }
+  throw std::runtime_error(std::string("PYREVGRAD_CPU_CAPABILITY=") + wanted +
+                           " names no instruction set of this machine and build; "
+                           "choose avx512, avx2 or portable, or leave it unset");
+}
+
+struct Task {
+  const Work* work;
+  Kernel kernel;
+};
+
+void run(const Work& work, Kernel kernel, ParallelFor threads) {
+  if (work.size == 0) return;
+  if (work.size <= kGrain) return kernel(work, 0, work.size);
+  Task task{&work, kernel};
+  const auto part = [](std::int64_t first, std::int64_t last, void* context) {
+    const Task& t = *static_cast<const Task*>(context);
+    const std::int64_t end = last * kBlock;
+    t.kernel(*t.work, first * kBlock, end < t.work->size ? end : t.work->size);
+  };
+  threads((work.size + kBlock - 1) / kBlock, kGrain / kBlock, part, &task);
+}
+
+Kernel mask_kernel(const Program& program, const Kernel (&variants)[3]) {
+  const bool guided = program.gradient_gate == GradientGate::kGradient && !program.clipped &&
+                      program.slope_low == 0;
+  return guided ? variants[2] : variants[program.plain()];
+}
+
+}  // namespace
+
+const KernelTable& kernels() {
+  static const KernelTable& chosen = choose();
+  return chosen;
+}
+
+void forward(const Work& work, DType dtype, ParallelFor threads) {
+  const Program& program = work.program;
+  const auto bit = work.mask == nullptr ? MaskBit::kNone : program.mask_bit;
+  const Kernel kernel = kernels().forward[program.activation][dtype][static_cast<int>(bit)];
+  if (kernel == nullptr) throw std::runtime_error("this activation has no mask of its own");
+  run(work, kernel, threads);
+}
+
+void backward(const Work& work, DType dtype, ParallelFor threads) {
+  const Program& program = work.program;
+  const KernelTable& table = kernels();
+  switch (program.keeps) {
+    case Keeps::kNothing:
+      return run(work, table.backward_nothing[dtype][program.plain()], threads);
+    case Keeps::kMask:
+      return run(work, mask_kernel(program, table.backward_mask[dtype]), threads);
+    case Keeps::kOutput:
+      return run(work, table.backward_output[program.activation][dtype][program.plain()], threads);
+    case Keeps::kInput:
+      return run(work, table.backward_input[program.activation][dtype][program.plain()], threads);
+  }
+}
+
+}  // namespace pyrevgrad::cpu

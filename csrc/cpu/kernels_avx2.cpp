@@ -1,0 +1,5 @@
+#include "vector_avx2.h"
+
+#define PYREVGRAD_ISA avx2
+#define PYREVGRAD_TABLE kernels_avx2
+#include "kernels.h"

@@ -1,0 +1,5 @@
+#include "vector_avx512.h"
+
+#define PYREVGRAD_ISA avx512
+#define PYREVGRAD_TABLE kernels_avx512
+#include "kernels.h"

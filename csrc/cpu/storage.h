@@ -1,0 +1,53 @@
+// The stored types and the interface between the per-instruction-set kernels and the library.
+// Plain data and pointers only: nothing here may be emitted as a shared inline function.
+#pragma once
+
+#include <cstdint>
+
+#include "../rule.h"
+
+namespace pyrevgrad {
+
+struct Bfloat16 {
+  std::uint16_t bits;
+};
+struct Half {
+  std::uint16_t bits;
+};
+
+enum DType : int { kFloat32, kFloat64, kBfloat16, kFloat16, kDTypes };
+
+// One elementwise call. `input` is x forward and g backward; `output` is y or gx.
+struct Work {
+  Program program;
+  const void* input;
+  const void* kept;
+  void* output;
+  std::uint8_t* mask;
+  std::int64_t size;
+};
+
+// Elements [first, last) of a call; `first` is a multiple of kBlock.
+using Kernel = void (*)(const Work&, std::int64_t first, std::int64_t last);
+constexpr std::int64_t kBlock = 64;
+
+#define PYREVGRAD_COUNT(functor, name) +1
+constexpr int kActivations = 0 PYREVGRAD_ACTIVATIONS(PYREVGRAD_COUNT);
+#undef PYREVGRAD_COUNT
+
+struct KernelTable {
+  const char* capability;
+  Kernel forward[kActivations][kDTypes][4];  // by MaskBit
+  Kernel backward_nothing[kDTypes][2];       // general, plain
+  Kernel backward_mask[kDTypes][3];          // general, plain, guided
+  Kernel backward_output[kActivations][kDTypes][2];
+  Kernel backward_input[kActivations][kDTypes][2];
+};
+
+extern const KernelTable kernels_portable;
+#if defined(__x86_64__)
+extern const KernelTable kernels_avx2;
+extern const KernelTable kernels_avx512;
+#endif
+
+}  // namespace pyrevgrad

@@ -1,0 +1,113 @@
+// AVX-512: sixteen floats or eight doubles, and masks that are bits already.
+#pragma once
+
+#include <immintrin.h>
+#include <sleef.h>
+
+#include "storage.h"
+
+namespace pyrevgrad::avx512 {
+
+#define INLINE inline __attribute__((always_inline))
+
+template <int width>
+struct Bits {
+  unsigned bits;
+};
+template <int w>
+INLINE Bits<w> operator&(Bits<w> a, Bits<w> b) {
+  return {a.bits & b.bits};
+}
+template <int w>
+INLINE Bits<w> operator!(Bits<w> a) {
+  return {a.bits ^ ((1u << w) - 1)};
+}
+
+struct F32 {
+  static constexpr int width = 16;
+  using Mask = Bits<16>;
+  __m512 v;
+  INLINE F32() = default;
+  INLINE explicit F32(__m512 x) : v(x) {}
+  INLINE explicit F32(double x) : v(_mm512_set1_ps(static_cast<float>(x))) {}
+};
+
+struct F64 {
+  static constexpr int width = 8;
+  using Mask = Bits<8>;
+  __m512d v;
+  INLINE F64() = default;
+  INLINE explicit F64(__m512d x) : v(x) {}
+  INLINE explicit F64(double x) : v(_mm512_set1_pd(x)) {}
+};
+
+#define PYREVGRAD_VECTOR(V, S, T, SLEEF)                                                        \
+  INLINE V operator+(V a, V b) { return V(_mm512_add_##S(a.v, b.v)); }                          \
+  INLINE V operator-(V a, V b) { return V(_mm512_sub_##S(a.v, b.v)); }                          \
+  INLINE V operator*(V a, V b) { return V(_mm512_mul_##S(a.v, b.v)); }                          \
+  INLINE V operator/(V a, V b) { return V(_mm512_div_##S(a.v, b.v)); }                          \
+  INLINE V operator-(V a) { return V(_mm512_xor_##S(a.v, _mm512_set1_##S(T(-0.0)))); }          \
+  INLINE V::Mask operator<(V a, V b) { return {_mm512_cmp_##S##_mask(a.v, b.v, _CMP_LT_OQ)}; }  \
+  INLINE V::Mask operator<=(V a, V b) { return {_mm512_cmp_##S##_mask(a.v, b.v, _CMP_LE_OQ)}; } \
+  INLINE V::Mask operator>(V a, V b) { return {_mm512_cmp_##S##_mask(a.v, b.v, _CMP_GT_OQ)}; }  \
+  INLINE V::Mask operator>=(V a, V b) { return {_mm512_cmp_##S##_mask(a.v, b.v, _CMP_GE_OQ)}; } \
+  INLINE V::Mask operator==(V a, V b) { return {_mm512_cmp_##S##_mask(a.v, b.v, _CMP_EQ_OQ)}; } \
+  INLINE V::Mask operator!=(V a, V b) { return {_mm512_cmp_##S##_mask(a.v, b.v, _CMP_NEQ_UQ)}; }\
+  INLINE V absolute(V a) { return V(_mm512_abs_##S(a.v)); }                                     \
+  INLINE V round_even(V a) { return V(_mm512_roundscale_##S(a.v, 0)); }                         \
+  INLINE V exponential(V a) { return V(Sleef_exp##SLEEF##_u10(a.v)); }                          \
+  INLINE V exponential_minus_one(V a) { return V(Sleef_expm1##SLEEF##_u10(a.v)); }              \
+  INLINE V log_one_plus(V a) { return V(Sleef_log1p##SLEEF##_u10(a.v)); }                       \
+  INLINE V hyperbolic_tangent(V a) { return V(Sleef_tanh##SLEEF##_u10(a.v)); }                  \
+  INLINE V error_function(V a) { return V(Sleef_erf##SLEEF##_u10(a.v)); }
+
+PYREVGRAD_VECTOR(F32, ps, float, f16)
+PYREVGRAD_VECTOR(F64, pd, double, d8)
+#undef PYREVGRAD_VECTOR
+
+INLINE F32 select(F32::Mask m, F32 a, F32 b) {
+  return F32(_mm512_mask_blend_ps(static_cast<__mmask16>(m.bits), b.v, a.v));
+}
+INLINE F64 select(F64::Mask m, F64 a, F64 b) {
+  return F64(_mm512_mask_blend_pd(static_cast<__mmask8>(m.bits), b.v, a.v));
+}
+
+INLINE void store_mask(F32::Mask m, std::uint8_t* p) {
+  const auto word = static_cast<std::uint16_t>(m.bits);
+  __builtin_memcpy(p, &word, 2);
+}
+INLINE void store_mask(F64::Mask m, std::uint8_t* p) { *p = static_cast<std::uint8_t>(m.bits); }
+INLINE void load_mask(const std::uint8_t* p, F32::Mask& m) {
+  std::uint16_t word;
+  __builtin_memcpy(&word, p, 2);
+  m.bits = word;
+}
+INLINE void load_mask(const std::uint8_t* p, F64::Mask& m) { m.bits = *p; }
+
+INLINE F32 load(const float* p) { return F32(_mm512_loadu_ps(p)); }
+INLINE F64 load(const double* p) { return F64(_mm512_loadu_pd(p)); }
+INLINE F32 load(const Bfloat16* p) {
+  const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return F32(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16)));
+}
+INLINE F32 load(const Half* p) {
+  return F32(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+}
+
+INLINE void store(F32 x, float* p) { _mm512_storeu_ps(p, x.v); }
+INLINE void store(F64 x, double* p) { _mm512_storeu_pd(p, x.v); }
+INLINE void store(F32 x, Bfloat16* p) {
+  const __m512i bits = _mm512_castps_si512(x.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
+  rounded = _mm512_mask_blend_epi32(nan, rounded, _mm512_set1_epi32(0x7fc00000));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
+INLINE void store(F32 x, Half* p) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+}  // namespace pyrevgrad::avx512

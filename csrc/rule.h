@@ -1,0 +1,92 @@
+// A rule applied to one scalar or vector: gates, clip, scale. Shared by CPU and CUDA.
+#pragma once
+
+#include "formulas.h"
+
+namespace pyrevgrad {
+
+// The layout of the program tensor, a float64 CPU tensor that pyrevgrad/native.py writes. One tensor
+// instead of eleven scalar arguments: measured 2.1 against 5.3 microseconds a call.
+enum ProgramEntry : int {
+  kActivation,
+  kKeeps,
+  kMaskBit,
+  kGradientGate,
+  kIdentitySlope,
+  kA,
+  kB,
+  kLow,
+  kHigh,
+  kSlopeHigh,
+  kSlopeLow,
+  kThreshold,
+  kClip,
+  kScale,
+  kProgramSize
+};
+
+enum class Keeps { kNothing, kMask, kOutput, kInput };
+// What a mask's bit says: nothing, the activation's own slope, x > 0, x inside [low, high].
+enum class MaskBit { kNone, kOwn, kPositive, kInterval };
+enum class GradientGate { kNone, kGradient, kProduct, kOutput };
+
+struct Program {
+  int activation = 0;
+  Keeps keeps = Keeps::kNothing;
+  MaskBit mask_bit = MaskBit::kNone;
+  GradientGate gradient_gate = GradientGate::kNone;
+  bool identity_slope = false;
+  double a = 0, b = 0, low = 0, high = 0, slope_high = 1, slope_low = 0;
+  double threshold = 0, clip = 0, scale = 1;
+  bool clipped = false;
+
+  // Nothing but scale and slope: the fast path of every backward.
+  PYREVGRAD_HD bool plain() const {
+    return gradient_gate == GradientGate::kNone && !clipped && !identity_slope &&
+           (keeps == Keeps::kMask || mask_bit == MaskBit::kNone);
+  }
+};
+
+template <class V>
+struct Rule {
+  V scale, low, high, threshold, clip;
+  GradientGate gradient_gate;
+  bool clipped;
+};
+
+// The gate on the input; `none` only where no bit is asked for.
+template <class V>
+PYREVGRAD_HD auto positive(V x) {
+  return !(x <= V(0));
+}
+template <class V>
+PYREVGRAD_HD auto inside(V x, V low, V high) {
+  return (!(x < low)) & (!(x > high));
+}
+
+template <class V>
+PYREVGRAD_HD V clamp_symmetric(V g, V clip) {
+  return select(g > clip, clip, select(g < -clip, -clip, g));
+}
+
+// gx = pass and gate(g) ? (scale·slope)·g : +0. y is read only where the gate tests it.
+template <class V, class M>
+PYREVGRAD_HD V gated(V g, V slope, V y, M pass, const Rule<V>& rule) {
+  if (rule.clipped) g = clamp_symmetric(g, rule.clip);
+  switch (rule.gradient_gate) {
+    case GradientGate::kNone:
+      break;
+    case GradientGate::kGradient:
+      pass = pass & !(g <= V(0));
+      break;
+    case GradientGate::kProduct:
+      pass = pass & !(slope * g <= V(0));
+      break;
+    case GradientGate::kOutput:
+      pass = pass & !(y * g <= rule.threshold);
+      break;
+  }
+  return select(pass, (rule.scale * slope) * g, V(0));
+}
+
+}  // namespace pyrevgrad

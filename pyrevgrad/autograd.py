@@ -1,0 +1,352 @@
+"""The one binding of pairs to PyTorch's autograd: eager, torch.func, torch.compile, tracers.
+
+Imports backends and the reference. A backward runs on its forward's backend.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import Function
+
+from . import backends
+from .backends import BackendError, Pairs
+from .pairs import Pair
+from .reference import eager
+
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+_FULL_TYPES = (torch.float32, torch.float64)
+_HALF_TYPES = (torch.bfloat16, torch.float16)
+_transforms_active = torch._C._are_functorch_transforms_active
+_tracing_state = torch._C._get_tracing_state
+_forward_ad = torch.autograd.forward_ad
+
+
+class TracingError(RuntimeError):
+    """A modified backward met a tracer or transform that would drop it silently."""
+
+
+def _first_order(ctx: Any, g: Tensor) -> Tensor:
+    """gx by the forward's backend, where no gradient of the gradient is wanted."""
+    pair = ctx.pair
+    if pair.keeps != "nothing":
+        return ctx.backend.backward(g, ctx.saved_tensors[0], pair, ctx.scale, ctx.strides)
+    if pair.passes_through and ctx.scale is None:
+        return g
+    return ctx.backend.backward(g, None, pair, ctx.scale)
+
+
+def _any_order(ctx: Any, g: Tensor) -> Tensor:
+    """gx by the reference, differentiable in g and in x, gates held fixed."""
+    pair, scale = ctx.pair, ctx.scale
+    if pair.keeps == "nothing":
+        return eager.gradient_of_nothing(g, pair, scale)
+    kept, *edge = ctx.saved_tensors
+    if pair.keeps == "mask":
+        mask = ctx.backend.unpacked(kept, g.shape, ctx.strides)
+        return eager.gradient_of_mask(g, mask, pair, scale)
+    if edge:
+        kept = _Attach.apply(edge[0], kept, pair)
+    if pair.keeps == "output":
+        return eager.gradient_of_output(g, kept, pair, scale)
+    return eager.gradient_of_input(g, kept, pair, scale)
+
+
+class _Call(Function):
+    """One kernel each way. What the plan keeps is saved, so that saved-tensor hooks see it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pair: Pair, scale: Tensor | None, backend: Any) -> Tensor:
+        ctx.pair, ctx.scale, ctx.backend, ctx.strides = pair, scale, backend, None
+        if pair.keeps == "mask":
+            y, mask = backend.value_and_mask(x, pair)
+            ctx.save_for_backward(mask)
+            if not y.is_contiguous():
+                ctx.strides = y.stride()
+            return y
+        y = backend.value(x, pair)
+        if pair.keeps == "input":
+            ctx.save_for_backward(x)
+        elif pair.keeps == "output":
+            ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        gx = _any_order(ctx, g) if torch.is_grad_enabled() else _first_order(ctx, g)
+        return gx, None, None, None
+
+
+class _CallWithEdge(Function):
+    """As `_Call`, for a rule whose kept output does not lead back to x by f'(x).
+
+    A second output aliases y and stands for x in the graph of a double backward: what arrives
+    there is passed to x unchanged. Through y it would meet the rule instead of the derivative.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pair: Pair, scale: Tensor | None, backend: Any) -> Any:
+        ctx.pair, ctx.scale, ctx.backend, ctx.strides = pair, scale, backend, None
+        ctx.set_materialize_grads(False)
+        y = backend.value(x, pair)
+        edge = y.detach()
+        ctx.save_for_backward(y, edge)
+        return y, edge
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None, edge: Tensor | None) -> Any:
+        gx = None
+        if g is not None:
+            gx = _any_order(ctx, g) if torch.is_grad_enabled() else _first_order(ctx, g)
+        if edge is not None:
+            gx = edge if gx is None else gx + edge
+        return gx, None, None, None
+
+
+class _CallInPlace(Function):
+    """As `_Call`, overwriting x. One output, as PyTorch asks where x is a view."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pair: Pair, scale: Tensor | None, backend: Any) -> Tensor:
+        ctx.pair, ctx.scale, ctx.backend, ctx.strides = pair, scale, backend, None
+        if pair.keeps == "mask":
+            ctx.save_for_backward(backend.value_and_mask_(x, pair))
+            if not x.is_contiguous():
+                ctx.strides = backend.mask_strides(x)
+        else:
+            backend.value_(x, pair)
+            if pair.keeps == "output":
+                ctx.save_for_backward(x)
+        ctx.mark_dirty(x)
+        return x
+
+    backward = _Call.backward
+
+
+class _View(Function):
+    """The identity as a view of x; the rule applies to g alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pair: Pair, scale: Tensor | None, backend: Any) -> Tensor:
+        ctx.pair, ctx.scale, ctx.backend = pair, scale, backend
+        return x.view_as(x)
+
+    backward = _Call.backward
+
+
+class _Attach(Function):
+    """The kept tensor as a function of x: the input itself, or the output with slope f'(x)."""
+
+    @staticmethod
+    def forward(ctx: Any, edge: Tensor, kept: Tensor, pair: Pair) -> Tensor:
+        ctx.pair = pair
+        result = kept.detach().view_as(kept)
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        if ctx.pair.keeps == "input":
+            return g, None, None
+        (y,) = ctx.saved_tensors
+        return eager.derivative_of_output(g, y, ctx.pair), None, None
+
+
+class _Transformed(Function):
+    """For torch.func and forward mode: the reference's formulas, and x itself as state."""
+
+    @staticmethod
+    def forward(x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
+        return eager.value(x, pair)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        x, ctx.pair, ctx.scale = inputs
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        return eager.gradient_of_input(g, x, ctx.pair, ctx.scale), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        rule = ctx.pair.rule
+        if not rule.is_linear:
+            raise TracingError(
+                f"forward-mode: {rule} is not linear in the gradient, so it has no jvp; "
+                "use reverse mode (torch.func.vjp, grad or jacrev)"
+            )
+        (x,) = ctx.saved_tensors
+        return eager.gradient_of_input(tangent, x, ctx.pair, ctx.scale)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, pair: Pair, scale: Tensor | None) -> Any:
+        if in_dims[2] is None:
+            return _Transformed.apply(x, pair, scale), in_dims[0]
+        x = x.unsqueeze(0) if in_dims[0] is None else x.movedim(in_dims[0], 0)
+        x = x.expand(info.batch_size, *x.shape[1:])
+        scale = scale.reshape(-1, *[1] * (x.dim() - 1))  # type: ignore[union-attr]
+        return _Transformed.apply(x, pair, scale), 0
+
+
+def _is_special() -> bool:
+    """Whether a compiler, tracer or transform is at work."""
+    return (
+        _transforms_active()
+        or _forward_ad._current_level >= 0
+        or torch.compiler.is_compiling()
+        or _tracing_state() is not None
+    )
+
+
+def call(x: Any, pairs: Pairs, scale: Tensor | None, inplace: bool = False) -> Any:
+    """y = f(x), recorded with the rule's backward where a gradient can be needed."""
+    if type(x) not in _PLAIN_TYPES or _is_special():
+        return _special(x, pairs, scale, inplace)
+    pair = _checked(x, pairs, scale)
+    backend = backends.choose(x, pair)
+    if inplace:
+        return _in_place(x, pair, scale, backend)
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return backend.value(x, pair)
+    return _recorded(x, pair, scale, backend)
+
+
+def call_view(x: Any, pairs: Pairs, scale: Tensor | None) -> Any:
+    """x as a view, recorded with the rule's backward where a gradient can be needed."""
+    if type(x) not in _PLAIN_TYPES or _is_special():
+        return _special(x, pairs, scale, False)
+    pair = _checked(x, pairs, scale)
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return x.view_as(x)
+    return _View.apply(x, pair, scale, backends.choose(x, pair))
+
+
+def _recorded(x: Tensor, pair: Pair, scale: Tensor | None, backend: Any) -> Tensor:
+    if pair.keeps == "output" and (scale is not None or not pair.exact):
+        return _CallWithEdge.apply(x, pair, scale, backend)[0]
+    return _Call.apply(x, pair, scale, backend)
+
+
+def _checked(x: Tensor, pairs: Pairs, scale: Tensor | None) -> Pair:
+    """The pair for the dtype of `x`, or a TypeError or ValueError that says what is wrong."""
+    if x.dtype in _FULL_TYPES:
+        pair = pairs.full
+    elif x.dtype in _HALF_TYPES:
+        pair = pairs.half
+    else:
+        raise TypeError(
+            f"{pairs.full.row.name} takes float16, bfloat16, float32 or float64 tensors, "
+            f"got {x.dtype}"
+        )
+    if x.layout is not torch.strided:
+        raise TypeError(f"{pair.row.name} takes dense tensors, got layout {x.layout}")
+    if scale is not None:
+        check_live_scale(scale, x)
+    return pair
+
+
+def check_live_scale(scale: Tensor, x: Tensor) -> None:
+    """ValueError unless a tensor scale can be read beside `x` and wants no gradient."""
+    if scale.device != x.device:
+        raise ValueError(
+            f"the tensor scale is on {scale.device} and x on {x.device}; they must share a device"
+        )
+    if scale.requires_grad:
+        raise ValueError(
+            "no gradient flows to scale, so a tensor scale must not require grad; pass .detach()"
+        )
+
+
+def _in_place(x: Tensor, pair: Pair, scale: Tensor | None, backend: Any) -> Tensor:
+    name = pair.row.name
+    if any(stride == 0 and size > 1 for size, stride in zip(x.shape, x.stride(), strict=True)):
+        raise ValueError(
+            f"{name}: in place on an expanded tensor would write one element many times; "
+            "pass x.clone() or inplace=False"
+        )
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        backend.value_(x, pair)
+        torch.autograd.graph.increment_version(x)
+        return x
+    leaf = x if x.is_leaf else x._base if x._is_view() and x._base.is_leaf else None
+    if leaf is not None and leaf.requires_grad:
+        raise ValueError(
+            f"{name}: in place on a leaf that requires grad (or a view of one) would lose its "
+            "value; use inplace=False"
+        )
+    if pair.keeps == "input" or (pair.keeps == "output" and not (pair.exact and scale is None)):
+        return x.copy_(_recorded(x.clone(), pair, scale, backend))
+    return _CallInPlace.apply(x, pair, scale, backend)
+
+
+def _special(x: Any, pairs: Pairs, scale: Tensor | None, inplace: bool) -> Any:
+    """Everything but a plain eager tensor: compilers, tracers, transforms, subclasses."""
+    if isinstance(x, torch.fx.Proxy):
+        return _traced_proxy(x, pairs)
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a torch.Tensor, not {type(x).__name__}")
+    pair = _checked(x, pairs, scale)
+    if torch.compiler.is_exporting() or _tracing_state() is not None:
+        y = _exported(x, pair, pairs.rule)
+    elif torch.compiler.is_compiling():
+        y = _compiled(x, pair, scale)
+    elif _transforms_active() or _forward_ad._current_level >= 0:
+        if backends.forced() not in (None, "reference"):
+            raise BackendError(
+                f"backend {backends.forced()!r} was asked for and does not serve torch.func "
+                "transforms or forward-mode gradients; the reference does"
+            )
+        y = _Transformed.apply(x, pair, scale)
+    else:
+        y = _recorded(x, pair, scale, backends.reference_for_subclass(x))
+    return x.copy_(y) if inplace else y
+
+
+def _compiled(x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
+    backend = backends.choose(x, pair)
+    if x.requires_grad and torch.is_grad_enabled():
+        return _Call.apply(x, pair, scale, backend)
+    return backend.value(x, pair)
+
+
+def _refuse_modified(rule: Any, tracer: str) -> None:
+    if torch.is_grad_enabled() and not rule.is_exact:
+        raise TracingError(
+            f"{tracer} would replace the backward of {rule} by the plain gradient; "
+            "trace under torch.no_grad() for inference, or train the module itself "
+            "(torch.compile keeps the rule)"
+        )
+
+
+def _exported(x: Tensor, pair: Pair, rule: Any) -> Tensor:
+    _refuse_modified(rule, "torch.export or torch.jit.trace")
+    y = eager.value(x, pair)
+    # A modified rule leaves no gradient at all rather than a plain one.
+    return y if rule.is_exact else y.detach()
+
+
+def _traced_proxy(x: Any, pairs: Pairs) -> Any:
+    _refuse_modified(pairs.rule, "torch.fx.symbolic_trace")
+    row = pairs.full.row
+    names = [parameter.name for parameter in row.parameters]
+    params = dict(zip(names, pairs.full.numbers, strict=True))
+    target = _traced_exact if pairs.rule.is_exact else _traced_for_inference
+    return x.tracer.create_proxy("call_function", target, (x, row.name), params)
+
+
+def _traced_exact(x: Tensor, name: str, **params: float) -> Tensor:
+    return call(x, backends.pairs_of(name, backends.EXACT, params), None)
+
+
+def _traced_for_inference(x: Tensor, name: str, **params: float) -> Tensor:
+    if x.requires_grad and torch.is_grad_enabled():
+        raise TracingError(
+            f"this {name} was traced under torch.no_grad() for inference; its rule was not "
+            "recorded, so no gradient can be taken through it"
+        )
+    return _traced_exact(x, name, **params)

@@ -1,0 +1,400 @@
+"""Which backend serves a tensor: a strict choice where one is named, the fastest elsewhere.
+
+Imports the tables, pairs and the reference; knows nothing of autograd.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .activations import ACTIVATIONS, Activation, closest, find
+from .pairs import Pair, make_pair
+from .reference import eager
+from .rules import EXACT, Rule, check_rule
+
+NAMES = ("native", "triton", "reference")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+HALF_TYPES = (torch.float16, torch.bfloat16)
+BUILD_REPORT = Path(__file__).with_name("_build_report.txt")
+
+
+class BackendError(RuntimeError):
+    """A backend that was asked for is not there, or does not serve what it was given."""
+
+
+class Reference:
+    """Plain PyTorch on any device, its masks unpacked booleans."""
+
+    name = "reference"
+
+    @staticmethod
+    def value(x: Tensor, pair: Pair) -> Tensor:
+        return eager.value(x, pair)
+
+    @staticmethod
+    def value_and_mask(x: Tensor, pair: Pair) -> tuple[Tensor, Tensor]:
+        return eager.value(x, pair), eager.bit(x, pair)
+
+    @staticmethod
+    def value_(x: Tensor, pair: Pair) -> None:
+        x.copy_(eager.value(x, pair))
+
+    @staticmethod
+    def value_and_mask_(x: Tensor, pair: Pair) -> Tensor:
+        mask = eager.bit(x, pair)
+        x.copy_(eager.value(x, pair))
+        return mask
+
+    @staticmethod
+    def backward(
+        g: Tensor, kept: Tensor | None, pair: Pair, scale: Tensor | None, strides: Any = None
+    ) -> Tensor:
+        if kept is None:
+            return eager.gradient_of_nothing(g, pair, scale)
+        if pair.keeps == "mask":
+            return eager.gradient_of_mask(g, kept, pair, scale)
+        if pair.keeps == "output":
+            return eager.gradient_of_output(g, kept, pair, scale)
+        return eager.gradient_of_input(g, kept, pair, scale)
+
+    @staticmethod
+    def unpacked(mask: Tensor, shape: torch.Size, strides: Any) -> Tensor:
+        return mask
+
+    @staticmethod
+    def mask_strides(x: Tensor) -> None:
+        return None
+
+
+class Native:
+    """The compiled library: one kernel each way, its masks packed in memory order."""
+
+    name = "native"
+
+    def __init__(self) -> None:
+        importlib.import_module("pyrevgrad._native")
+        operations = torch.ops.pyrevgrad
+        self._value = operations.value.default
+        self._value_and_mask = operations.value_and_mask.default
+        self._value_ = operations.value_.default
+        self._value_and_mask_ = operations.value_and_mask_.default
+        self._backward = operations.backward.default
+        *names, self.capability = operations.describe.default().split(",")
+        self.codes = {name: code for code, name in enumerate(names)}
+        _register_fakes()
+
+    def value(self, x: Tensor, pair: Pair) -> Tensor:
+        return self._value(x, pair.program)
+
+    def value_and_mask(self, x: Tensor, pair: Pair) -> tuple[Tensor, Tensor]:
+        return self._value_and_mask(x, pair.program)
+
+    def value_(self, x: Tensor, pair: Pair) -> None:
+        self._value_(x, pair.program)
+
+    def value_and_mask_(self, x: Tensor, pair: Pair) -> Tensor:
+        return self._value_and_mask_(x, pair.program)
+
+    def backward(
+        self, g: Tensor, kept: Tensor | None, pair: Pair, scale: Tensor | None, strides: Any = None
+    ) -> Tensor:
+        return self._backward(g, kept, pair.program, scale, strides)
+
+    @staticmethod
+    def unpacked(mask: Tensor, shape: torch.Size, strides: Any) -> Tensor:
+        lanes = torch.arange(8, dtype=torch.uint8, device=mask.device)
+        bits = (mask.unsqueeze(1) >> lanes & 1).flatten()[: shape.numel()].bool()
+        return bits.view(shape) if strides is None else bits.as_strided(shape, strides)
+
+    @staticmethod
+    def mask_strides(x: Tensor) -> tuple[int, ...]:
+        """The memory order that an in-place mask of `x` has: that of a dense copy."""
+        return torch.empty_like(x, device="meta").stride()
+
+    def program(self, pair: Pair) -> Tensor | None:
+        """The pair as the numbers of csrc/rule.h, or None where the library lacks the activation."""
+        code = self.codes.get(pair.row.name)
+        if code is None:
+            return None
+        rule = pair.rule
+        a, b = (*pair.numbers, 0.0, 0.0)[:2]
+        numbers = (
+            code,
+            ("nothing", "mask", "output", "input").index(pair.keeps),
+            ("none", "own", "positive", "interval").index(pair.bit),
+            (None, "gradient", "product", "output").index(rule.gradient_gate),
+            rule.slope == "identity",
+            a,
+            b,
+            *pair.interval,
+            pair.slope_high,
+            pair.slope_low,
+            rule.threshold,
+            rule.clip,
+            rule.scale,
+        )
+        return torch.tensor(numbers, dtype=torch.float64, device="cpu")
+
+
+def _register_fakes() -> None:
+    """Shapes and strides for torch.compile, as csrc/library.cpp returns them."""
+    register = torch.library.register_fake
+
+    @register("pyrevgrad::value")
+    def value(x: Tensor, program: Tensor) -> Tensor:
+        return torch.empty_like(x)
+
+    @register("pyrevgrad::value_and_mask")
+    def value_and_mask(x: Tensor, program: Tensor) -> tuple[Tensor, Tensor]:
+        mask = torch.empty((x.numel() + 7) // 8, dtype=torch.uint8, device=x.device)
+        return torch.empty_like(x), mask
+
+    @register("pyrevgrad::value_")
+    def value_(x: Tensor, program: Tensor) -> None:
+        return None
+
+    @register("pyrevgrad::value_and_mask_")
+    def value_and_mask_(x: Tensor, program: Tensor) -> Tensor:
+        return torch.empty((x.numel() + 7) // 8, dtype=torch.uint8, device=x.device)
+
+    @register("pyrevgrad::backward")
+    def backward(
+        gradient: Tensor,
+        kept: Tensor | None,
+        program: Tensor,
+        scale: Tensor | None = None,
+        strides: Any = None,
+    ) -> Tensor:
+        if kept is None:
+            return torch.empty_like(gradient)
+        if kept.dtype != torch.uint8:
+            return torch.empty_like(kept)
+        if strides is None:
+            return torch.empty_like(gradient, memory_format=torch.contiguous_format)
+        return torch.empty_strided(
+            gradient.shape, strides, dtype=gradient.dtype, device=gradient.device
+        )
+
+
+REFERENCE = Reference()
+_native: Native | None = None
+_native_missing = ""
+
+
+def _load_native() -> None:
+    global _native, _native_missing
+    if os.environ.get("PYREVGRAD_DISABLE_NATIVE"):
+        _native_missing = "PYREVGRAD_DISABLE_NATIVE is set"
+        return
+    try:
+        _native = Native()
+    except ImportError as error:
+        report = BUILD_REPORT.read_text().strip() if BUILD_REPORT.exists() else ""
+        _native_missing = report or f"the compiled library did not load: {error}"
+
+
+_load_native()
+
+
+@functools.lru_cache(maxsize=4096)
+def _pair(row: Activation, numbers: tuple[float, ...], rule: Rule, half: bool) -> Pair:
+    pair = make_pair(row, numbers, rule, half)
+    return pair if _native is None else replace(pair, program=_native.program(pair))
+
+
+class Pairs:
+    """An activation with a rule, at full width and for half types, and the tensor scale."""
+
+    __slots__ = ("full", "given", "half", "rule", "tensor")
+
+    def __init__(self, name: str, rule: Rule, params: dict[str, Any]) -> None:
+        row = find(name)
+        numbers = row.resolve(params)
+        self.given = params
+        self.rule = check_rule(rule)
+        self.tensor = rule.tensor
+        bare = rule if rule.tensor is None else replace(rule, tensor=None)
+        self.full = _pair(row, numbers, bare, False)
+        self.half = _pair(row, numbers, bare, True)
+
+
+    def __reduce__(self) -> Any:
+        return Pairs, (self.full.row.name, self.rule, self.given)
+
+    def without_tensor(self) -> Pairs:
+        """The same pairs for a layer, which keeps the tensor scale in a buffer."""
+        made = copy.copy(self)
+        made.tensor = None
+        made.rule = self.full.rule
+        return made
+
+
+@functools.lru_cache(maxsize=4096)
+def _pairs(name: str, rule: Rule, params: tuple[tuple[str, Any], ...]) -> Pairs:
+    return Pairs(name, rule, dict(params))
+
+
+def pairs_of(name: str, rule: Rule, params: dict[str, Any]) -> Pairs:
+    """The pairs of a functional call, made once."""
+    try:
+        return _pairs(name, rule, tuple(params.items()))
+    except TypeError:
+        return Pairs(name, rule, params)
+
+
+_forced: ContextVar[str | None] = ContextVar("pyrevgrad_backend", default=None)
+_environment = os.environ.get("PYREVGRAD_BACKEND") or None
+
+
+def _check_name(name: object) -> str:
+    if name not in NAMES:
+        raise ValueError(f"unknown backend {name!r}: {closest(name, NAMES)}")
+    return str(name)
+
+
+if _environment is not None:
+    _check_name(_environment)
+
+
+def forced() -> str | None:
+    """The backend named by `backend()` or PYREVGRAD_BACKEND, or None."""
+    return _forced.get() or _environment
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Serve every call inside the block, in this thread, by the backend `name`, or raise.
+
+    Parameters
+    ----------
+    name : {"native", "triton", "reference"}
+
+    Raises
+    ------
+    ValueError
+        An unknown name.
+    BackendError
+        The backend is not there; in the block, a call that it does not serve.
+
+    Examples
+    --------
+    >>> import torch, pyrevgrad
+    >>> with pyrevgrad.backend("reference"):
+    ...     pyrevgrad.relu(torch.tensor([-1.0, 2.0]))
+    tensor([0., 2.])
+    """
+    _require(_check_name(name))
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def _require(name: str) -> None:
+    if name == "native" and _native is None:
+        raise BackendError(f"backend 'native' was asked for and is not there: {_native_missing}")
+    if name == "triton":
+        raise BackendError(
+            "backend 'triton' was asked for and is not there: this version has no Triton kernels"
+        )
+
+
+def reference_for_subclass(x: Tensor) -> Reference:
+    """The reference, which serves every subclass of Tensor; BackendError where another is forced."""
+    if forced() not in (None, "reference"):
+        raise BackendError(
+            f"backend {forced()!r} was asked for and does not serve {type(x).__name__}, a "
+            "subclass of torch.Tensor; the reference does"
+        )
+    return REFERENCE
+
+
+def _native_serves(x: Tensor, pair: Pair) -> bool:
+    return x.device.type == "cpu" and pair.program is not None
+
+
+def choose(x: Tensor, pair: Pair) -> Any:
+    """The backend for `x`: the forced one or BackendError, else native on the CPU, else reference."""
+    name = forced()
+    if name is None:
+        if _native is not None and _native_serves(x, pair):
+            return _native
+        if _native is None:
+            _say_once()
+        return REFERENCE
+    _require(name)
+    if name == "reference":
+        return REFERENCE
+    if not _native_serves(x, pair):
+        raise BackendError(
+            f"backend 'native' was asked for and does not serve {pair.row.name} on "
+            f"{x.device.type} tensors; see pyrevgrad.show_config()"
+        )
+    return _native
+
+
+@functools.cache
+def _say_once() -> None:
+    warnings.warn(
+        f"pyrevgrad runs on its reference backend (plain PyTorch): {_native_missing}. "
+        "Cure: install a C++ compiler and run "
+        "`pip install --no-build-isolation --force-reinstall --no-deps pyrevgrad`.",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+def configuration() -> dict[str, str]:
+    """What is built, what would run where, and why, as (topic, sentence)."""
+    from . import __version__
+
+    native = f"built; {_native.capability} kernels" if _native else f"missing: {_native_missing}"
+    cpu = "native" if _native else "reference"
+    lines = {
+        "pyrevgrad": __version__,
+        "python": f"{platform.python_version()} on {platform.machine()}",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "native": native,
+        "triton": "no kernels in this version",
+        "asked for": forced() or "nothing: the fastest that serves a tensor runs",
+        "cpu tensors": cpu,
+        "cuda tensors": "reference (no CUDA kernels in this build)",
+        "mps, xpu, meta tensors": "reference",
+        "torch.compile": f"cpu: {cpu}, as an opaque operation; elsewhere: reference, to be fused",
+        "torch.func": "reference",
+    }
+    if _native is not None:
+        absent = sorted(set(ACTIVATIONS) - set(_native.codes))
+        if absent:
+            lines["native lacks"] = ", ".join(absent) + " (reference)"
+    return lines
+
+
+def show_config(file: Any = None) -> None:
+    """Print what is built, which backend would serve which tensor, and why.
+
+    Parameters
+    ----------
+    file : text stream, optional
+        Standard output if not given.
+    """
+    lines = configuration()
+    width = max(map(len, lines))
+    for topic, sentence in lines.items():
+        print(f"{topic:<{width}}  {sentence}", file=file or sys.stdout)

@@ -1,0 +1,171 @@
+"""Times the fused activations against the eager idioms, forward + backward, on this machine.
+
+May import torch and the public functions; nothing of the demo.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+import pyrevgrad
+
+SCALE = 0.5
+FUSED_GUIDED, FUSED_REVERSED = "guided relu, fused", "reversed relu, fused"
+GUIDED_IDIOM, GUIDED_STRONGEST = "guided relu, eager idiom", "guided relu, strongest eager"
+REVERSED_IDIOM, PLAIN = "reversed relu, eager idiom", "plain torch relu"
+#: Seconds that one sample of a contestant should take, so that the clock's grain is small.
+SAMPLE_SECONDS = 1e-3
+
+
+class GuidedIdiom(torch.autograd.Function):
+    """What people write: ``clamp_min`` forward, ``g*(x>0)*(g>0)*scale`` backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        """Clamp, keeping the input."""
+        ctx.save_for_backward(x)
+        return x.clamp_min(0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        """Multiply by two masks and the scale: up to five kernels."""
+        (x,) = ctx.saved_tensors
+        (g,) = gradients
+        return g * (x > 0) * (g > 0) * SCALE
+
+
+class GuidedStrongest(torch.autograd.Function):
+    """The strongest eager form known: one allocation, two in-place kernels after it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        """Clamp, keeping the output."""
+        y = x.clamp_min(0)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        """Threshold by y, clamp at zero, scale."""
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(gradients[0], y, 0).clamp_min_(0).mul_(SCALE)
+
+
+class ReversalIdiom(torch.autograd.Function):
+    """The reversal of every twenty-line implementation: a view forward, ``-λ·g`` backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        """Return a view."""
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        """Multiply by −λ."""
+        return -SCALE * gradients[0]
+
+
+def contestants() -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
+    """The forwards to time, by name."""
+    guided, reversed_ = pyrevgrad.GUIDED.scaled(SCALE), pyrevgrad.reverse(SCALE)
+    return {
+        FUSED_GUIDED: lambda x: pyrevgrad.activation(x, "relu", rule=guided),
+        GUIDED_IDIOM: GuidedIdiom.apply,
+        GUIDED_STRONGEST: GuidedStrongest.apply,
+        FUSED_REVERSED: lambda x: pyrevgrad.activation(x, "relu", rule=reversed_),
+        REVERSED_IDIOM: lambda x: ReversalIdiom.apply(torch.relu(x)),
+        PLAIN: torch.relu,
+    }
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Median microseconds of forward + backward, by contestant, one per size."""
+
+    sizes: list[int]
+    microseconds: dict[str, list[float]]
+    rounds: int
+    threads: int
+
+    def ratio(self, slow: str, fast: str) -> list[float]:
+        """How many times longer `slow` takes than `fast`, one per size."""
+        pairs = zip(self.microseconds[slow], self.microseconds[fast], strict=True)
+        return [numerator / denominator for numerator, denominator in pairs]
+
+
+def forward_and_backward(
+    forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, g: torch.Tensor
+) -> torch.Tensor:
+    """The gradient that `forward` sends to `x`, a non-leaf: a leaf would add a clone."""
+    (gradient,) = torch.autograd.grad(forward(x), x, g)
+    return gradient
+
+
+def check_agreement(x: torch.Tensor, g: torch.Tensor) -> None:
+    """Raise RuntimeError unless the contestants of one rule send back equal gradients."""
+    results = {name: forward_and_backward(call, x, g) for name, call in contestants().items()}
+    for fused, eager in (
+        (FUSED_GUIDED, GUIDED_IDIOM),
+        (FUSED_GUIDED, GUIDED_STRONGEST),
+        (FUSED_REVERSED, REVERSED_IDIOM),
+    ):
+        if not torch.equal(results[fused], results[eager]):
+            raise RuntimeError(f"'{fused}' and '{eager}' disagree, so their times mean nothing")
+
+
+def sample(call: Callable[[], object], repeats: int) -> float:
+    """Mean microseconds of `repeats` calls in a row."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats * 1e6
+
+
+def measure(sizes: list[int], rounds: int, after_size: Callable[[], Any] = lambda: None) -> Timings:
+    """Medians over interleaved rounds: each round takes one sample of every contestant.
+
+    Buffers are fresh in every call, as in training. float32, torch's current number of threads.
+
+    Parameters
+    ----------
+    sizes : list of int
+        Elements.
+    rounds : int
+        Samples of each contestant at each size.
+    after_size : callable
+        Called after each size, for a progress bar.
+
+    Raises
+    ------
+    RuntimeError
+        If two contestants that should agree do not.
+    """
+    medians: dict[str, list[float]] = {name: [] for name in contestants()}
+    for size in sizes:
+        generator = torch.Generator().manual_seed(size)
+        leaf = torch.randn(size, generator=generator).requires_grad_()
+        x, g = leaf.view_as(leaf), torch.randn(size, generator=generator)
+        check_agreement(x, g)
+        calls = {
+            name: partial(forward_and_backward, forward, x, g)
+            for name, forward in contestants().items()
+        }
+        repeats = {
+            name: max(1, round(SAMPLE_SECONDS * 1e6 / sample(call, 3)))
+            for name, call in calls.items()
+        }
+        samples: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(rounds):
+            for name, call in calls.items():
+                samples[name].append(sample(call, repeats[name]))
+        for name, values in samples.items():
+            medians[name].append(statistics.median(values))
+        after_size()
+    return Timings(list(sizes), medians, rounds, torch.get_num_threads())

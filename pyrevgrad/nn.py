@@ -1,0 +1,228 @@
+"""The layers a user builds with. Imports the functions, schedules and rules."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import autograd, backends
+from .rules import EXACT, Rule, check_rule, check_scale, reverse
+from .schedules import Schedule
+
+
+class _Scaled(nn.Module):
+    """A module whose scale may be a 0-dim float64 buffer, set only through `set_scale`.
+
+    The buffer keeps its dtype through `.half()`, `.to(dtype)` and their like, and its value through
+    `to_empty`. A value written here is mirrored in Python, so that reading it back never waits for
+    a device.
+    """
+
+    scale: Tensor | None
+
+    def _register_scale(self, value: float | Tensor) -> None:
+        number, tensor = check_scale(value)
+        if tensor is None:
+            buffer = torch.tensor(number, dtype=torch.float64)
+        else:
+            buffer = tensor.detach().to(dtype=torch.float64, copy=True)
+        self.register_buffer("scale", buffer)
+        self._known: float | None = number if tensor is None else None
+
+    def set_scale(self, value: float | Tensor) -> None:
+        """Write `value`, a number or a 0-dim tensor, into the buffer, in place and without a sync.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Not a number nor a 0-dim floating tensor, or one that requires grad.
+        """
+        number, tensor = check_scale(value)
+        assert self.scale is not None
+        with torch.no_grad():
+            self.scale.fill_(number) if tensor is None else self.scale.copy_(tensor)
+        self._known = number if tensor is None else None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        buffers = self.__dict__.get("_buffers", {})
+        if name == "scale" and buffers.get("scale") is not None:
+            if isinstance(value, Schedule):
+                self._follow(value)
+            else:
+                self.set_scale(value)
+        else:
+            super().__setattr__(name, value)
+
+    def _follow(self, schedule: Schedule) -> None:
+        raise TypeError(f"{type(self).__name__} takes no schedule")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        before = self._buffers.pop("scale", None)
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            if before is not None:
+                self._buffers["scale"] = before
+        if before is not None:
+            # Only the place of a probe counts: the buffer's dtype and value are not fn's to change.
+            probe = fn(torch.zeros((), device=before.device))
+            self._buffers["scale"] = self._moved(before, probe)
+        return self
+
+    def _moved(self, before: Tensor, probe: Tensor) -> Tensor:
+        if probe.device == before.device:
+            return before.share_memory_() if probe.is_shared() and not before.is_cuda else before
+        dtype = torch.float32 if probe.device.type == "mps" else torch.float64
+        if not before.is_meta:
+            return before.to(device=probe.device, dtype=dtype)
+        known = float("nan") if self._known is None else self._known
+        return torch.full((), known, dtype=dtype, device=probe.device)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        if prefix + "scale" in state_dict:
+            self._known = None
+
+
+class Activation(_Scaled):
+    """``y = f(x)`` whose backward is `rule`.
+
+    Parameters
+    ----------
+    name : str
+        A name of the activation table.
+    rule : Rule
+        What the backward does; the ordinary one if not given. A tensor scale is copied into the
+        buffer `scale`, a 0-dim float64 tensor that only ``layer.set_scale(...)`` changes.
+    inplace : bool
+        Overwrite the input.
+    **params : float
+        The activation's parameters by PyTorch's names.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `pyrevgrad.activation`.
+
+    Examples
+    --------
+    >>> from pyrevgrad import reverse
+    >>> Activation("leaky_relu", rule=reverse(0.3), negative_slope=0.1)
+    Activation('leaky_relu', rule=reverse(0.3), negative_slope=0.1)
+    """
+
+    def __init__(
+        self, name: str, rule: Rule = EXACT, *, inplace: bool = False, **params: float
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.inplace = bool(inplace)
+        self.params = dict(params)
+        self._set_rule(rule)
+
+    def _set_rule(self, rule: Rule) -> None:
+        pairs = backends.Pairs(self.name, check_rule(rule), self.params)
+        self._buffers.pop("scale", None)
+        if rule.tensor is None:
+            self.register_buffer("scale", None)
+        else:
+            self._register_scale(rule.tensor)
+        self._pairs = pairs.without_tensor()
+
+    @property
+    def rule(self) -> Rule:
+        """What the backward does; setting it changes the next forward's backward."""
+        rule = self._pairs.rule
+        return rule if self.scale is None else rule.scaled(self.scale)
+
+    @rule.setter
+    def rule(self, rule: Rule) -> None:
+        self._set_rule(rule)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """f(x), fresh storage with the strides of ``torch.empty_like(x)`` unless in place."""
+        return autograd.call(x, self._pairs, self.scale, self.inplace)
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        parts = [repr(self.name)]
+        if not self.rule.is_exact:
+            parts.append(f"rule={self.rule!r}")
+        if self.inplace:
+            parts.append("inplace=True")
+        return ", ".join(parts + [f"{key}={value!r}" for key, value in self.params.items()])
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "rule":
+            self._set_rule(value)
+        else:
+            super().__setattr__(name, value)
+
+
+class GradientReversal(_Scaled):
+    """The identity, a view of its input, whose backward is ``gx = −scale · g``.
+
+    Ganin & Lempitsky (2015), section 3.1: between features and a domain head it makes the features
+    climb the loss that the head descends. Training or eval mode makes no difference.
+
+    Parameters
+    ----------
+    scale : float, 0-dim Tensor or Schedule
+        λ >= 0 reverses. Kept as the buffer `scale`, a 0-dim float64 tensor that is saved and loaded
+        with the model and that no dtype cast touches; a tensor's value is copied. Set it with
+        ``layer.scale = 0.3`` or ``layer.set_scale(...)``; a schedule sets it at each ``step()``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A scale that is none of these.
+
+    Examples
+    --------
+    >>> layer = GradientReversal(0.5)
+    >>> x = torch.ones(2, requires_grad=True)
+    >>> layer(x).sum().backward()
+    >>> x.grad
+    tensor([-0.5000, -0.5000])
+    >>> layer.scale = 2.0
+    >>> layer
+    GradientReversal(scale=2)
+    """
+
+    def __init__(self, scale: float | Tensor | Schedule = 1.0) -> None:
+        super().__init__()
+        self.schedule: Schedule | None = None
+        self._pairs = backends.Pairs("identity", reverse(1.0), {})
+        if isinstance(scale, Schedule):
+            self._register_scale(scale.value)
+            self._follow(scale)
+        else:
+            self._register_scale(scale)
+
+    def _follow(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        schedule.follow(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` as a view."""
+        return autograd.call_view(x, self._pairs, self.scale)
+
+    def extra_repr(self) -> str:
+        """λ now, and the schedule that sets it."""
+        assert self.scale is not None
+        value = "meta" if self.scale.is_meta else f"{self.scale.item():.6g}"
+        return f"scale={value}" + (f", schedule={self.schedule!r}" if self.schedule else "")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.schedule is not None:
+            self._follow(self.schedule)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GradientReversal:
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        made.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return made

@@ -1,0 +1,84 @@
+"""An activation with a rule: everything that is decided before a tensor is seen.
+
+Imports the tables only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from .activations import CONSTANT, MASK, Activation
+from .rules import NOTHING, Rule, plan_kind
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """One activation under one rule at one width of dtype; made once and shared.
+
+    Attributes
+    ----------
+    row : Activation
+    numbers : tuple of float
+        The activation's parameters in table order.
+    rule : Rule
+        Without a tensor scale, which travels beside the pair.
+    keeps : {"nothing", "mask", "output", "input"}
+    bit : {"none", "own", "positive", "interval"}
+        What the input says of an element: the mask's bit, or the rule's input gate.
+    interval : (float, float)
+        For ``bit="interval"``.
+    slope_high, slope_low : float
+        The two slopes of a mask (or the constant slope and 0), the rule's slope applied.
+    exact : bool
+        Whether the rule is the ordinary backward (a tensor scale aside).
+    passes_through : bool
+        Whether gx is g itself (a tensor scale aside).
+    program : torch.Tensor or None
+        The pair as numbers for the native library.
+    """
+
+    row: Activation
+    numbers: tuple[float, ...]
+    rule: Rule
+    keeps: str
+    bit: str
+    interval: tuple[float, float]
+    slope_high: float
+    slope_low: float
+    exact: bool = False
+    passes_through: bool = False
+    program: Any = None
+
+
+def _slopes(row: Activation, numbers: tuple[float, ...], rule: Rule) -> tuple[float, float]:
+    if rule.slope == "identity":
+        return 1.0, 0.0
+    if row.slope_from in (CONSTANT, MASK):
+        high, *low = row.slope_values(numbers)
+        return high, (low[0] if low else 0.0)
+    return 1.0, 0.0
+
+
+def make_pair(row: Activation, numbers: tuple[float, ...], rule: Rule, half: bool) -> Pair:
+    """Decide what `row` under `rule` keeps and how its backward reads it."""
+    keeps = plan_kind(row, numbers, rule, half)
+    gate = rule.input_gate
+    bit, interval = "none", (0.0, 0.0)
+    if gate == "positive":
+        bit = "positive"
+    elif gate is not None:
+        bit, interval = "interval", gate  # type: ignore[assignment]
+    elif keeps == "mask":
+        bit = "own"
+    high, low = _slopes(row, numbers, rule)
+    through = (
+        keeps == NOTHING
+        and high == rule.scale == 1.0
+        and rule.gradient_gate is None
+        and math.isinf(rule.clip)
+    )
+    return Pair(
+        row, numbers, rule, keeps, bit, interval, high, low, rule.is_exact, through
+    )

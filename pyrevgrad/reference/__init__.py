@@ -1,0 +1,1 @@
+"""The oracles: eager (plain PyTorch), gates and circuits (NumPy)."""

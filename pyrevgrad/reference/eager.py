@@ -1,0 +1,334 @@
+"""The reference backend: every activation and rule in plain PyTorch, differentiable to any order.
+
+It is the fallback where nothing faster serves, and what the kernels are compared with. Imports
+torch, the tables and pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..activations import CONSTANT, MASK, SELU_ALPHA, SELU_SCALE
+from ..pairs import Pair
+
+Function = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Formula:
+    """One activation: f(x), and by kind f'(x), which slope holds, f' from y, where f' is flat."""
+
+    value: Function
+    slope: Function | None = None
+    passes: Function | None = None
+    from_output: Function | None = None
+    flat: Function | None = None
+
+
+def _hardtanh(x: Tensor, low: float, high: float) -> Tensor:
+    return torch.where(x < low, low, torch.where(x > high, high, x))
+
+
+def _inside(x: Tensor, low: float, high: float) -> Tensor:
+    return ~(x <= low) & ~(x >= high)
+
+
+def _elu(x: Tensor, alpha: float, divisor: float = 1.0) -> Tensor:
+    return torch.where(x > 0, x, alpha * torch.expm1(_negative(x) / divisor))
+
+
+def _negative(x: Tensor) -> Tensor:
+    """min(x, 0), so that the branch not taken neither overflows nor spoils a derivative."""
+    return torch.where(x > 0, 0.0, x)
+
+
+def _rectified(x: Tensor) -> Tensor:
+    return torch.where(x <= 0, 0.0, x)
+
+
+def _clamp6(x: Tensor) -> Tensor:
+    return _hardtanh(x + 3, 0.0, 6.0)
+
+
+def _softplus(x: Tensor, beta: float, threshold: float) -> Tensor:
+    z = beta * x
+    over = z > threshold
+    return torch.where(over, x, torch.log1p(torch.exp(torch.where(over, 0.0, z))) / beta)
+
+
+def _mish_tangent(x: Tensor) -> Tensor:
+    return torch.tanh(_softplus(x, 1.0, 20.0))
+
+
+def _gelu_distribution(x: Tensor) -> Tensor:
+    return 0.5 * (1 + torch.erf(x * math.sqrt(0.5)))
+
+
+def _gelu_tangent(x: Tensor) -> Tensor:
+    return torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
+
+
+def _gelu_tanh_slope(x: Tensor) -> Tensor:
+    t = _gelu_tangent(x)
+    inner = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * inner
+
+
+def _silu_slope(x: Tensor) -> Tensor:
+    s = torch.sigmoid(x)
+    return s * (1 + x * (1 - s))
+
+
+def _shrinks(x: Tensor, lambd: float) -> Tensor:
+    return ~(x.abs() <= lambd)
+
+
+_SELU_NEGATIVE = SELU_SCALE * SELU_ALPHA
+
+#: One line an activation: the same names, the same special values as the table's rows.
+FORMULAS: dict[str, Formula] = {
+    "identity": Formula(lambda x: x.clone()),
+    "relu": Formula(
+        lambda x: torch.where(x < 0, 0.0, x),
+        passes=lambda x: ~(x <= 0),
+        from_output=lambda y: ~(y <= 0),
+    ),
+    "leaky_relu": Formula(
+        lambda x, a: torch.where(x > 0, x, a * x),
+        passes=lambda x, a: x > 0,
+        from_output=lambda y, a: y > 0,
+    ),
+    "relu6": Formula(
+        lambda x: _hardtanh(x, 0.0, 6.0),
+        passes=lambda x: _inside(x, 0.0, 6.0),
+        from_output=lambda y: _inside(y, 0.0, 6.0),
+    ),
+    "hardtanh": Formula(_hardtanh, passes=_inside, from_output=_inside),
+    "relu_squared": Formula(
+        lambda x: _rectified(x) * _rectified(x),
+        slope=lambda x: 2 * _rectified(x),
+        flat=lambda x: x <= 0,
+    ),
+    "elu": Formula(
+        _elu,
+        slope=lambda x, alpha: torch.where(x > 0, 1.0, alpha * torch.exp(_negative(x))),
+        from_output=lambda y, alpha: torch.where(y > 0, 1.0, y + alpha),
+    ),
+    "selu": Formula(
+        lambda x: SELU_SCALE * _elu(x, SELU_ALPHA),
+        slope=lambda x: torch.where(
+            x > 0, SELU_SCALE, _SELU_NEGATIVE * torch.exp(_negative(x))
+        ),
+        from_output=lambda y: torch.where(y > 0, SELU_SCALE, y + _SELU_NEGATIVE),
+    ),
+    "celu": Formula(
+        lambda x, alpha: _elu(x, alpha, alpha),
+        slope=lambda x, alpha: torch.where(x > 0, 1.0, torch.exp(_negative(x) / alpha)),
+        from_output=lambda y, alpha: torch.where(y > 0, 1.0, y / alpha + 1),
+    ),
+    "softplus": Formula(
+        _softplus,
+        slope=lambda x, beta, threshold: torch.where(
+            beta * x > threshold, 1.0, torch.sigmoid(beta * x)
+        ),
+    ),
+    "softsign": Formula(
+        lambda x: x / (1 + x.abs()),
+        slope=lambda x: 1 / ((1 + x.abs()) * (1 + x.abs())) + (x - x),
+        from_output=lambda y: (1 - y.abs()) * (1 - y.abs()),
+    ),
+    "sigmoid": Formula(
+        torch.sigmoid,
+        slope=lambda x: torch.sigmoid(x) * (1 - torch.sigmoid(x)),
+        from_output=lambda y: (1 - y) * y,
+    ),
+    "logsigmoid": Formula(
+        lambda x: _negative(x) - torch.log1p(torch.exp(-x.abs())),
+        slope=lambda x: torch.sigmoid(-x),
+        from_output=lambda y: -torch.expm1(y),
+    ),
+    "tanh": Formula(
+        torch.tanh,
+        slope=lambda x: 1 - torch.tanh(x) * torch.tanh(x),
+        from_output=lambda y: 1 - y * y,
+    ),
+    "tanhshrink": Formula(
+        lambda x: x - torch.tanh(x), slope=lambda x: torch.tanh(x) * torch.tanh(x)
+    ),
+    "hardshrink": Formula(
+        lambda x, lambd: torch.where(_shrinks(x, lambd), x, 0.0),
+        passes=_shrinks,
+        from_output=lambda y, lambd: y != 0,
+    ),
+    "softshrink": Formula(
+        lambda x, lambd: torch.where(
+            _shrinks(x, lambd), torch.where(x < 0, x + lambd, x - lambd), 0.0
+        ),
+        passes=_shrinks,
+    ),
+    "gelu": Formula(
+        lambda x: x * _gelu_distribution(x),
+        slope=lambda x: _gelu_distribution(x)
+        + x * (torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)),
+    ),
+    "gelu_tanh": Formula(lambda x: 0.5 * x * (1 + _gelu_tangent(x)), slope=_gelu_tanh_slope),
+    "silu": Formula(lambda x: x / (1 + torch.exp(-x)), slope=_silu_slope),
+    "mish": Formula(
+        lambda x: x * _mish_tangent(x),
+        slope=lambda x: _mish_tangent(x)
+        + x * (torch.sigmoid(x) * (1 - _mish_tangent(x) * _mish_tangent(x))),
+    ),
+    "hardswish": Formula(
+        lambda x: x * _clamp6(x) / 6,
+        slope=lambda x: torch.where(x <= -3, 0.0, torch.where(x >= 3, 1.0, x / 3 + 0.5)),
+        flat=lambda x: x <= -3,
+    ),
+    "hardsigmoid": Formula(
+        lambda x: _clamp6(x) / 6, passes=lambda x: (x > -3) & (x < 3)
+    ),
+    "sign": Formula(lambda x: torch.sign(x)),
+    "round": Formula(torch.round),
+    "heaviside": Formula(
+        lambda x, values: torch.where(
+            x > 0, 1.0, torch.where(x == 0, values, torch.zeros_like(x))
+        )
+    ),
+}
+
+
+def _wide(x: Tensor) -> Tensor:
+    """`x` in its compute type: float32 for half types."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _scale(pair: Pair, tensor: Tensor | None, like: Tensor) -> Tensor | float:
+    """The factor λ: a number, or a tensor in the compute type of `like`, multiplied in float64."""
+    if tensor is None:
+        return pair.rule.scale
+    wide = tensor if tensor.device.type == "mps" else tensor.double()
+    return (pair.rule.scale * wide).to(like.dtype)
+
+
+def value(x: Tensor, pair: Pair) -> Tensor:
+    """f(x), in fresh storage."""
+    return FORMULAS[pair.row.name].value(_wide(x), *pair.numbers).to(x.dtype)
+
+
+def bit(x: Tensor, pair: Pair) -> Tensor:
+    """The unpacked mask: what the input says of each element, as booleans."""
+    x = _wide(x)
+    if pair.bit == "positive":
+        return ~(x <= 0)
+    if pair.bit == "interval":
+        low, high = pair.interval
+        return ~(x < low) & ~(x > high)
+    passes = FORMULAS[pair.row.name].passes
+    assert passes is not None
+    return passes(x, *pair.numbers)
+
+
+def gradient(
+    g: Tensor, slope: Tensor, passes: Tensor | None, y: Tensor | None, pair: Pair,
+    scale: Tensor | None,
+) -> Tensor:
+    """``passes and gate(g) ? (scale · slope) · g : +0`` in the compute type, gates held fixed."""
+    rule = pair.rule
+    if not math.isinf(rule.clip):
+        g = torch.clamp(g, -rule.clip, rule.clip)
+    tested = None
+    if rule.gradient_gate == "gradient":
+        tested = ~(g <= 0)
+    elif rule.gradient_gate == "product":
+        tested = ~(slope * g <= 0)
+    elif rule.gradient_gate == "output":
+        assert y is not None
+        tested = ~(y * g <= rule.threshold)
+    product = (_scale(pair, scale, g) * slope) * g
+    if tested is not None:
+        passes = tested if passes is None else passes & tested
+    return product if passes is None else torch.where(passes, product, 0.0)
+
+
+def _two_slopes(passes: Tensor, pair: Pair, like: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The slope where `passes` holds and where it does not, and what blocks: a slope of 0."""
+    low = torch.full_like(like, pair.slope_low)
+    slope = torch.where(passes, pair.slope_high, low)
+    return slope, passes if pair.slope_low == 0 else None
+
+
+def _constant_slope(like: Tensor, pair: Pair) -> tuple[Tensor, Tensor | None]:
+    slope = torch.full_like(like, pair.slope_high)
+    return slope, torch.zeros_like(like, dtype=torch.bool) if pair.slope_high == 0 else None
+
+
+def slope_of_output(y: Tensor, pair: Pair) -> tuple[Tensor, Tensor | None]:
+    """f'(x) from y in the compute type, and what blocks (None: nothing)."""
+    if pair.rule.slope == "identity" or pair.row.slope_from == CONSTANT:
+        return _constant_slope(y, pair)
+    from_output = FORMULAS[pair.row.name].from_output
+    assert from_output is not None
+    found = from_output(y, *pair.numbers)
+    return _two_slopes(found, pair, y) if pair.row.slope_from == MASK else (found, None)
+
+
+def slope_of_input(x: Tensor, pair: Pair) -> tuple[Tensor, Tensor | None]:
+    """f'(x) from x in the compute type, and what blocks (None: nothing)."""
+    if pair.rule.slope == "identity" or pair.row.slope_from == CONSTANT:
+        return _constant_slope(x, pair)
+    formula = FORMULAS[pair.row.name]
+    if formula.passes is not None:
+        return _two_slopes(formula.passes(x, *pair.numbers), pair, x)
+    assert formula.slope is not None
+    passes = None if formula.flat is None else ~formula.flat(x, *pair.numbers)
+    return formula.slope(x, *pair.numbers), passes
+
+
+def gradient_of_nothing(g: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
+    """gx from g alone."""
+    wide = _wide(g)
+    slope, passes = _constant_slope(wide, pair)
+    return gradient(wide, slope, passes, None, pair, scale).to(g.dtype)
+
+
+def gradient_of_mask(g: Tensor, mask: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
+    """gx from g and the unpacked mask."""
+    wide = _wide(g)
+    slope, passes = _two_slopes(mask, pair, wide)
+    return gradient(wide, slope, passes, None, pair, scale).to(g.dtype)
+
+
+def gradient_of_output(g: Tensor, y: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
+    """gx from g and y; differentiable in both."""
+    wide = _wide(y)
+    slope, passes = slope_of_output(wide, pair)
+    return gradient(_wide(g), slope, passes, wide, pair, scale).to(g.dtype)
+
+
+def gradient_of_input(g: Tensor, x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
+    """gx from g and x, for any pair; differentiable in both."""
+    wide = _wide(x)
+    slope, passes = slope_of_input(wide, pair)
+    if pair.rule.input_gate is not None:
+        gate = bit(x, pair)
+        passes = gate if passes is None else passes & gate
+    y = _wide(value(x, pair)) if pair.rule.gradient_gate == "output" else None
+    return gradient(_wide(g), slope, passes, y, pair, scale).to(g.dtype)
+
+
+def derivative_of_output(g: Tensor, y: Tensor, pair: Pair) -> Tensor:
+    """f'(x)·g from y, whatever the rule; differentiable in both."""
+    row, wide = pair.row, _wide(y)
+    if row.slope_from == CONSTANT:
+        return row.slope_values(pair.numbers)[0] * g
+    from_output = FORMULAS[row.name].from_output
+    assert from_output is not None
+    slope = from_output(wide, *pair.numbers)
+    if row.slope_from == MASK:
+        high, low = row.slope_values(pair.numbers)
+        slope = torch.where(slope, high, torch.full_like(wide, low))
+    return (slope * _wide(g)).to(g.dtype)

@@ -1,0 +1,447 @@
+"""Rules: what a backward does with the incoming gradient, and what it must keep for that.
+
+Data only; imports the activation table. A rule is ``gx = gate(x, g) ? (scale · slope) · g : +0``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+from .activations import CONSTANT, INPUT, MASK, OUTPUT, Activation, closest, find
+
+if TYPE_CHECKING:
+    import torch
+
+NOTHING = "nothing"
+#: What blocks by the incoming gradient: nothing, g <= 0, slope·g <= 0, y·g <= threshold.
+GRADIENT_GATES = (None, "gradient", "product", "output")
+GUIDED_FORMS = ("input", "slope", "product")
+_HALF_TYPES = ("torch.float16", "torch.bfloat16")
+_ITEM_SIZES = {"torch.float16": 2, "torch.bfloat16": 2, "torch.float32": 4, "torch.float64": 8}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_number(what: str, value: object, *, low: float | None = None) -> float:
+    """`value` as a float; TypeError unless a real number, ValueError if NaN or not above `low`."""
+    if not _is_number(value):
+        raise TypeError(f"{what} must be a number, not {type(value).__name__}")
+    number = float(value)  # type: ignore[arg-type]
+    if math.isnan(number):
+        raise ValueError(f"{what} must not be NaN")
+    if low is not None and number <= low:
+        raise ValueError(f"{what} must be > {low:g}, got {number!r}")
+    return number
+
+
+def check_scale(value: object) -> tuple[float, torch.Tensor | None]:
+    """Split a scale into (number, 0-dim tensor or None), or raise.
+
+    Raises
+    ------
+    TypeError
+        Neither a number nor a tensor, or a tensor that is not real floating point.
+    ValueError
+        NaN, a tensor that has dimensions, or one that requires grad.
+    """
+    if _is_number(value):
+        return check_number("scale", value), None
+    if not hasattr(value, "requires_grad"):
+        raise TypeError(f"scale must be a number or a 0-dim tensor, not {type(value).__name__}")
+    tensor: Any = value
+    if tensor.dim() != 0:
+        raise ValueError(f"scale must be a 0-dim tensor, got shape {tuple(tensor.shape)}")
+    if not tensor.is_floating_point():
+        raise TypeError(f"a tensor scale must be floating point, got {tensor.dtype}")
+    if tensor.requires_grad:
+        raise ValueError(
+            "no gradient flows to scale, so a tensor scale must not require grad; pass .detach()"
+        )
+    return 1.0, tensor
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Rule:
+    """What a backward does with the incoming gradient. Frozen; compares and hashes by value.
+
+    ``gx = gate(x, g') ? (scale · slope(x)) · g' : +0.0`` with ``g' = clamp(g, −clip, clip)``.
+
+    Parameters
+    ----------
+    slope : {"exact", "identity"}
+        f'(x), or 1 whatever the activation (straight-through).
+    input_gate : None, "positive" or (low, high)
+        Blocks where x <= 0, or where x lies outside [low, high]. NaN passes.
+    gradient_gate : None, "gradient", "product" or "output"
+        Blocks where g <= 0, where slope·g <= 0, or where y·g <= threshold. NaN passes.
+    threshold : float
+        For ``gradient_gate="output"``.
+    clip : float
+        Bound on \\|g\\| before anything else; inf for none.
+    scale : float
+        The factor λ on what passed.
+    tensor : torch.Tensor, optional
+        A 0-dim tensor that multiplies `scale`, read when backward runs. Compared by identity.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a field outside the above.
+
+    Examples
+    --------
+    >>> GUIDED.scaled(-0.5)
+    GUIDED.scaled(-0.5)
+    >>> print(GUIDED.formula("relu"))
+    gx = (x <= 0 or g <= 0) ? +0 : g
+    """
+
+    slope: str = "exact"
+    input_gate: str | tuple[float, float] | None = None
+    gradient_gate: str | None = None
+    threshold: float = 0.0
+    clip: float = math.inf
+    scale: float = 1.0
+    tensor: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.slope not in ("exact", "identity"):
+            raise ValueError(f"unknown slope {self.slope!r}: choose from exact, identity")
+        if self.gradient_gate not in GRADIENT_GATES:
+            known = [gate for gate in GRADIENT_GATES if gate]
+            raise ValueError(
+                f"unknown gradient gate {self.gradient_gate!r}: {closest(self.gradient_gate, known)}"
+            )
+        gate = self.input_gate
+        if isinstance(gate, str) and gate != "positive":
+            raise ValueError(f"unknown input gate {gate!r}: choose 'positive' or (low, high)")
+        if isinstance(gate, tuple):
+            low, high = (check_number("an input gate's bound", bound) for bound in gate)
+            if low > high:
+                raise ValueError(f"low must not be above high, got {low!r} and {high!r}")
+            object.__setattr__(self, "input_gate", (low, high))
+        object.__setattr__(self, "threshold", check_number("threshold", self.threshold))
+        object.__setattr__(self, "clip", check_number("clip", self.clip, low=0.0))
+        object.__setattr__(self, "scale", check_number("scale", self.scale))
+        if self.tensor is not None:
+            check_scale(self.tensor)
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """Everything but the scale: what decides the kernel and the plan."""
+        return (self.slope, self.input_gate, self.gradient_gate, self.threshold, self.clip)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether this is the ordinary backward."""
+        plain = self.structure == ("exact", None, None, 0.0, math.inf)
+        return plain and self.scale == 1.0 and self.tensor is None
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether gx is linear in g, so that a forward-mode derivative exists."""
+        return self.gradient_gate is None and math.isinf(self.clip)
+
+    def _key(self) -> tuple[Any, ...]:
+        return (*self.structure, self.scale, None if self.tensor is None else id(self.tensor))
+
+    def __eq__(self, other: object) -> bool:
+        return self._key() == other._key() if isinstance(other, Rule) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def scaled(self, scale: float | torch.Tensor) -> Rule:
+        """This rule with its scale multiplied by `scale`, a number or a 0-dim tensor.
+
+        Raises
+        ------
+        TypeError, ValueError
+            See `check_scale`; also for a second tensor, whose product would no longer be live.
+
+        Examples
+        --------
+        >>> EXACT.scaled(-2.0) == reverse(2.0)
+        True
+        """
+        number, tensor = check_scale(scale)
+        if tensor is not None and self.tensor is not None:
+            raise ValueError("the rule has a tensor scale already; multiply the tensors yourself")
+        return replace(
+            self, scale=self.scale * number, tensor=self.tensor if tensor is None else tensor
+        )
+
+    def clipped(self, clip: float) -> Rule:
+        """This rule on ``clamp(g, −clip, clip)``; the smaller clip holds. ValueError if <= 0.
+
+        Examples
+        --------
+        >>> DECONVNET.clipped(1.0)
+        DECONVNET.clipped(1.0)
+        """
+        return replace(self, clip=min(self.clip, check_number("clip", clip, low=0.0)))
+
+    def __repr__(self) -> str:
+        bare = replace(self, scale=1.0, tensor=None, clip=math.inf)
+        text = _NAMES.get(bare.structure)
+        tensor = None if self.tensor is None else f"<tensor {self.tensor.dtype}>"
+        if text == "EXACT" and (self.scale < 0 or self.scale == 0):
+            inner = tensor if tensor and self.scale == -1.0 else f"{-self.scale:g}"
+            text, done = f"reverse({inner})", True
+            rest = tensor if tensor and self.scale != -1.0 else None
+        else:
+            done, rest = False, tensor
+        if text is None:
+            text = self._plain_repr()
+        if not done and self.scale != 1.0:
+            text += f".scaled({self.scale:g})"
+        if rest:
+            text += f".scaled({rest})"
+        return text if math.isinf(self.clip) else f"{text}.clipped({self.clip:g})"
+
+    def _plain_repr(self) -> str:
+        if self.slope == "identity" and isinstance(self.input_gate, tuple):
+            if self.gradient_gate is None:
+                low, high = self.input_gate
+                return f"clipped_straight_through({low:g}, {high:g})"
+        elif (self.slope, self.input_gate, self.gradient_gate) == ("exact", None, "output"):
+            return f"rectgrad({self.threshold:g})"
+        return (
+            f"Rule(slope={self.slope!r}, input_gate={self.input_gate!r}, "
+            f"gradient_gate={self.gradient_gate!r}, threshold={self.threshold:g})"
+        )
+
+    def formula(self, activation: str | None = None) -> str:
+        """The backward as one line of text, for one activation or for any.
+
+        Examples
+        --------
+        >>> print(reverse(0.3).formula("tanh"))
+        gx = -0.3·(1 − y²)·g
+        """
+        row = None if activation is None else find(activation)
+        blocks, factors = [], []
+        g = "g" if math.isinf(self.clip) else f"clamp(g, {-self.clip:g}, {self.clip:g})"
+        slope = "f′(x)" if row is None else _slope_text(row)
+        if self.input_gate == "positive":
+            blocks.append("x <= 0")
+        elif isinstance(self.input_gate, tuple):
+            blocks.append(f"x < {self.input_gate[0]:g} or x > {self.input_gate[1]:g}")
+        if self.slope == "exact" and row is not None and _two_slopes_with_zero(row):
+            if not (self.input_gate == "positive" and row.name == "relu"):
+                blocks.append(f"not {slope}" if " " not in slope else f"not ({slope})")
+            slope = "1/6" if row.name == "hardsigmoid" else "1"
+        if self.gradient_gate == "gradient":
+            blocks.append(f"{g} <= 0")
+        elif self.gradient_gate == "product":
+            factor = "" if self.slope == "identity" or slope == "1" else f"{_bracket(slope)}·"
+            blocks.append(f"{factor}{g} <= 0")
+        elif self.gradient_gate == "output":
+            blocks.append(f"y·{g} <= {self.threshold:g}")
+        if self.tensor is not None:
+            factors.append("λ" if self.scale == 1 else f"{self.scale:g}·λ".replace("-1·", "−"))
+        elif self.scale != 1:
+            factors.append(f"{self.scale:g}")
+        if self.slope == "exact" and slope != "1":
+            factors.append(_bracket(slope))
+        product = "·".join([*factors, g])
+        if slope == "0" and self.slope == "exact":
+            return "gx = +0"
+        return f"gx = ({' or '.join(blocks)}) ? +0 : {product}" if blocks else f"gx = {product}"
+
+
+def _slope_text(row: Activation) -> str:
+    return row.slope.split(" = ")[0]
+
+
+def _two_slopes_with_zero(row: Activation) -> bool:
+    return row.slope_from == MASK and row.slopes[-1] == 0.0
+
+
+def _bracket(text: str) -> str:
+    return f"({text})" if any(sign in text for sign in " /") and text != "1/6" else text
+
+
+EXACT = Rule()
+GUIDED = Rule(slope="identity", input_gate="positive", gradient_gate="gradient")
+DECONVNET = Rule(slope="identity", gradient_gate="gradient")
+STRAIGHT_THROUGH = Rule(slope="identity")
+
+
+def reverse(scale: float | torch.Tensor = 1.0) -> Rule:
+    """The exact backward times −scale: gradient reversal (Ganin & Lempitsky 2015, section 3.1).
+
+    Parameters
+    ----------
+    scale : float or 0-dim tensor
+        λ of the paper; a tensor is read when backward runs.
+
+    Examples
+    --------
+    >>> reverse(0.3)
+    reverse(0.3)
+    """
+    return EXACT.scaled(scale).scaled(-1.0)
+
+
+def guided(form: str = "input") -> Rule:
+    """Guided backpropagation (Springenberg et al. 2014, section 3.4), in one of three forms.
+
+    Parameters
+    ----------
+    form : {"input", "slope", "product"}
+        ``"input"``: g where x > 0 and g > 0 (Lasagne's form, any activation). ``"slope"``:
+        f'(x)·g where g > 0 (zennit's). ``"product"``: f'(x)·g where that is > 0 (Captum's).
+        One and the same for ReLU.
+
+    Raises
+    ------
+    ValueError
+        An unknown form.
+
+    Examples
+    --------
+    >>> guided("slope").formula("silu")
+    'gx = (g <= 0) ? +0 : (σ(x)·(1 + x·(1 − σ(x))))·g'
+    """
+    if form not in GUIDED_FORMS:
+        raise ValueError(f"unknown form {form!r} of guided: {closest(form, GUIDED_FORMS)}")
+    if form == "input":
+        return GUIDED
+    return Rule(gradient_gate="gradient" if form == "slope" else "product")
+
+
+def clipped_straight_through(low: float = -1.0, high: float = 1.0) -> Rule:
+    """Straight-through inside [low, high], zero outside (Hubara et al. 2016, equation 4).
+
+    Examples
+    --------
+    >>> clipped_straight_through(-1.0, 1.0).formula("sign")
+    'gx = (x < -1 or x > 1) ? +0 : g'
+    """
+    return Rule(slope="identity", input_gate=(low, high))
+
+
+def rectgrad(threshold: float = 0.0) -> Rule:
+    """RectGrad: f'(x)·g where y·g > threshold (Kim et al. 2019, section 4).
+
+    `threshold` has the unit of y·g; the paper takes it as a quantile of y·g in each layer.
+
+    Examples
+    --------
+    >>> rectgrad(0.1).formula("relu")
+    'gx = (not (x > 0) or y·g <= 0.1) ? +0 : g'
+    """
+    return Rule(gradient_gate="output", threshold=threshold)
+
+
+_NAMES = {
+    EXACT.structure: "EXACT",
+    GUIDED.structure: "GUIDED",
+    DECONVNET.structure: "DECONVNET",
+    STRAIGHT_THROUGH.structure: "STRAIGHT_THROUGH",
+    guided("slope").structure: "guided('slope')",
+    guided("product").structure: "guided('product')",
+}
+
+#: One of each rule by the name of the documentation's table; tests and benchmarks run these.
+RULES: dict[str, Rule] = {
+    "EXACT": EXACT,
+    "reverse": reverse(0.3),
+    "GUIDED": GUIDED,
+    "guided_slope": guided("slope"),
+    "guided_product": guided("product"),
+    "DECONVNET": DECONVNET,
+    "STRAIGHT_THROUGH": STRAIGHT_THROUGH,
+    "clipped_straight_through": clipped_straight_through(-1.0, 1.0),
+    "rectgrad": rectgrad(0.1),
+    "guided_scaled": GUIDED.scaled(-0.5),
+    "deconvnet_clipped": DECONVNET.clipped(1.0),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an (activation, rule, dtype) keeps from forward to backward on the native backend.
+
+    Attributes
+    ----------
+    keeps : {"nothing", "mask", "output", "input"}
+        A mask is one bit per element. The output or input is kept by reference, as PyTorch does.
+    bytes_per_element : float
+        0, 1/8, or the size of the dtype. A mask's last byte is padded, so n elements keep
+        ``ceil(n / 8)`` bytes.
+    """
+
+    keeps: str
+    bytes_per_element: float
+
+
+def plan_kind(row: Activation, numbers: tuple[float, ...], rule: Rule, half: bool) -> str:
+    """What backward must keep: the decision behind `plan`."""
+    if rule.slope == "identity":
+        if rule.gradient_gate == "output":
+            return INPUT if rule.input_gate else OUTPUT
+        return MASK if rule.input_gate else NOTHING
+    if row.slope_from == CONSTANT and row.slopes == (0.0,):
+        return NOTHING
+    if rule.gradient_gate == "output" or (row.slope_from == OUTPUT and not rule.input_gate):
+        kept_output = row.output_suffices(numbers) and not rule.input_gate
+        return OUTPUT if kept_output and not (half and row.input_in_half) else INPUT
+    if row.slope_from == CONSTANT:
+        return MASK if rule.input_gate else NOTHING
+    return MASK if row.slope_from == MASK and not rule.input_gate else INPUT
+
+
+def plan(activation: str, rule: Rule = EXACT, dtype: Any = None, **params: float) -> Plan:
+    """What `activation` under `rule` keeps for backward, and how many bytes per element.
+
+    Parameters
+    ----------
+    activation : str
+        A name of the activation table.
+    rule : Rule
+    dtype : torch.dtype, optional
+        float32 if not given; one of float16, bfloat16, float32, float64.
+    **params : float
+        The activation's parameters.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    TypeError, ValueError
+        An unknown activation, parameter, rule or dtype.
+
+    Examples
+    --------
+    >>> plan("relu", GUIDED)
+    Plan(keeps='mask', bytes_per_element=0.125)
+    >>> plan("tanh").keeps, plan("gelu").keeps, plan("gelu", DECONVNET).keeps
+    ('output', 'input', 'nothing')
+    """
+    row = find(activation)
+    check_rule(rule)
+    name = "torch.float32" if dtype is None else str(dtype)
+    if name not in _ITEM_SIZES:
+        raise TypeError(f"dtype must be one of {', '.join(_ITEM_SIZES)}, got {dtype!r}")
+    kind = plan_kind(row, row.resolve(params), rule, name in _HALF_TYPES)
+    size = {NOTHING: 0.0, MASK: 0.125}.get(kind, float(_ITEM_SIZES[name]))
+    return Plan(kind, size)
+
+
+def check_rule(rule: object) -> Rule:
+    """Return `rule` if it is a Rule; TypeError otherwise."""
+    if not isinstance(rule, Rule):
+        raise TypeError(
+            f"rule must be a pyrevgrad.Rule such as GUIDED or reverse(0.3), "
+            f"not {type(rule).__name__}"
+        )
+    return rule

@@ -1,0 +1,158 @@
+"""λ over training steps: what a GradientReversal or a training loop reads and a checkpoint keeps.
+
+Imports the rules' number check only.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from .rules import check_number
+
+
+class Schedule:
+    """A scale that depends on the number of steps taken. Steps are explicit: call `step()`.
+
+    Parameters
+    ----------
+    max_steps : int
+        Where progress reaches 1; later steps stay there.
+
+    Attributes
+    ----------
+    value : float
+        The scale now.
+    """
+
+    def __init__(self, max_steps: int) -> None:
+        if isinstance(max_steps, bool) or not isinstance(max_steps, int):
+            raise TypeError(f"max_steps must be an int, not {type(max_steps).__name__}")
+        if max_steps < 1:
+            raise ValueError(f"max_steps must be >= 1, got {max_steps}")
+        self.max_steps = max_steps
+        self.steps = 0
+        self._followers: list[weakref.ref[Any]] = []
+
+    @property
+    def progress(self) -> float:
+        """The share of `max_steps` that is done, from 0 to 1."""
+        return min(self.steps / self.max_steps, 1.0)
+
+    @property
+    def value(self) -> float:
+        """The scale at the current progress."""
+        return self.at(self.progress)
+
+    def at(self, progress: float) -> float:
+        """The scale at `progress` in [0, 1]."""
+        raise NotImplementedError
+
+    def step(self) -> float:
+        """Take one step, tell the layers that follow, and return the new value."""
+        self.steps += 1
+        self._tell()
+        return self.value
+
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint must keep: the steps taken."""
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue where `state` stopped, and tell the layers that follow.
+
+        Raises
+        ------
+        ValueError
+            `state` is not what `state_dict` returns.
+        """
+        steps = state.get("steps")
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0 or len(state) != 1:
+            raise ValueError(f"a schedule's state is {{'steps': n}} with n >= 0, got {state!r}")
+        self.steps = steps
+        self._tell()
+
+    def follow(self, layer: Any) -> None:
+        """Call ``layer.set_scale(value)`` now and after each step, for as long as it lives."""
+        self._followers.append(weakref.ref(layer))
+        layer.set_scale(self.value)
+
+    def _tell(self) -> None:
+        alive = [(reference, reference()) for reference in self._followers]
+        self._followers = [reference for reference, layer in alive if layer is not None]
+        for _, layer in alive:
+            if layer is not None:
+                layer.set_scale(self.value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copied or unpickled layer follows its own copy of the schedule, and says so itself.
+        return {**self.__dict__, "_followers": []}
+
+
+class GaninSchedule(Schedule):
+    """``low + (high − low) · (2 / (1 + exp(−gamma · p)) − 1)`` at progress p = steps / max_steps.
+
+    The λ of Ganin & Lempitsky (2015), section 4.1, and Ganin et al. (2016), section 5.2.
+
+    Parameters
+    ----------
+    max_steps : int
+    gamma : float
+        Steepness, > 0; the papers' 10 if not given.
+    low, high : float
+        The values at progress 0 and (almost: .9999 of the way with gamma 10) 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `max_steps` is no int >= 1, or a number is NaN or out of bounds.
+
+    Examples
+    --------
+    >>> schedule = GaninSchedule(max_steps=10)
+    >>> schedule.value
+    0.0
+    >>> round(schedule.step(), 4)
+    0.4621
+    """
+
+    def __init__(
+        self, max_steps: int, gamma: float = 10.0, low: float = 0.0, high: float = 1.0
+    ) -> None:
+        super().__init__(max_steps)
+        self.gamma = check_number("gamma", gamma, low=0.0)
+        self.low = check_number("low", low)
+        self.high = check_number("high", high)
+
+    def at(self, progress: float) -> float:
+        rise = 2.0 / (1.0 + math.exp(-self.gamma * progress)) - 1.0
+        return self.low + (self.high - self.low) * rise
+
+    def __repr__(self) -> str:
+        return (
+            f"GaninSchedule(max_steps={self.max_steps}, gamma={self.gamma:g}, low={self.low:g}, "
+            f"high={self.high:g})"
+        )
+
+
+class LinearSchedule(Schedule):
+    """From `low` to `high` in equal steps.
+
+    Examples
+    --------
+    >>> LinearSchedule(max_steps=4).step()
+    0.25
+    """
+
+    def __init__(self, max_steps: int, low: float = 0.0, high: float = 1.0) -> None:
+        super().__init__(max_steps)
+        self.low = check_number("low", low)
+        self.high = check_number("high", high)
+
+    def at(self, progress: float) -> float:
+        return self.low + (self.high - self.low) * progress
+
+    def __repr__(self) -> str:
+        return f"LinearSchedule(max_steps={self.max_steps}, low={self.low:g}, high={self.high:g})"
