@@ -78,7 +78,7 @@ class Activation:
         ``"constant"``: the slope; ``"mask"``: the slopes where the bit is 1 and where it is 0.
         A string names a parameter.
     flat : str or None
-        Where a row that keeps its input has slope exactly 0, which blocks like a gate.
+        The region where the slope is exactly 0, which blocks like a gate, as text.
     kinks : tuple
         Where f or f' is not smooth. A string names a parameter, ``"-lambd"`` its negative.
     output_gives_slope : bool
@@ -176,7 +176,7 @@ _ROWS = (
     Activation(
         "relu", "max(x, 0)", "x > 0", MASK,
         ((_NAN, 1.0), (_INF, 1.0), (0.0, 0.0), (0.0, 0.0), (-0.0, 0.0)),
-        slopes=(1.0, 0.0), kinks=(0.0,), output_gives_slope=True,
+        slopes=(1.0, 0.0), flat="x <= 0", kinks=(0.0,), output_gives_slope=True,
         torch_name="relu", rectifier=True,
     ),
     Activation(
@@ -190,15 +190,15 @@ _ROWS = (
     Activation(
         "relu6", "min(max(x, 0), 6)", "0 < x < 6", MASK,
         ((_NAN, 1.0), (6.0, 0.0), (0.0, 0.0), (0.0, 0.0), (-0.0, 0.0)),
-        slopes=(1.0, 0.0), kinks=(0.0, 6.0), output_gives_slope=True,
+        slopes=(1.0, 0.0), flat="x <= 0 or x >= 6", kinks=(0.0, 6.0), output_gives_slope=True,
         torch_name="nn.functional.relu6", rectifier=True,
     ),
     Activation(
         "hardtanh", "min(max(x, min_val), max_val)", "min_val < x < max_val", MASK,
         ((_NAN, 1.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (-0.0, 1.0)),
         parameters=(Parameter("min_val", -1.0), Parameter("max_val", 1.0)),
-        ascending=True, slopes=(1.0, 0.0), kinks=("min_val", "max_val"), output_gives_slope=True,
-        torch_name="nn.functional.hardtanh",
+        ascending=True, slopes=(1.0, 0.0), flat="x <= min_val or x >= max_val",
+        kinks=("min_val", "max_val"), output_gives_slope=True, torch_name="nn.functional.hardtanh",
     ),
     Activation(
         "relu_squared", "max(x, 0)²", "2·max(x, 0)", INPUT,
@@ -261,13 +261,13 @@ _ROWS = (
     Activation(
         "hardshrink", "|x| > lambd ? x : 0", "|x| > lambd", MASK,
         ((_NAN, 1.0), (_INF, 1.0), (-_INF, 1.0), (0.0, 0.0), (0.0, 0.0)),
-        parameters=(_LAMBD,), slopes=(1.0, 0.0), kinks=("-lambd", "lambd"),
+        parameters=(_LAMBD,), slopes=(1.0, 0.0), flat="|x| <= lambd", kinks=("-lambd", "lambd"),
         output_gives_slope=True, torch_name="nn.functional.hardshrink",
     ),
     Activation(
         "softshrink", "|x| > lambd ? x − sign(x)·lambd : 0", "|x| > lambd", MASK,
         ((_NAN, 1.0), (_INF, 1.0), (-_INF, 1.0), (0.0, 0.0), (0.0, 0.0)),
-        parameters=(_LAMBD,), slopes=(1.0, 0.0), kinks=("-lambd", "lambd"),
+        parameters=(_LAMBD,), slopes=(1.0, 0.0), flat="|x| <= lambd", kinks=("-lambd", "lambd"),
         torch_name="nn.functional.softshrink",
     ),
     Activation(
@@ -288,7 +288,7 @@ _ROWS = (
         torch_name="nn.functional.silu", rectifier=True,
     ),
     Activation(
-        "mish", "x·t, t = tanh(log(1 + eˣ))", "t + x·σ(x)·(1 − t²)", INPUT,
+        "mish", "x·t, t = tanh(log(1 + eˣ))", "t + x·σ(x)·(1 − t²), σ(x) = 1 / (1 + e⁻ˣ)", INPUT,
         ((_NAN, _NAN), (_INF, _NAN), (_NAN, _NAN), (0.0, 0.6), (-0.0, 0.6)),
         torch_name="nn.functional.mish", rectifier=True,
     ),
@@ -301,7 +301,8 @@ _ROWS = (
     Activation(
         "hardsigmoid", "min(max(x + 3, 0), 6) / 6", "−3 < x < 3 ? 1/6 : 0", MASK,
         ((_NAN, 0.0), (1.0, 0.0), (0.0, 0.0), (0.5, 1 / 6), (0.5, 1 / 6)),
-        slopes=(1 / 6, 0.0), kinks=(-3.0, 3.0), torch_name="nn.functional.hardsigmoid",
+        slopes=(1 / 6, 0.0), flat="not (−3 < x < 3)", kinks=(-3.0, 3.0),
+        torch_name="nn.functional.hardsigmoid",
     ),
     Activation(
         "sign", "x > 0 ? 1 : x < 0 ? −1 : 0", "0", CONSTANT,

@@ -196,9 +196,9 @@ class _Transformed(Function):
 def _is_special() -> bool:
     """Whether a compiler, tracer or transform is at work."""
     return (
-        _transforms_active()
+        torch.compiler.is_compiling()
+        or _transforms_active()
         or _forward_ad._current_level >= 0
-        or torch.compiler.is_compiling()
         or _tracing_state() is not None
     )
 
@@ -291,10 +291,12 @@ def _special(x: Any, pairs: Pairs, scale: Tensor | None, inplace: bool) -> Any:
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a torch.Tensor, not {type(x).__name__}")
     pair = _checked(x, pairs, scale)
-    if torch.compiler.is_exporting() or _tracing_state() is not None:
+    if torch.compiler.is_exporting():
         y = _exported(x, pair, pairs.rule)
     elif torch.compiler.is_compiling():
         y = _compiled(x, pair, scale)
+    elif _tracing_state() is not None:
+        y = _exported(x, pair, pairs.rule)
     elif _transforms_active() or _forward_ad._current_level >= 0:
         if backends.forced() not in (None, "reference"):
             raise BackendError(
@@ -307,7 +309,20 @@ def _special(x: Any, pairs: Pairs, scale: Tensor | None, inplace: bool) -> Any:
     return x.copy_(y) if inplace else y
 
 
+def _inside_transform() -> bool:
+    return bool(_transforms_active())
+
+
+# Asked once, while torch.compile traces: whether the trace stands inside a transform.
+_inside_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _compiled(x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
+    if _inside_transform():
+        raise TracingError(
+            "torch.compile drops the backward of an autograd.Function inside a torch.func "
+            "transform; apply the transform to uncompiled code"
+        )
     backend = backends.choose(x, pair)
     if x.requires_grad and torch.is_grad_enabled():
         return _Call.apply(x, pair, scale, backend)

@@ -5,7 +5,6 @@ Imports the tables, pairs and the reference; knows nothing of autograd.
 
 from __future__ import annotations
 
-import copy
 import functools
 import importlib
 import os
@@ -14,7 +13,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -238,27 +236,48 @@ class Pairs:
 
     def without_tensor(self) -> Pairs:
         """The same pairs for a layer, which keeps the tensor scale in a buffer."""
-        made = copy.copy(self)
-        made.tensor = None
-        made.rule = self.full.rule
+        return self._sharing(self.full.rule)
+
+    def with_tensor(self, rule: Rule) -> Pairs:
+        """The same pairs under `rule`, which differs in its tensor scale alone."""
+        return self._sharing(rule)
+
+    def _sharing(self, rule: Rule) -> Pairs:
+        made = Pairs.__new__(Pairs)
+        made.full, made.half, made.given = self.full, self.half, self.given
+        made.rule, made.tensor = rule, rule.tensor
         return made
 
 
-@functools.lru_cache(maxsize=4096)
-def _pairs(name: str, rule: Rule, params: tuple[tuple[str, Any], ...]) -> Pairs:
-    return Pairs(name, rule, dict(params))
+_PAIRS: dict[tuple[Any, ...], Pairs] = {}
 
 
 def pairs_of(name: str, rule: Rule, params: dict[str, Any]) -> Pairs:
-    """The pairs of a functional call, made once."""
+    """The pairs of a functional call, made once; under torch.compile, a constant of the graph."""
+    if torch.compiler.is_compiling():
+        pairs = _constant_pairs(name, check_rule(rule).text, tuple(params.items()))
+        return pairs if rule.tensor is None else pairs.with_tensor(rule)
+    return _cached_pairs(name, rule, params)
+
+
+def _cached_pairs(name: str, rule: Rule, params: dict[str, Any]) -> Pairs:
     try:
-        return _pairs(name, rule, tuple(params.items()))
-    except TypeError:
-        return Pairs(name, rule, params)
+        return _PAIRS[name, rule, *params.items()]
+    except (KeyError, TypeError):
+        pairs = Pairs(name, rule, params)
+    if rule.tensor is None and len(_PAIRS) < 4096:
+        _PAIRS[name, rule, *params.items()] = pairs
+    return pairs
 
 
-_forced: ContextVar[str | None] = ContextVar("pyrevgrad_backend", default=None)
-_environment = os.environ.get("PYREVGRAD_BACKEND") or None
+def _constant_pairs(
+    name: str, rule: str, params: tuple[tuple[str, Any], ...]
+) -> Pairs:
+    return _cached_pairs(name, Rule.from_text(rule), dict(params))
+
+
+# What torch.compiler.assume_constant_result sets, without importing the compiler for it (1 s).
+_constant_pairs._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check_name(name: object) -> str:
@@ -267,18 +286,21 @@ def _check_name(name: object) -> str:
     return str(name)
 
 
-if _environment is not None:
-    _check_name(_environment)
+# One plain global for all threads: a block holds in the threads that a model starts inside it, and
+# torch.compile guards on it, which it does for neither a ContextVar nor a threading.local.
+_forced: str | None = None
+if os.environ.get("PYREVGRAD_BACKEND"):
+    _forced = _check_name(os.environ["PYREVGRAD_BACKEND"])
 
 
 def forced() -> str | None:
     """The backend named by `backend()` or PYREVGRAD_BACKEND, or None."""
-    return _forced.get() or _environment
+    return _forced
 
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Serve every call inside the block, in this thread, by the backend `name`, or raise.
+    """Serve every call inside the block, in all threads, by the backend `name`, or raise.
 
     Parameters
     ----------
@@ -298,12 +320,13 @@ def backend(name: str) -> Iterator[None]:
     ...     pyrevgrad.relu(torch.tensor([-1.0, 2.0]))
     tensor([0., 2.])
     """
+    global _forced
     _require(_check_name(name))
-    token = _forced.set(name)
+    before, _forced = _forced, name
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced = before
 
 
 def _require(name: str) -> None:

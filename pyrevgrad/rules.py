@@ -6,10 +6,11 @@ Data only; imports the activation table. A rule is ``gx = gate(x, g) ? (scale ·
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+from . import formula_text
 from .activations import CONSTANT, INPUT, MASK, OUTPUT, Activation, closest, find
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ def check_number(what: str, value: object, *, low: float | None = None) -> float
     """`value` as a float; TypeError unless a real number, ValueError if NaN or not above `low`."""
     if not _is_number(value):
         raise TypeError(f"{what} must be a number, not {type(value).__name__}")
-    number = float(value)  # type: ignore[arg-type]
+    # By way of its digits: torch.compile then takes a changing number for a constant and compiles
+    # again, where it would otherwise make it a symbol that no rule can hold.
+    number = float.fromhex(float(value).hex())  # type: ignore[arg-type]
     if math.isnan(number):
         raise ValueError(f"{what} must not be NaN")
     if low is not None and number <= low:
@@ -108,6 +111,7 @@ class Rule:
     clip: float = math.inf
     scale: float = 1.0
     tensor: torch.Tensor | None = None
+    text: str = field(init=False)
 
     def __post_init__(self) -> None:
         if self.slope not in ("exact", "identity"):
@@ -130,6 +134,10 @@ class Rule:
         object.__setattr__(self, "scale", check_number("scale", self.scale))
         if self.tensor is not None:
             check_scale(self.tensor)
+        gate = gate if not isinstance(gate, tuple) else f"{gate[0]!r},{gate[1]!r}"
+        numbers = f"{self.threshold!r}|{self.clip!r}|{self.scale!r}"
+        text = f"{self.slope}|{gate or ''}|{self.gradient_gate or ''}|{numbers}"
+        object.__setattr__(self, "text", text)
 
     @property
     def structure(self) -> tuple[Any, ...]:
@@ -147,14 +155,26 @@ class Rule:
         """Whether gx is linear in g, so that a forward-mode derivative exists."""
         return self.gradient_gate is None and math.isinf(self.clip)
 
-    def _key(self) -> tuple[Any, ...]:
+    @classmethod
+    def from_text(cls, text: str) -> Rule:
+        """The rule whose `text` this is: every field but the tensor.
+
+        torch.compile takes a string for a constant, where it makes changing floats symbolic.
+        """
+        slope, gate, gradient_gate, *numbers = text.split("|")
+        low, _, high = gate.partition(",")
+        input_gate = (float(low), float(high)) if high else gate or None
+        return cls(slope, input_gate, gradient_gate or None, *map(float, numbers))
+
+    def key(self) -> tuple[Any, ...]:
+        """What equality and hash compare: the fields, a tensor by identity."""
         return (*self.structure, self.scale, None if self.tensor is None else id(self.tensor))
 
     def __eq__(self, other: object) -> bool:
-        return self._key() == other._key() if isinstance(other, Rule) else NotImplemented
+        return self.key() == other.key() if isinstance(other, Rule) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash(self._key())
+        return hash(self.key())
 
     def scaled(self, scale: float | torch.Tensor) -> Rule:
         """This rule with its scale multiplied by `scale`, a number or a 0-dim tensor.
@@ -187,84 +207,29 @@ class Rule:
         return replace(self, clip=min(self.clip, check_number("clip", clip, low=0.0)))
 
     def __repr__(self) -> str:
-        bare = replace(self, scale=1.0, tensor=None, clip=math.inf)
-        text = _NAMES.get(bare.structure)
-        tensor = None if self.tensor is None else f"<tensor {self.tensor.dtype}>"
-        if text == "EXACT" and (self.scale < 0 or self.scale == 0):
-            inner = tensor if tensor and self.scale == -1.0 else f"{-self.scale:g}"
-            text, done = f"reverse({inner})", True
-            rest = tensor if tensor and self.scale != -1.0 else None
-        else:
-            done, rest = False, tensor
-        if text is None:
-            text = self._plain_repr()
-        if not done and self.scale != 1.0:
-            text += f".scaled({self.scale:g})"
-        if rest:
-            text += f".scaled({rest})"
-        return text if math.isinf(self.clip) else f"{text}.clipped({self.clip:g})"
-
-    def _plain_repr(self) -> str:
-        if self.slope == "identity" and isinstance(self.input_gate, tuple):
-            if self.gradient_gate is None:
-                low, high = self.input_gate
-                return f"clipped_straight_through({low:g}, {high:g})"
-        elif (self.slope, self.input_gate, self.gradient_gate) == ("exact", None, "output"):
-            return f"rectgrad({self.threshold:g})"
-        return (
-            f"Rule(slope={self.slope!r}, input_gate={self.input_gate!r}, "
-            f"gradient_gate={self.gradient_gate!r}, threshold={self.threshold:g})"
-        )
+        return formula_text.name_of(self, _NAMES)
 
     def formula(self, activation: str | None = None) -> str:
         """The backward as one line of text, for one activation or for any.
+
+        Parameters
+        ----------
+        activation : str, optional
+            A name of the activation table; ``f′(x)`` stands for its slope if not given.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `pyrevgrad.activation`, for the name.
 
         Examples
         --------
         >>> print(reverse(0.3).formula("tanh"))
         gx = -0.3·(1 − y²)·g
+        >>> print(reverse(0.3).formula())
+        gx = -0.3·f′(x)·g
         """
-        row = None if activation is None else find(activation)
-        blocks, factors = [], []
-        g = "g" if math.isinf(self.clip) else f"clamp(g, {-self.clip:g}, {self.clip:g})"
-        slope = "f′(x)" if row is None else _slope_text(row)
-        if self.input_gate == "positive":
-            blocks.append("x <= 0")
-        elif isinstance(self.input_gate, tuple):
-            blocks.append(f"x < {self.input_gate[0]:g} or x > {self.input_gate[1]:g}")
-        if self.slope == "exact" and row is not None and _two_slopes_with_zero(row):
-            if not (self.input_gate == "positive" and row.name == "relu"):
-                blocks.append(f"not {slope}" if " " not in slope else f"not ({slope})")
-            slope = "1/6" if row.name == "hardsigmoid" else "1"
-        if self.gradient_gate == "gradient":
-            blocks.append(f"{g} <= 0")
-        elif self.gradient_gate == "product":
-            factor = "" if self.slope == "identity" or slope == "1" else f"{_bracket(slope)}·"
-            blocks.append(f"{factor}{g} <= 0")
-        elif self.gradient_gate == "output":
-            blocks.append(f"y·{g} <= {self.threshold:g}")
-        if self.tensor is not None:
-            factors.append("λ" if self.scale == 1 else f"{self.scale:g}·λ".replace("-1·", "−"))
-        elif self.scale != 1:
-            factors.append(f"{self.scale:g}")
-        if self.slope == "exact" and slope != "1":
-            factors.append(_bracket(slope))
-        product = "·".join([*factors, g])
-        if slope == "0" and self.slope == "exact":
-            return "gx = +0"
-        return f"gx = ({' or '.join(blocks)}) ? +0 : {product}" if blocks else f"gx = {product}"
-
-
-def _slope_text(row: Activation) -> str:
-    return row.slope.split(" = ")[0]
-
-
-def _two_slopes_with_zero(row: Activation) -> bool:
-    return row.slope_from == MASK and row.slopes[-1] == 0.0
-
-
-def _bracket(text: str) -> str:
-    return f"({text})" if any(sign in text for sign in " /") and text != "1/6" else text
+        return formula_text.formula_of(self, None if activation is None else find(activation))
 
 
 EXACT = Rule()
@@ -307,7 +272,7 @@ def guided(form: str = "input") -> Rule:
     Examples
     --------
     >>> guided("slope").formula("silu")
-    'gx = (g <= 0) ? +0 : (σ(x)·(1 + x·(1 − σ(x))))·g'
+    'gx = (g <= 0) ? +0 : σ(x)·(1 + x·(1 − σ(x)))·g, where σ(x) = 1 / (1 + e⁻ˣ)'
     """
     if form not in GUIDED_FORMS:
         raise ValueError(f"unknown form {form!r} of guided: {closest(form, GUIDED_FORMS)}")
@@ -322,7 +287,7 @@ def clipped_straight_through(low: float = -1.0, high: float = 1.0) -> Rule:
     Examples
     --------
     >>> clipped_straight_through(-1.0, 1.0).formula("sign")
-    'gx = (x < -1 or x > 1) ? +0 : g'
+    'gx = (x < -1.0 or x > 1.0) ? +0 : g'
     """
     return Rule(slope="identity", input_gate=(low, high))
 
@@ -335,7 +300,7 @@ def rectgrad(threshold: float = 0.0) -> Rule:
     Examples
     --------
     >>> rectgrad(0.1).formula("relu")
-    'gx = (not (x > 0) or y·g <= 0.1) ? +0 : g'
+    'gx = (x <= 0 or y·g <= 0.1) ? +0 : g'
     """
     return Rule(gradient_gate="output", threshold=threshold)
 

@@ -18,16 +18,20 @@ struct Candidate {
 
 const KernelTable& choose() {
 #if defined(__x86_64__)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+  [[maybe_unused]] const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+  [[maybe_unused]] const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
-  const Candidate candidates[] = {
-      {&kernels_avx512, avx512}, {&kernels_avx2, avx2}, {&kernels_portable, true}};
-#else
-  const Candidate candidates[] = {{&kernels_portable, true}};
 #endif
+  const Candidate candidates[] = {
+#if defined(__x86_64__) && !defined(PYREVGRAD_WITHOUT_AVX512)
+      {&kernels_avx512, avx512},
+#endif
+#if defined(__x86_64__) && !defined(PYREVGRAD_WITHOUT_AVX2)
+      {&kernels_avx2, avx2},
+#endif
+      {&kernels_portable, true}};
   const char* wanted = std::getenv("PYREVGRAD_CPU_CAPABILITY");
   const bool any = wanted == nullptr || *wanted == '\0';
   for (const Candidate& candidate : candidates) {

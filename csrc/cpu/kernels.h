@@ -19,30 +19,42 @@ struct Computed<double> {
   using V = F64;
 };
 
-// Run body(input, kept, output, mask) on whole vectors, and the rest through a copy of one vector:
-// every element takes the same path wherever it lies.
-template <class T, class Body>
+enum class MaskUse { kNone, kRead, kWrite };
+
+// out = body(input, kept, output, bits in) over whole vectors, a block of 64 elements at a time so
+// that its mask is one load or store; what is left goes through a copy of one vector, so that every
+// element takes the same path wherever it lies.
+template <class T, MaskUse use, class Body>
 INLINE void sweep(const Work& work, std::int64_t first, std::int64_t last, Body body) {
   constexpr int width = Computed<T>::V::width;
+  constexpr std::uint64_t lanes = (std::uint64_t(1) << width) - 1;
   const T* input = static_cast<const T*>(work.input);
   const T* kept = static_cast<const T*>(work.kept);
   T* output = static_cast<T*>(work.output);
   std::uint8_t* mask = work.mask;
   std::int64_t i = first;
-  for (; i + width <= last; i += width) body(input + i, kept + i, output + i, mask + i / 8);
-  const int rest = static_cast<int>(last - i);
-  if (rest == 0) return;
-  T inputs[width] = {}, keeps[width] = {}, outputs[width];
-  std::uint8_t masks[width / 8] = {};
-  const int bytes = (rest + 7) / 8;
-  __builtin_memcpy(inputs, input + i, rest * sizeof(T));
-  if (kept) __builtin_memcpy(keeps, kept + i, rest * sizeof(T));
-  if (mask) __builtin_memcpy(masks, mask + i / 8, bytes);
-  body(inputs, keeps, outputs, masks);
-  __builtin_memcpy(output + i, outputs, rest * sizeof(T));
-  if (mask) {
-    if (rest % 8) masks[bytes - 1] &= static_cast<std::uint8_t>((1u << rest % 8) - 1);
-    __builtin_memcpy(mask + i / 8, masks, bytes);
+  for (; i + kBlock <= last; i += kBlock) {
+    std::uint64_t in = 0, out = 0;
+    if constexpr (use == MaskUse::kRead) __builtin_memcpy(&in, mask + i / 8, 8);
+#pragma GCC unroll 8
+    for (int j = 0; j < kBlock; j += width) {
+      const unsigned bits = static_cast<unsigned>(in >> j & lanes);
+      const T* kept_here = kept == nullptr ? nullptr : kept + i + j;
+      out |= static_cast<std::uint64_t>(body(input + i + j, kept_here, output + i + j, bits)) << j;
+    }
+    if constexpr (use == MaskUse::kWrite) __builtin_memcpy(mask + i / 8, &out, 8);
+  }
+  for (; i < last; i += width) {
+    const int rest = last - i < width ? static_cast<int>(last - i) : width;
+    const int bytes = (rest + 7) / 8;
+    T inputs[width] = {}, keeps[width] = {}, outputs[width];
+    unsigned bits = 0;
+    __builtin_memcpy(inputs, input + i, rest * sizeof(T));
+    if (kept) __builtin_memcpy(keeps, kept + i, rest * sizeof(T));
+    if constexpr (use == MaskUse::kRead) __builtin_memcpy(&bits, mask + i / 8, bytes);
+    bits = body(inputs, keeps, outputs, bits) & ((1u << rest) - 1);
+    if constexpr (use == MaskUse::kWrite) __builtin_memcpy(mask + i / 8, &bits, bytes);
+    __builtin_memcpy(output + i, outputs, rest * sizeof(T));
   }
 }
 
@@ -77,12 +89,14 @@ void forward(const Work& work, std::int64_t first, std::int64_t last) {
   using V = typename Computed<T>::V;
   const auto p = parameters<V>(work.program);
   [[maybe_unused]] const V low(work.program.low), high(work.program.high);
-  sweep<T>(work, first, last, [&](const T* x_, const T*, T* y_, std::uint8_t* mask) __attribute__((always_inline)) {
+  constexpr MaskUse use = bit == MaskBit::kNone ? MaskUse::kNone : MaskUse::kWrite;
+  sweep<T, use>(work, first, last, [&](const T* x_, const T*, T* y_, unsigned) __attribute__((always_inline)) {
     const V x = load(x_);
-    if constexpr (bit == MaskBit::kOwn) store_mask(A::passes(x, p), mask);
-    if constexpr (bit == MaskBit::kPositive) store_mask(positive(x), mask);
-    if constexpr (bit == MaskBit::kInterval) store_mask(inside(x, low, high), mask);
     store(A::value(x, p), y_);
+    if constexpr (bit == MaskBit::kOwn) return bits_of(A::passes(x, p));
+    if constexpr (bit == MaskBit::kPositive) return bits_of(positive(x));
+    if constexpr (bit == MaskBit::kInterval) return bits_of(inside(x, low, high));
+    return 0u;
   });
 }
 
@@ -92,13 +106,14 @@ void backward_nothing(const Work& work, std::int64_t first, std::int64_t last) {
   const Rule<V> rule = rule_of<V>(work.program);
   const V slope(work.program.slope_high), factor = rule.scale * slope;
   const bool blocked = work.program.slope_high == 0;
-  sweep<T>(work, first, last, [&](const T* g_, const T*, T* gx_, std::uint8_t*) __attribute__((always_inline)) {
+  sweep<T, MaskUse::kNone>(work, first, last, [&](const T* g_, const T*, T* gx_, unsigned) __attribute__((always_inline)) {
     if constexpr (plain) {
       store(blocked ? V(0) : factor * load(g_), gx_);
     } else {
       const auto pass = blocked ? !all<V>() : all<V>();
       store(gated(load(g_), slope, V(0), pass, rule), gx_);
     }
+    return 0u;
   });
 }
 
@@ -112,10 +127,9 @@ void backward_mask(const Work& work, std::int64_t first, std::int64_t last) {
   const V scaled_high = rule.scale * high, scaled_low = rule.scale * low;
   // A slope of exactly 0 blocks: select, so that inf and NaN become +0 too.
   const bool low_blocks = work.program.slope_low == 0;
-  sweep<T>(work, first, last, [&](const T* g_, const T*, T* gx_, std::uint8_t* mask) __attribute__((always_inline)) {
+  sweep<T, MaskUse::kRead>(work, first, last, [&](const T* g_, const T*, T* gx_, unsigned bits) __attribute__((always_inline)) {
     const V g = load(g_);
-    typename V::Mask pass;
-    load_mask(mask, pass);
+    const auto pass = mask_of(bits, g);
     if constexpr (variant == MaskVariant::kGuided) {
       store(select(pass & !(g <= V(0)), scaled_high * g, V(0)), gx_);
     } else if constexpr (variant == MaskVariant::kPlain) {
@@ -124,6 +138,7 @@ void backward_mask(const Work& work, std::int64_t first, std::int64_t last) {
     } else {
       store(gated(g, select(pass, high, low), V(0), low_blocks ? pass : all<V>(), rule), gx_);
     }
+    return 0u;
   });
 }
 
@@ -134,7 +149,7 @@ void backward_output(const Work& work, std::int64_t first, std::int64_t last) {
   const Rule<V> rule = rule_of<V>(work.program);
   const V high(work.program.slope_high), low(work.program.slope_low);
   const bool identity = work.program.identity_slope, low_blocks = work.program.slope_low == 0;
-  sweep<T>(work, first, last, [&](const T* g_, const T* y_, T* gx_, std::uint8_t*) __attribute__((always_inline)) {
+  sweep<T, MaskUse::kNone>(work, first, last, [&](const T* g_, const T* y_, T* gx_, unsigned) __attribute__((always_inline)) {
     const V g = load(g_), y = load(y_);
     V slope = high;
     auto pass = all<V>();
@@ -150,6 +165,7 @@ void backward_output(const Work& work, std::int64_t first, std::int64_t last) {
     } else {
       store(gated(g, identity ? V(1) : slope, y, pass, rule), gx_);
     }
+    return 0u;
   });
 }
 
@@ -162,7 +178,7 @@ void backward_input(const Work& work, std::int64_t first, std::int64_t last) {
   const bool identity = work.program.identity_slope, low_blocks = work.program.slope_low == 0;
   const MaskBit bit = work.program.mask_bit;
   const bool needs_value = rule.gradient_gate == GradientGate::kOutput;
-  sweep<T>(work, first, last, [&](const T* g_, const T* x_, T* gx_, std::uint8_t*) __attribute__((always_inline)) {
+  sweep<T, MaskUse::kNone>(work, first, last, [&](const T* g_, const T* x_, T* gx_, unsigned) __attribute__((always_inline)) {
     const V g = load(g_), x = load(x_);
     V slope = high;
     auto pass = all<V>();
@@ -184,6 +200,7 @@ void backward_input(const Work& work, std::int64_t first, std::int64_t last) {
       const V y = needs_value ? as_stored(A::value(x, p), g_) : V(0);
       store(gated(g, identity ? V(1) : slope, y, pass, rule), gx_);
     }
+    return 0u;
   });
 }
 

@@ -99,23 +99,21 @@ INLINE F64 select(Mask64 m, F64 a, F64 b) {
   return F64(_mm256_blendv_pd(b.lo, a.lo, m.lo), _mm256_blendv_pd(b.hi, a.hi, m.hi));
 }
 
-INLINE void store_mask(Mask32 m, std::uint8_t* p) {
-  *p = static_cast<std::uint8_t>(_mm256_movemask_ps(m.v));
+INLINE unsigned bits_of(Mask32 m) { return static_cast<unsigned>(_mm256_movemask_ps(m.v)); }
+INLINE unsigned bits_of(Mask64 m) {
+  return static_cast<unsigned>(_mm256_movemask_pd(m.lo) | _mm256_movemask_pd(m.hi) << 4);
 }
-INLINE void store_mask(Mask64 m, std::uint8_t* p) {
-  *p = static_cast<std::uint8_t>(_mm256_movemask_pd(m.lo) | _mm256_movemask_pd(m.hi) << 4);
-}
-INLINE void load_mask(const std::uint8_t* p, Mask32& m) {
+INLINE Mask32 mask_of(unsigned bits, F32) {
   const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-  const __m256i set = _mm256_and_si256(_mm256_set1_epi32(*p), lane);
-  m.v = _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lane));
+  const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lane);
+  return {_mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lane))};
 }
-INLINE void load_mask(const std::uint8_t* p, Mask64& m) {
-  const __m256i all = _mm256_set1_epi64x(*p);
+INLINE Mask64 mask_of(unsigned bits, F64) {
+  const __m256i all = _mm256_set1_epi64x(bits);
   const __m256i low = _mm256_setr_epi64x(1, 2, 4, 8);
   const __m256i high = _mm256_slli_epi64(low, 4);
-  m.lo = _mm256_castsi256_pd(_mm256_cmpeq_epi64(_mm256_and_si256(all, low), low));
-  m.hi = _mm256_castsi256_pd(_mm256_cmpeq_epi64(_mm256_and_si256(all, high), high));
+  return {_mm256_castsi256_pd(_mm256_cmpeq_epi64(_mm256_and_si256(all, low), low)),
+          _mm256_castsi256_pd(_mm256_cmpeq_epi64(_mm256_and_si256(all, high), high))};
 }
 
 INLINE F32 load(const float* p) { return F32(_mm256_loadu_ps(p)); }

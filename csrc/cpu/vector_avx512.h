@@ -72,17 +72,14 @@ INLINE F64 select(F64::Mask m, F64 a, F64 b) {
   return F64(_mm512_mask_blend_pd(static_cast<__mmask8>(m.bits), b.v, a.v));
 }
 
-INLINE void store_mask(F32::Mask m, std::uint8_t* p) {
-  const auto word = static_cast<std::uint16_t>(m.bits);
-  __builtin_memcpy(p, &word, 2);
+template <int w>
+INLINE unsigned bits_of(Bits<w> m) {
+  return m.bits;
 }
-INLINE void store_mask(F64::Mask m, std::uint8_t* p) { *p = static_cast<std::uint8_t>(m.bits); }
-INLINE void load_mask(const std::uint8_t* p, F32::Mask& m) {
-  std::uint16_t word;
-  __builtin_memcpy(&word, p, 2);
-  m.bits = word;
+template <class V>
+INLINE typename V::Mask mask_of(unsigned bits, V) {
+  return {bits};
 }
-INLINE void load_mask(const std::uint8_t* p, F64::Mask& m) { m.bits = *p; }
 
 INLINE F32 load(const float* p) { return F32(_mm512_loadu_ps(p)); }
 INLINE F64 load(const double* p) { return F64(_mm512_loadu_pd(p)); }

@@ -93,15 +93,15 @@ PYREVGRAD_UNARY(error_function)
 #undef PYREVGRAD_UNARY
 
 template <class I>
-INLINE void store_mask(const EightMask<I>& m, std::uint8_t* p) {
+INLINE unsigned bits_of(const EightMask<I>& m) {
   unsigned bits = 0;
   EACH bits |= static_cast<unsigned>(m.m[i] & 1) << i;
-  *p = static_cast<std::uint8_t>(bits);
+  return bits;
 }
-template <class I>
-INLINE void load_mask(const std::uint8_t* p, EightMask<I>& m) {
+template <class T, class I>
+INLINE EightMask<I> mask_of(unsigned bits, const Eight<T, I>&) {
   constexpr typename EightMask<I>::Raw lane = {1, 2, 4, 8, 16, 32, 64, 128};
-  m.m = (lane & static_cast<I>(*p)) != 0;
+  return {(lane & static_cast<I>(bits)) != 0};
 }
 
 INLINE F32 load(const float* p) {

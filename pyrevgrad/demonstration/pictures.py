@@ -25,7 +25,7 @@ from .training import Accuracies
 #: Okabe and Ito's colours, told apart by colour-blind readers; line styles tell them apart too.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555"
 DOTS_PER_INCH = 120
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.titlelocation": "left",
@@ -172,7 +172,7 @@ def draw_curves(
         side.set(ylabel="domain accuracy (%)")
         for axes in (main, side):
             axes.set(xlabel="epochs", xlim=(0, len(adapted[0].target) - 1))
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         heading(
             figure,
             f"Rotated digits read correctly: {source_only:.0f} % source only, {with_reversal:.0f} % with GradientReversal",
@@ -186,11 +186,13 @@ def draw_curves(
 def caption_of_curves(adapted: list[Accuracies], plain: list[Accuracies]) -> str:
     """What the curves are, the control, and when labels were used."""
     controls = [100 * statistics.mean(run.source[-1] for run in runs) for runs in (plain, adapted)]
+    seeds = f"{len(adapted)} seed{'s' if len(adapted) > 1 else ''}"
     return (
-        f"Lines: mean of {len(adapted)} seed{'s' if len(adapted) > 1 else ''}; bands: lowest to highest seed. Last-epoch weights, "
-        "no selection. The accuracies were computed after training from kept weights:\n"
-        "no target label was touched while training. Held-out upright digits, last epoch: "
-        f"{controls[0]:.1f} % without, {controls[1]:.1f} % with reversal. Real digits, scikit-learn."
+        f"Lines: mean of {seeds}; bands: lowest to highest seed. Last-epoch weights; settings "
+        "chosen on other seeds. No target label was touched while training:\n"
+        "accuracies were computed afterwards from kept weights. Held-out upright digits, last "
+        f"epoch: {controls[0]:.1f} % without, {controls[1]:.1f} % with reversal. Real digits, "
+        "scikit-learn."
     )
 
 
@@ -202,7 +204,7 @@ def draw_maps(path: Path, maps: Maps) -> None:
         blocks = figure.add_gridspec(
             1, 2, left=0.06, right=0.985, top=0.885, bottom=0.2, wspace=0.12
         )
-        drawn = None
+        drawn: Any = None
         for block in range(2):
             grid = blocks[block].subgridspec(5, 4, hspace=0.08, wspace=0.06)
             for row in range(5):
@@ -256,7 +258,7 @@ LINES = {
     timing.FUSED_GUIDED: Line("guided: pyrevgrad", BLUE),
     timing.REVERSED_IDIOM: Line("reversed: eager idiom", ORANGE, "--"),
     timing.FUSED_REVERSED: Line("reversed: pyrevgrad", BLUE),
-    timing.PLAIN: Line("plain torch.relu, ordinary backward", GREY, ":"),
+    timing.PLAIN: Line("plain torch.relu", GREY, ":"),
 }
 
 
@@ -359,7 +361,7 @@ def draw_timings(path: Path, times: timing.Timings, backend: str, device: str) -
         figure.text(
             0.03,
             0.012,
-            "Fresh buffers in every call, as in training; torch.autograd.grad on a non-leaf input. "
+            "Every call allocates its results; torch.autograd.grad on a non-leaf input. "
             "All forms of one rule sent back equal gradients before they were timed.\n"
             "Eager idiom, guided: clamp_min, then g*(x>0)*(g>0)*scale; strongest: threshold_backward"
             "(g, y, 0).clamp_min_(0).mul_(scale); reversed: relu, then -λ*g.",

@@ -160,7 +160,7 @@ def timing_lines(times: timing.Timings) -> list[str]:
     }
     lines = [
         f"forward + backward of one relu, median microseconds of {times.rounds} interleaved rounds,",
-        f"float32, {times.threads} thread(s), fresh buffers",
+        f"float32, {times.threads} thread(s), results allocated in every call",
         " " * 12 + "".join(f"{first:>11}" for first, _ in columns.values()),
         f"{'elements':>12}" + "".join(f"{second:>11}" for _, second in columns.values()),
     ]

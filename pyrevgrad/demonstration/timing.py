@@ -5,6 +5,7 @@ May import torch and the public functions; nothing of the demo.
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -121,7 +122,11 @@ def check_agreement(x: torch.Tensor, g: torch.Tensor) -> None:
 
 
 def sample(call: Callable[[], object], repeats: int) -> float:
-    """Mean microseconds of `repeats` calls in a row."""
+    """Mean microseconds of `repeats` calls in a row, after one that leaves its own heap behind.
+
+    Without that call a large buffer is fresh or not by what the contestant before freed.
+    """
+    call()
     start = time.perf_counter()
     for _ in range(repeats):
         call()
@@ -129,9 +134,9 @@ def sample(call: Callable[[], object], repeats: int) -> float:
 
 
 def measure(sizes: list[int], rounds: int, after_size: Callable[[], Any] = lambda: None) -> Timings:
-    """Medians over interleaved rounds: each round takes one sample of every contestant.
+    """Medians over interleaved rounds: each round samples every contestant, in shuffled order.
 
-    Buffers are fresh in every call, as in training. float32, torch's current number of threads.
+    Every call allocates its results afresh. float32, torch's current number of threads.
 
     Parameters
     ----------
@@ -162,9 +167,10 @@ def measure(sizes: list[int], rounds: int, after_size: Callable[[], Any] = lambd
             for name, call in calls.items()
         }
         samples: dict[str, list[float]] = {name: [] for name in calls}
+        order = random.Random(size)
         for _ in range(rounds):
-            for name, call in calls.items():
-                samples[name].append(sample(call, repeats[name]))
+            for name in order.sample(list(calls), len(calls)):
+                samples[name].append(sample(calls[name], repeats[name]))
         for name, values in samples.items():
             medians[name].append(statistics.median(values))
         after_size()

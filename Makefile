@@ -1,0 +1,58 @@
+# Every target sets itself up first, once, in .venv/. Name another Python by `make PYTHON=... test`.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+# One stamp per Python that was asked for, so that another one makes the environment anew.
+READY := $(VENV)/ready$(subst /,-,$(PYTHON))
+CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CLANG_FORMAT = $(PY) -c 'import clang_format; clang_format.clang_format()'
+
+.PHONY: help demo test bench bench-quick lint format sanitize clean distclean
+
+help:
+	@echo 'make demo         train, draw and time on real digits; leaves out/demo/'
+	@echo 'make test         the tests and every example in the documentation'
+	@echo 'make bench        the benchmarks; make bench-quick for a first look'
+	@echo 'make lint         ruff, clang-format and mypy; make format mends the layout'
+	@echo 'make sanitize     the native kernels under AddressSanitizer and UBSan'
+	@echo 'make clean        remove what was built; make distclean removes .venv too'
+
+$(READY): setup.py pyproject.toml .ci/environment.py $(CXX_FILES)
+	$(PYTHON) .ci/environment.py $(VENV)
+	@rm -f $(VENV)/ready*
+	@touch $@
+
+demo: $(READY)
+	$(PY) -m pyrevgrad demo $(ARGUMENTS)
+
+test: $(READY)
+	$(PY) -m pytest --doctest-modules --doctest-glob='*.md' \
+	  tests pyrevgrad $(wildcard README.md CONTRIBUTING.md docs) $(ARGUMENTS)
+
+bench: $(READY)
+	$(PY) -m bench $(ARGUMENTS)
+
+bench-quick: $(READY)
+	$(PY) -m bench --quick $(ARGUMENTS)
+
+lint: $(READY)
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(CLANG_FORMAT) --dry-run -Werror $(CXX_FILES)
+	$(PY) -m mypy
+
+format: $(READY)
+	$(PY) -m ruff check --fix
+	$(PY) -m ruff format
+	$(CLANG_FORMAT) -i $(CXX_FILES)
+
+sanitize: $(READY)
+	PYTHON=$(PY) .ci/sanitize $(ARGUMENTS)
+
+clean:
+	rm -rf build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -f pyrevgrad/_native*.so pyrevgrad/_build_report.txt $(VENV)/ready*
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

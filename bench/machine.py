@@ -1,0 +1,93 @@
+"""What a figure was measured with: versions, processor, threads, commit. No names of people or hosts.
+
+Imports torch and pyrevgrad for their versions.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pyrevgrad
+from pyrevgrad import backends
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found.group(1).strip() if found else platform.machine()
+
+
+def _huge_pages() -> str:
+    try:
+        text = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return "unknown"
+    found = re.search(r"\[(\w+)\]", text)
+    return found.group(1) if found else "unknown"
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def load_average() -> float | None:
+    """Processes that wanted to run over the last minute; a quiet machine shows less than 1."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def usable_processors() -> int:
+    """Processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def describe() -> dict[str, Any]:
+    """Everything a reader needs to judge or repeat the figures."""
+    # What a run writes does not make its own measurements dirty.
+    changes = _git("status", "--porcelain", "--", ".", ":!bench/results", ":!bench/README.md")
+    return {
+        "processor": _processor(),
+        "processors": usable_processors(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "libc": " ".join(platform.libc_ver()),
+        "transparent_huge_pages": _huge_pages(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_kernels": torch.backends.cpu.get_cpu_capability(),
+        "pyrevgrad": pyrevgrad.__version__,
+        "native": backends.configuration()["native"],
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+    }
+
+
+def device_name(processor: str, processors: int) -> str:
+    """The folder of a machine's results.
+
+    Examples
+    --------
+    >>> device_name("Intel(R) Xeon(R) Gold 6130 CPU @ 2.10GHz", 2)
+    'intel-xeon-gold-6130-2-processors'
+    """
+    text = re.sub(r"\((r|tm)\)|\bcpu\b|\bprocessor\b|@.*", " ", processor.lower())
+    name = re.sub(r"[^a-z0-9]+", "-", text).strip("-") or "unknown"
+    return f"{name}-{processors}-processors"

@@ -1,0 +1,206 @@
+"""Who computes a case: each provider as a forward and backward on given tensors, and its gate.
+
+Imports pyrevgrad, torch, cases and idioms. No provider's time counts before `check` has passed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import pyrevgrad
+from pyrevgrad import backends
+
+from . import idioms
+from .cases import Case
+from .idioms import Apply
+
+#: In the order of the tables.
+NAMES = ("fused", "reference", "idiom", "idiom+compile", "eager-best", "plain", "copy")
+
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class GateError(AssertionError):
+    """A provider's result is wrong, so its time means nothing."""
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One way to compute a case: ``step(x, g)`` gives (y, gx)."""
+
+    name: str
+    step: Step
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A provider that cannot run a case, and why."""
+
+    name: str
+    reason: str
+
+
+def _differentiated(apply: Apply) -> Step:
+    """Forward and backward as inside a network: the gradient of a tensor that is no leaf."""
+
+    def step(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        y = apply(x)
+        return y, torch.autograd.grad(y, x, g)[0]
+
+    return step
+
+
+def _fused(case: Case, dtype: torch.dtype) -> Provider | Skipped:
+    pairs = backends.pairs_of(case.activation, case.rule, {})
+    pair = pairs.half if dtype in backends.HALF_TYPES else pairs.full
+    serving = backends.choose(torch.empty(0, dtype=dtype), pair).name
+    if serving != "native":
+        return Skipped("fused", f"the {serving} backend would serve it: see show_config()")
+    function, rule = getattr(pyrevgrad, case.activation), case.rule
+    return Provider("fused", _differentiated(lambda x: function(x, rule)))
+
+
+def _reference(case: Case, dtype: torch.dtype) -> Provider:
+    function, rule = getattr(pyrevgrad, case.activation), case.rule
+
+    def apply(x: Tensor) -> Tensor:
+        with pyrevgrad.backend("reference"):
+            return function(x, rule)
+
+    return Provider("reference", _differentiated(apply))
+
+
+def _idiom(case: Case, dtype: torch.dtype) -> Provider | Skipped:
+    apply = idioms.idiom(case.activation, case.rule_name, case.rule)
+    if apply is None:
+        return Skipped("idiom", f"no eager idiom is written for {case.name}")
+    return Provider("idiom", _differentiated(apply))
+
+
+def _compiled(case: Case, dtype: torch.dtype) -> Provider | Skipped:
+    """The idiom under torch.compile, for any size at once: one compilation a case and dtype.
+
+    Measured beside one compilation a size, it was no slower from 2^10 to 2^22 elements.
+    """
+    if case.activation != "relu":
+        return Skipped("idiom+compile", "compiled for relu only: each case takes seconds to build")
+    apply = idioms.idiom(case.activation, case.rule_name, case.rule)
+    if apply is None:
+        return Skipped("idiom+compile", f"no eager idiom is written for {case.name}")
+    import torch._dynamo
+    import torch._inductor.config
+
+    # Cases share code objects, whose recompilations Dynamo counts and limits; and Inductor builds
+    # the number of threads into the code, which its cache would not tell apart by itself.
+    torch._dynamo.reset()
+    torch._inductor.config.cpp.threads = torch.get_num_threads()
+    compiled = torch.compile(apply, dynamic=True, fullgraph=True)
+    return Provider("idiom+compile", _differentiated(compiled))
+
+
+def _strongest(case: Case, dtype: torch.dtype) -> Provider | Skipped:
+    apply = idioms.strongest(case.activation, case.rule_name, case.rule)
+    if apply is None:
+        return Skipped("eager-best", f"nothing stronger than the idiom is known for {case.name}")
+    return Provider("eager-best", _differentiated(apply))
+
+
+def _plain(case: Case, dtype: torch.dtype) -> Provider | Skipped:
+    apply = idioms.plain(case.activation)
+    if apply is None:
+        return Skipped("plain", f"PyTorch has no {case.activation} with a gradient")
+    return Provider("plain", _differentiated(apply))
+
+
+def _copy(case: Case, dtype: torch.dtype) -> Provider:
+    return Provider("copy", lambda x, g: (x.detach().clone(), g.clone()))
+
+
+_MAKERS: dict[str, Callable[[Case, torch.dtype], Provider | Skipped]] = {
+    "fused": _fused,
+    "reference": _reference,
+    "idiom": _idiom,
+    "idiom+compile": _compiled,
+    "eager-best": _strongest,
+    "plain": _plain,
+    "copy": _copy,
+}
+
+
+def build(
+    case: Case, dtype: torch.dtype, without: Sequence[str] = ()
+) -> list[Provider | Skipped]:
+    """Every provider of `case`, or the reason why one is left out."""
+    return [
+        Skipped(name, "left out by --without")
+        if name in without
+        else _MAKERS[name](case, dtype)
+        for name in NAMES
+    ]
+
+
+def tensors(elements: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """x, no leaf but in need of a gradient, and the gradient that arrives."""
+    generator = torch.Generator().manual_seed(seed)
+    leaf = torch.randn(elements, generator=generator).to(dtype).requires_grad_()
+    g = torch.randn(elements, generator=generator).to(dtype)
+    return leaf * 1, g
+
+
+def expected(case: Case, x: Tensor, g: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """What each provider must give: the rule's gradient, the ordinary one, or a copy."""
+    function = getattr(pyrevgrad, case.activation)
+    with pyrevgrad.backend("reference"):
+        y = function(x, case.rule)
+        gx = torch.autograd.grad(y, x, g)[0]
+        ordinary = torch.autograd.grad(function(x), x, g)[0]
+    results = dict.fromkeys(NAMES, (y.detach(), gx))
+    results["plain"] = (y.detach(), ordinary)
+    results["copy"] = (x.detach(), g)
+    return results
+
+
+_TOLERANCES = {
+    torch.float64: 1e-7,
+    torch.float32: 1.3e-6,
+    torch.bfloat16: 1.6e-2,
+    torch.float16: 1e-3,
+}
+
+
+def _agree(got: Tensor, want: Tensor, given: Tensor) -> bool:
+    """Within PyTorch's relative tolerance of the size of the result and of what went in.
+
+    The second part is for opponents that round between kernels (bfloat16 x − tanh(x)): a gate is
+    there to catch a wrong rule, whose results are off by the size of g, not to grade rounding.
+    """
+    if got.dtype != want.dtype or got.shape != want.shape:
+        return False
+    tolerance = _TOLERANCES[want.dtype]
+    wide = torch.promote_types(want.dtype, torch.float32)
+    got, want, given = (tensor.detach().to(wide) for tensor in (got, want, given))
+    bound = want.abs().add_(given.abs()).mul_(tolerance)
+    return bool((got - want).abs_().le(bound).all())
+
+
+def check(
+    provider: Provider, case: Case, x: Tensor, g: Tensor, wanted: tuple[Tensor, Tensor]
+) -> None:
+    """Run `provider` once and compare.
+
+    Raises
+    ------
+    GateError
+        Its value or its gradient is wrong, or it wrote into x or g.
+    """
+    before = x.detach().clone(), g.clone()
+    y, gx = provider.step(x, g)
+    if not (torch.equal(x, before[0]) and torch.equal(g, before[1])):
+        raise GateError(f"{provider.name} wrote into its inputs on {case.name}")
+    for what, got, want, given in (("value", y, wanted[0], x), ("gradient", gx, wanted[1], g)):
+        if not _agree(got, want, given):
+            raise GateError(f"{provider.name} gives a wrong {what} on {case.name}")

@@ -1,0 +1,136 @@
+"""The byte-count ceilings: what each provider's kernels must at least read and write.
+
+Imports the tables and cases. Bytes per element, forward and backward together; one read or write
+of a tensor counts s, the size of its dtype, wherever it lies. A ratio of two such counts is the
+speed-up that memory traffic alone would give. It is no bound where an opponent computes slowly or
+waits for page faults, and it counts neither of those, nor the read that a cache makes of a line
+before it is written.
+"""
+
+from __future__ import annotations
+
+from pyrevgrad.activations import ACTIVATIONS, CONSTANT
+from pyrevgrad.rules import plan
+
+from .cases import Case
+
+ITEM_SIZES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
+_TORCH_NAMES = {name: f"torch.{name}" for name in ITEM_SIZES}
+
+#: Activations that PyTorch composes of several operations; their kernels are not counted.
+_COMPOSED = ("softsign", "tanhshrink", "relu_squared")
+
+
+def item_size(dtype: str) -> int:
+    """Bytes of one element."""
+    return ITEM_SIZES[dtype]
+
+
+def fused_forward(case: Case, dtype: str) -> float:
+    """Read x, write y, and one bit where the plan keeps a mask."""
+    keeps = plan(case.activation, case.rule, _TORCH_NAMES[dtype]).keeps
+    return 2 * item_size(dtype) + (0.125 if keeps == "mask" else 0)
+
+
+def fused_backward(case: Case, dtype: str) -> float:
+    """Read g, write gx, and read what was kept: nothing, one bit, y or x."""
+    kept = plan(case.activation, case.rule, _TORCH_NAMES[dtype]).bytes_per_element
+    return 2 * item_size(dtype) + kept
+
+
+def _plain(activation: str, s: int) -> float | None:
+    """Forward reads x and writes y; backward reads g and the kept x or y and writes gx: 5s."""
+    row = ACTIVATIONS[activation]
+    if activation == "identity":
+        return 2 * s  # a clone forward; backward hands on g
+    if activation in _COMPOSED or row.torch_name is None or row.slope_from == CONSTANT:
+        return None
+    # log_sigmoid also writes a buffer forward and reads it backward.
+    return 7 * s if activation == "logsigmoid" else 5 * s
+
+
+def _compare(s: int) -> float:
+    """``x > 0``: read s, write one byte."""
+    return s + 1
+
+
+def _times_bool(s: int) -> float:
+    """``g * mask``: on the CPU PyTorch first casts the booleans to the dtype of g (read 1, write
+    s), then multiplies (read 2s, write s). The profiler shows the cast as ``aten::to``."""
+    return (1 + s) + 3 * s
+
+
+def _idiom(case: Case, s: int) -> float | None:
+    plain = _plain(case.activation, s)
+    forward = None if case.activation in _COMPOSED else 2 * s
+    gate = _compare(s) + _times_bool(s)
+    own: dict[str, float] = {
+        # one more pass over the gradient: read 2s, write s where two tensors meet, 2s in all else
+        "reverse": 2 * s,
+        "guided_slope": gate,
+        "guided_product": 2 * s,
+        "rectgrad": 3 * s + gate,
+    }
+    if case.rule_name in own:
+        return None if plain is None else plain + own[case.rule_name]
+    # value only forward: the activation's own backward never runs
+    alone: dict[str, float] = {
+        "GUIDED": 2 * gate,
+        "guided_scaled": 2 * gate + 2 * s,
+        "DECONVNET": gate,
+        "deconvnet_clipped": 2 * s + gate,
+        "STRAIGHT_THROUGH": 0,
+        "clipped_straight_through": 2 * gate,
+    }
+    if forward is None or case.rule_name not in alone:
+        return None
+    return forward + alone[case.rule_name]
+
+
+def _strongest(case: Case, s: int) -> float | None:
+    plain = _plain(case.activation, s)
+    if plain is None:
+        return None
+    # threshold_backward: read g and what was kept, write gx (3s); in place: read and write (2s).
+    return {
+        "reverse": plain + 2 * s,
+        "GUIDED": 2 * s + 3 * s + 2 * s,
+        "guided_scaled": 2 * s + 3 * s + 2 * s + 2 * s,
+        "DECONVNET": 2 * s + 2 * s,
+    }.get(case.rule_name)
+
+
+def _compiled(case: Case, s: int) -> float | None:
+    """Inductor's one kernel each way: read x, write y; read g and x or y, write gx."""
+    known = {"reverse": 5 * s, "GUIDED": 5 * s, "guided_scaled": 5 * s, "DECONVNET": 4 * s}
+    return known.get(case.rule_name)
+
+
+def bytes_per_element(provider: str, case: Case, dtype: str) -> float | None:
+    """Bytes that `provider` moves for one element, forward and backward; None where not counted.
+
+    Examples
+    --------
+    >>> case = Case("relu", "guided_scaled")
+    >>> bytes_per_element("fused", case, "float32"), bytes_per_element("plain", case, "float32")
+    (16.25, 20)
+    """
+    s = item_size(dtype)
+    if provider == "fused":
+        return fused_forward(case, dtype) + fused_backward(case, dtype)
+    if provider == "copy":
+        return 4 * s  # x copied forward, g copied backward
+    counts = {
+        "plain": _plain(case.activation, s),
+        "idiom": _idiom(case, s),
+        "eager-best": _strongest(case, s),
+        "idiom+compile": _compiled(case, s),
+    }
+    return counts.get(provider)
+
+
+def ceiling(provider: str, case: Case, dtype: str) -> float | None:
+    """The speed-up of ``fused`` over `provider` by bytes alone; None where not counted."""
+    theirs = bytes_per_element(provider, case, dtype)
+    ours = bytes_per_element("fused", case, dtype)
+    return None if theirs is None or not ours else theirs / ours

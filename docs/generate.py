@@ -1,0 +1,281 @@
+"""Write the documentation's tables, from the activation and rule tables and the benchmark records.
+
+Each stands between ``<!-- name -->`` and ``<!-- /name -->``. Without ``--check`` it writes the files.
+Imports the tables only: pyrevgrad must be installed or on PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import figures
+import torch
+
+from pyrevgrad.activations import ACTIVATIONS, CONSTANT, INPUT, MASK, OUTPUT, Activation
+from pyrevgrad.rules import EXACT, RULES, Plan, Rule, plan
+
+ROOT = Path(__file__).resolve().parent.parent
+DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+KINDS = {
+    CONSTANT: "one slope",
+    MASK: "two slopes",
+    OUTPUT: "slope from y",
+    INPUT: "slope from x",
+}
+#: Where each rule was first written down, and what for.
+SOURCES = {
+    "EXACT": ("the ordinary backward", "–"),
+    "reverse": (
+        "domain-adversarial training",
+        "Ganin & Lempitsky 2015, section 3.1 ([1409.7495](https://arxiv.org/abs/1409.7495))",
+    ),
+    "GUIDED": (
+        "guided backpropagation, Lasagne's form: any activation",
+        "Springenberg et al. 2014, section 3.4 ([1412.6806](https://arxiv.org/abs/1412.6806))",
+    ),
+    "guided_slope": ("guided backpropagation, zennit's form", "as above"),
+    "guided_product": ("guided backpropagation, Captum's form", "as above"),
+    "DECONVNET": (
+        "DeconvNet",
+        "Zeiler & Fergus 2014 ([1311.2901](https://arxiv.org/abs/1311.2901))",
+    ),
+    "STRAIGHT_THROUGH": (
+        "training through sign, round, heaviside",
+        "Bengio et al. 2013 ([1308.3432](https://arxiv.org/abs/1308.3432))",
+    ),
+    "clipped_straight_through": (
+        "the same, nothing outside an interval",
+        "Hubara et al. 2016, equation 4 ([1602.02830](https://arxiv.org/abs/1602.02830))",
+    ),
+    "rectgrad": (
+        "RectGrad: only large contributions",
+        "Kim et al. 2019, section 4 ([1902.04893](https://arxiv.org/abs/1902.04893))",
+    ),
+    "guided_scaled": ("composition: any rule times a number", "–"),
+    "deconvnet_clipped": ("composition: any rule on a clamped g", "–"),
+}
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    lines = [list(head), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def code(text: str) -> str:
+    """`text` as code that is safe in a table cell."""
+    return "`" + text.replace("|", "\\|") + "`"
+
+
+def bytes_text(found: Plan) -> str:
+    """A plan's bytes per element as a reader says it."""
+    return {0.0: "0", 0.125: "1/8"}.get(found.bytes_per_element, f"{found.bytes_per_element:g}")
+
+
+def plan_text(found: Plan) -> str:
+    """A plan as one cell: what is kept, and its bytes."""
+    return "nothing" if found.keeps == "nothing" else f"{found.keeps}, {bytes_text(found)}"
+
+
+def number_text(number: float) -> str:
+    """A number to four digits, with a real minus sign; −0 keeps it."""
+    return f"{number:.4g}".replace("-", "−").replace("nan", "NaN").replace("inf", "∞")
+
+
+def parameters_text(row: Activation) -> str:
+    """The parameters with defaults and bounds."""
+    parts = [f"`{p.name}={p.default:g}`, {p.bound}" for p in row.parameters]
+    if row.ascending:
+        parts[-1] += f", above `{row.parameters[0].name}`"
+    return "; ".join(parts) or "–"
+
+
+def activation_formulas() -> str:
+    """Name, f, f', parameters."""
+    rows = (
+        (code(row.name), code(row.value), code(row.slope), parameters_text(row))
+        for row in ACTIVATIONS.values()
+    )
+    return table(("activation", "y = f(x)", "slope f′(x)", "parameters"), rows)
+
+
+def kept_by_dtype() -> str:
+    """What EXACT keeps, by dtype."""
+    rows = (
+        (code(name), *(plan_text(plan(name, EXACT, dtype)) for dtype in DTYPES.values()))
+        for name in ACTIVATIONS
+    )
+    return table(("activation", *DTYPES), rows)
+
+
+def kept_by_rule() -> str:
+    """What each rule keeps, in float32."""
+    rows = (
+        (code(name), *(plan_text(plan(name, rule)) for rule in RULES.values()))
+        for name in ACTIVATIONS
+    )
+    return table(("activation", *(code(repr(rule)) for rule in RULES.values())), rows)
+
+
+def parameter_exceptions() -> str:
+    """Where a parameter's sign decides whether the output is enough."""
+    lines = []
+    for row in ACTIVATIONS.values():
+        if row.output_needs is None:
+            continue
+        name, strict = row.output_needs.removesuffix(">=0"), not row.output_needs.endswith(">=0")
+        condition = f"`{name} {'<= 0' if strict else '< 0'}`"
+        which = "rules that read y" if row.slope_from == MASK else "rules that use the slope"
+        lines.append(f"* `{row.name}` with {condition}: {which} keep the input instead of y.")
+    return "\n".join(lines)
+
+
+def special_points() -> str:
+    """Value and slope at NaN, the infinities and the zeros."""
+    rows = (
+        (
+            code(row.name),
+            *(f"{number_text(value)}; {number_text(slope)}" for value, slope in row.points),
+        )
+        for row in ACTIVATIONS.values()
+    )
+    return table(("activation", "x = NaN", "+∞", "−∞", "+0", "−0"), rows)
+
+
+def slope_text(rule: Rule) -> str:
+    """The rule's slope for any activation."""
+    return "f′(x)" if rule.slope == "exact" else "1"
+
+
+def gate_text(rule: Rule) -> str:
+    """What the rule's formula says it blocks, for any activation."""
+    found = re.search(r"gx = \((.*)\) \? \+0 : ", rule.formula())
+    return code(found.group(1)) if found else "–"
+
+
+def rule_properties() -> str:
+    """Each rule's slope, gate, scale, use and source."""
+    rows = (
+        (
+            code(repr(rule)), SOURCES[name][0], slope_text(rule), gate_text(rule),
+            number_text(rule.scale), SOURCES[name][1],
+        )
+        for name, rule in RULES.items()
+    )  # fmt: skip
+    return table(("rule", "for", "slope", "blocks where", "scale", "source"), rows)
+
+
+def rule_formulas() -> str:
+    """The rules written out for three activations."""
+    names = ("relu", "silu", "tanh")
+    blocks = []
+    for name in names:
+        rows = ((code(repr(rule)), code(rule.formula(name))) for rule in RULES.values())
+        blocks.append(f"### {name}\n\n" + table(("rule", "backward"), rows))
+    return "\n\n".join(blocks)
+
+
+def kept_by_kind() -> str:
+    """What each rule keeps for each kind of activation, with the exceptions named."""
+    rows = ((code(repr(rule)), *(_kept(rule, kind) for kind in KINDS)) for rule in RULES.values())
+    heads = (f"{text} ({_example(kind)}, …)" for kind, text in KINDS.items())
+    return table(("rule", *heads), rows)
+
+
+def _example(kind: str) -> str:
+    return next(row.name for row in ACTIVATIONS.values() if row.slope_from == kind)
+
+
+def _kept(rule: Rule, kind: str) -> str:
+    names = [row.name for row in ACTIVATIONS.values() if row.slope_from == kind]
+    by_plan = {
+        keeps: list(group)
+        for keeps, group in itertools.groupby(
+            sorted(names, key=lambda name: plan(name, rule).keeps),
+            key=lambda name: plan(name, rule).keeps,
+        )
+    }
+    usual, *others = sorted(by_plan, key=lambda keeps: -len(by_plan[keeps]))
+    return "; ".join([usual, *(f"{keeps} for {', '.join(by_plan[keeps])}" for keeps in others)])
+
+
+def rules_and_bytes() -> str:
+    """The README's table: formulas and bytes."""
+    shown = ("relu", "tanh", "gelu")
+    rows = (
+        (
+            code(repr(rule)), code(rule.formula()),
+            *(bytes_text(plan(name, rule)) for name in shown),
+        )
+        for rule in RULES.values()
+    )  # fmt: skip
+    return table(("rule", "backward", *map(code, shown)), rows)
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    "activation formulas": activation_formulas,
+    "kept by dtype": kept_by_dtype,
+    "kept by rule": kept_by_rule,
+    "parameter exceptions": parameter_exceptions,
+    "special points": special_points,
+    "rule properties": rule_properties,
+    "rule formulas": rule_formulas,
+    "kept by kind": kept_by_kind,
+    "rules and bytes": rules_and_bytes,
+    "figures": lambda: figures.text(ROOT / "bench" / "results"),
+}
+PAGES = ("README.md", "docs/activations.md", "docs/rules.md")
+
+
+def filled(text: str) -> str:
+    """`text` with every marked section generated anew.
+
+    Raises
+    ------
+    ValueError
+        A marker that names no section.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in SECTIONS:
+            raise ValueError(f"no section is called {name!r}: choose from {', '.join(SECTIONS)}")
+        return f"<!-- {name} -->\n\n{SECTIONS[name]()}\n\n<!-- /{name} -->"
+
+    return re.sub(r"<!-- ([a-z ]+) -->\n.*?<!-- /\1 -->", fill, text, flags=re.DOTALL)
+
+
+def main() -> int:
+    """Write the pages; with --check, only say which are out of date."""
+    parser = argparse.ArgumentParser(description="Generate the documentation's tables.")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if out of date")
+    check = parser.parse_args().check
+    stale = []
+    for page in PAGES:
+        path = ROOT / page
+        before = path.read_text(encoding="utf-8")
+        after = filled(before)
+        if after != before:
+            stale.append(page)
+            if not check:
+                path.write_text(after, encoding="utf-8")
+    if check and stale:
+        print(f"out of date: {', '.join(stale)}; run python docs/generate.py", file=sys.stderr)
+        return 1
+    print(f"{'written' if stale else 'up to date'}: {', '.join(stale or PAGES)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

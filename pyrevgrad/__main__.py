@@ -1,0 +1,62 @@
+"""The command line: `python -m pyrevgrad info` and `python -m pyrevgrad demo`.
+
+May import everything public, each command's part only when that command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands that this version has; what follows `demo` belongs to the demo's own parser."""
+    made = argparse.ArgumentParser(
+        prog="python -m pyrevgrad", description="Change what an activation sends back."
+    )
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser(
+        "info", help="print what is built, what would serve which tensor, and why"
+    )
+    commands.add_parser(
+        "demo",
+        add_help=False,
+        help="train on real digits, draw gradient maps, time fused against eager (demo --help)",
+    )
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        The command and its options; those of the process if not given.
+
+    Returns
+    -------
+    int
+        The exit status, 0 if all went well.
+
+    Raises
+    ------
+    SystemExit
+        Status 2 for a command or an option that does not exist, 0 after ``--help``.
+    """
+    reader = parser()
+    options, rest = reader.parse_known_args(arguments)
+    if options.command == "demo":
+        from . import demonstration
+
+        return demonstration.main(rest)
+    if rest:
+        reader.error(f"{options.command} takes no options, got {' '.join(rest)}")
+    from . import show_config
+
+    show_config()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,127 @@
+"""A rule as text: its repr, and the formula of its backward for one activation or for any.
+
+Data only; imports the activation table. The rules call it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from .activations import MASK, Activation
+
+if TYPE_CHECKING:
+    from .rules import Rule
+
+
+def name_of(rule: Rule, names: Mapping[tuple[object, ...], str]) -> str:
+    """The expression that makes `rule`; `names` says what its structure is called, if anything.
+
+    A tensor scale shows as ``<tensor>``. Without one, ``eval`` of the text gives an equal rule.
+    """
+    unclipped = (*rule.structure[:-1], math.inf)
+    text = names.get(unclipped) or _constructor(rule)
+    factors = [] if rule.scale == 1.0 else [repr(rule.scale)]
+    if rule.tensor is not None:
+        factors.append("<tensor>")
+    if text == "EXACT" and math.copysign(1.0, rule.scale) < 0:
+        factors[0] = repr(-rule.scale)
+        if rule.scale == -1.0 and rule.tensor is not None:
+            del factors[0]
+        text = f"reverse({factors.pop(0)})"
+    text += "".join(f".scaled({factor})" for factor in factors)
+    return text if math.isinf(rule.clip) else f"{text}.clipped({rule.clip!r})"
+
+
+def _constructor(rule: Rule) -> str:
+    gates = (rule.input_gate, rule.gradient_gate)
+    if rule.slope == "identity" and isinstance(gates[0], tuple) and gates[1] is None:
+        low, high = gates[0]
+        return f"clipped_straight_through({low!r}, {high!r})"
+    if rule.slope == "exact" and gates == (None, "output"):
+        return f"rectgrad({rule.threshold!r})"
+    given = {"slope": rule.slope, "input_gate": gates[0], "gradient_gate": gates[1]}
+    if rule.threshold:
+        given["threshold"] = rule.threshold
+    return f"Rule({', '.join(f'{key}={value!r}' for key, value in given.items())})"
+
+
+def formula_of(rule: Rule, row: Activation | None) -> str:
+    """``gx = (what blocks) ? +0 : scale·slope·g``, without the parts that the rule leaves out."""
+    slope, flat = "1", None
+    if rule.slope == "exact":
+        slope, flat = ("f′(x)", None) if row is None else (slope_where_it_passes(row), row.flat)
+    if slope == "0":
+        return "gx = +0"
+    known = [] if row is None else [text for text in definitions(row) if _uses(slope, text)]
+    g = "g"
+    if not math.isinf(rule.clip):
+        g = "g′"
+        known.append(f"g′ = clamp(g, {-rule.clip!r}, {rule.clip!r})")
+    sloped = g if slope == "1" else f"{bracketed(slope)}·{g}"
+    blocks = [*_input_blocks(rule, flat), *_gradient_blocks(rule, g, sloped)]
+    gate = f"({' or '.join(blocks)}) ? +0 : " if blocks else ""
+    where = f", where {', '.join(known)}" if known else ""
+    return f"gx = {gate}{_scaled(rule, sloped)}{where}"
+
+
+def _input_blocks(rule: Rule, flat: str | None) -> list[str]:
+    blocks = [] if flat is None else [flat]
+    if isinstance(rule.input_gate, tuple):
+        low, high = rule.input_gate
+        blocks.append(f"x < {low!r} or x > {high!r}")
+    elif rule.input_gate == "positive" and flat != "x <= 0":
+        blocks.append("x <= 0")
+    return blocks
+
+
+def _gradient_blocks(rule: Rule, g: str, sloped: str) -> list[str]:
+    tests = {
+        "gradient": f"{g} <= 0",
+        "product": f"{sloped} <= 0",
+        "output": f"y·{g} <= {rule.threshold!r}",
+    }
+    return [] if rule.gradient_gate is None else [tests[rule.gradient_gate]]
+
+
+def _scaled(rule: Rule, sloped: str) -> str:
+    product = sloped if rule.tensor is None else f"λ·{sloped}"
+    if rule.scale == -1.0:
+        return f"-{product}"
+    return product if rule.scale == 1.0 else f"{rule.scale!r}·{product}"
+
+
+def definitions(row: Activation) -> list[str]:
+    """What the row's texts define for themselves, such as ``σ(x) = 1 / (1 + e⁻ˣ)``."""
+    return [*_parts(row.value)[1:], *_parts(row.slope)[1:]]
+
+
+def _parts(text: str) -> list[str]:
+    """An expression and the definitions after it; a comma inside a call does not count."""
+    return re.split(r", (?=\S+ = )", text)
+
+
+def _uses(expression: str, definition: str) -> bool:
+    symbol = definition.split(" = ")[0]
+    return re.search(rf"(?<!\w){re.escape(symbol)}(?!\w)", expression) is not None
+
+
+def slope_where_it_passes(row: Activation) -> str:
+    """The row's slope as one expression, without the region `row.flat` where it is 0."""
+    slope = _parts(row.slope)[0].split(" = ")[0]
+    if row.flat is None:
+        return slope
+    if slope.endswith(" : 0"):
+        return slope.removesuffix(" : 0").split(" ? ")[1]
+    # A bare condition stands for 1 where it holds.
+    return "1" if row.slope_from == MASK else slope.removeprefix(f"{row.flat} ? 0 : ")
+
+
+def bracketed(expression: str) -> str:
+    """`expression` as a factor: in brackets where an operator other than · stands outside any."""
+    outside = expression
+    while "(" in outside:
+        outside = re.sub(r"\([^()]*\)", "", outside)
+    return f"({expression})" if " " in outside or "/" in outside else expression

@@ -1,0 +1,286 @@
+"""torch.compile keeps every rule: one graph, right gradients, no recompilation for a live scale."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import pyrevgrad
+from pyrevgrad import DECONVNET, EXACT, GUIDED, reverse
+from pyrevgrad.rules import RULES
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+ACTIVATIONS = ("relu", "leaky_relu", "tanh", "elu", "gelu", "identity", "sign")
+NATIVE = pyrevgrad.backends._native is not None
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def both(function, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    y = function(x)
+    return y, torch.autograd.grad(y, x, g)[0]
+
+
+def inputs(*shape: int, dtype=torch.float32) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+    return x * 1, torch.randn(shape, generator=generator).to(dtype)
+
+
+class Graphs:
+    """A compiler backend that counts its calls (Dynamo may trace the first call twice)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, module, example_inputs):
+        from torch._dynamo.backends.debugging import aot_eager
+
+        self.count += 1
+        return aot_eager(module, example_inputs)
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_one_graph_gives_the_eager_value_and_gradient(name, rule):
+    x, g = inputs(33, 7)
+
+    def function(x):
+        return pyrevgrad.activation(x, name, rule)
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert all(map(torch.equal, both(function, x, g), both(compiled, x, g)))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        pyrevgrad.nn.Activation("relu", GUIDED),
+        pyrevgrad.nn.Activation("tanh", reverse(torch.tensor(0.3))),
+        pyrevgrad.nn.Activation("gelu", reverse(0.3), inplace=False),
+        pyrevgrad.nn.GradientReversal(0.3),
+    ],
+    ids=repr,
+)
+def test_inductor_compiles_the_layers(layer):
+    x, g = inputs(16, 33)
+    compiled = torch.compile(layer, fullgraph=True)
+    assert all(map(torch.equal, both(layer, x, g), both(compiled, x, g)))
+
+
+def test_inductor_compiles_between_other_operations():
+    x, g = inputs(16, 33)
+
+    def function(x):
+        return pyrevgrad.relu(x * 2 + 1, GUIDED).sin()
+
+    compiled = torch.compile(function, fullgraph=True)
+    for eager, fused in zip(both(function, x, g), both(compiled, x, g), strict=True):
+        torch.testing.assert_close(eager, fused)
+
+
+def test_in_place_is_honoured():
+    x, g = inputs(8, 9)
+    layer = pyrevgrad.nn.Activation("relu", GUIDED, inplace=True)
+
+    def function(x):
+        z = x + 1
+        y = layer(z)
+        return y + z
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert all(map(torch.equal, both(function, x, g), both(compiled, x, g)))
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "gelu"])
+def test_dynamic_shapes_compile_once(name):
+    graphs = Graphs()
+    layer = pyrevgrad.nn.Activation(name, reverse(0.3))
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=graphs)
+    for shape in ((4, 6), (5, 7), (9, 33)):
+        x, g = inputs(*shape)
+        assert all(map(torch.equal, both(layer, x, g), both(compiled, x, g)))
+    assert graphs.count == 1
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "gelu"])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_channels_last_keeps_its_strides(name, dynamic):
+    x, g = inputs(2, 3, 5, 7)
+    x = x.contiguous(memory_format=torch.channels_last)
+    layer = pyrevgrad.nn.Activation(name, GUIDED if name == "relu" else reverse(0.3))
+    compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for eager, fused in zip(both(layer, x, g), both(compiled, x, g), strict=True):
+        assert torch.equal(eager, fused) and eager.stride() == fused.stride()
+
+
+def hundred_values(make, set_value):
+    graphs = Graphs()
+    layer = make()
+    compiled = torch.compile(layer, fullgraph=True, backend=graphs)
+    x, g = inputs(8)
+    first = 0
+    for step in range(100):
+        set_value(layer, step / 10)
+        y = compiled(x)
+        gx = torch.autograd.grad(y, x, g)[0]
+        slope = (x > 0).float() if isinstance(layer, pyrevgrad.nn.Activation) else 1.0
+        torch.testing.assert_close(gx, -step / 10 * slope * g)
+        first = first or graphs.count
+    assert graphs.count == first
+
+
+def test_a_hundred_scales_of_a_reversal_compile_once():
+    hundred_values(pyrevgrad.nn.GradientReversal, lambda layer, value: layer.set_scale(value))
+
+
+def test_a_hundred_scales_of_an_activation_compile_once():
+    hundred_values(
+        lambda: pyrevgrad.nn.Activation("relu", reverse(torch.tensor(0.0))),
+        lambda layer, value: layer.set_scale(value),
+    )
+
+
+def test_a_hundred_tensor_scales_of_the_function_compile_once():
+    scale = torch.tensor(0.0, dtype=torch.float64)
+    graphs = Graphs()
+    compiled = torch.compile(
+        lambda x: pyrevgrad.reverse_gradient(x, scale), fullgraph=True, backend=graphs
+    )
+    x, g = inputs(8)
+    first = 0
+    for step in range(100):
+        scale.fill_(step / 10)
+        torch.testing.assert_close(torch.autograd.grad(compiled(x), x, g)[0], -step / 10 * g)
+        first = first or graphs.count
+    assert graphs.count == first
+
+
+def test_the_rule_is_guarded():
+    compiled = torch.compile(
+        lambda x, rule: pyrevgrad.relu(x, rule), fullgraph=True, backend="aot_eager"
+    )
+    x, g = inputs(8, 9)
+    for rule in (GUIDED, DECONVNET, EXACT, reverse(0.5), GUIDED):
+        expected = torch.autograd.grad(pyrevgrad.relu(x, rule), x, g)[0]
+        assert torch.equal(torch.autograd.grad(compiled(x, rule), x, g)[0], expected)
+
+
+def test_setting_a_layers_rule_recompiles_it():
+    layer = pyrevgrad.nn.Activation("relu", GUIDED)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x, g = inputs(8, 9)
+    for rule in (GUIDED, DECONVNET, reverse(2.0)):
+        layer.rule = rule
+        expected = torch.autograd.grad(pyrevgrad.relu(x, rule), x, g)[0]
+        assert torch.equal(torch.autograd.grad(compiled(x), x, g)[0], expected)
+
+
+def test_the_reference_compiles_to_plain_operations():
+    """What CUDA takes: no opaque operation stands between Inductor and its neighbours."""
+    seen = []
+
+    def backend(module, example_inputs):
+        from torch._dynamo.backends.common import aot_autograd
+        from torch._functorch.aot_autograd import make_boxed_func
+
+        def keep(graph, inputs):
+            seen.extend(str(node.target) for node in graph.graph.nodes)
+            return make_boxed_func(graph.forward)
+
+        return aot_autograd(fw_compiler=keep, bw_compiler=keep)(module, example_inputs)
+
+    x, g = inputs(8, 9)
+    with pyrevgrad.backend("reference"):
+        compiled = torch.compile(
+            lambda x: pyrevgrad.relu(x, GUIDED), fullgraph=True, backend=backend
+        )
+        y, gx = both(compiled, x, g)
+    assert torch.equal(y, x.detach().relu())
+    assert torch.equal(gx, torch.where((x > 0) & (g > 0), g, 0.0))
+    assert seen and not any("pyrevgrad" in target for target in seen)
+
+
+@pytest.mark.skipif(not NATIVE, reason="the native library is not built")
+def test_changing_the_backend_recompiles():
+    compiled = torch.compile(
+        lambda x: pyrevgrad.gelu(x, GUIDED), fullgraph=True, backend="aot_eager"
+    )
+    x, g = inputs(64)
+    native = both(compiled, x, g)[0]
+    with pyrevgrad.backend("reference"):
+        reference = both(compiled, x, g)[0]
+    assert torch.equal(native, pyrevgrad.gelu(x, GUIDED))
+    with pyrevgrad.backend("reference"):
+        assert torch.equal(reference, pyrevgrad.gelu(x, GUIDED))
+
+
+@pytest.mark.parametrize("compiled_outside", [True, False])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compile_with_func_grad_is_modified_or_refused(compiled_outside, backend):
+    x = torch.linspace(-2, 2, 9)
+    weight = torch.tensor([1.0, -1.0, 2.0, -2.0, 1.0, -1.0, 3.0, -3.0, 1.0])
+
+    def loss(x):
+        return (pyrevgrad.relu(x, GUIDED) * weight).sum()
+
+    expected = torch.where((x > 0) & (weight > 0), weight, 0.0)
+    if compiled_outside:
+        function = torch.compile(torch.func.grad(loss), backend=backend)
+    else:
+        function = torch.func.grad(torch.compile(loss, backend=backend))
+    try:
+        found = function(x)
+    except Exception as error:  # a refusal is right, a plain gradient is not
+        assert "pyrevgrad" in str(error) or "functorch" in str(error) or "torch.func" in str(error)
+    else:
+        assert torch.equal(found, expected)
+
+
+def test_compile_with_func_grad_of_a_layer_is_modified_or_refused():
+    x = torch.linspace(-2, 2, 9)
+    layer = pyrevgrad.nn.GradientReversal(2.0)
+    function = torch.compile(torch.func.grad(lambda x: (layer(x) * x.detach()).sum()))
+    try:
+        found = function(x)
+    except Exception as error:
+        assert "pyrevgrad" in str(error) or "functorch" in str(error) or "torch.func" in str(error)
+    else:
+        assert torch.equal(found, -2 * x)
+
+
+def test_no_gradient_compiles_to_the_value_alone():
+    x, _ = inputs(8, 9)
+    compiled = torch.compile(lambda x: pyrevgrad.relu(x, GUIDED), fullgraph=True)
+    with torch.no_grad():
+        y = compiled(x)
+    assert torch.equal(y, x.relu()) and y.grad_fn is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_dtypes_compile(dtype):
+    x, g = inputs(40, dtype=dtype)
+
+    def function(x):
+        return pyrevgrad.elu(x, reverse(0.3))
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert all(map(torch.equal, both(function, x, g), both(compiled, x, g)))
+
+
+def test_a_changing_python_scale_compiles_again_and_is_right():
+    compiled = torch.compile(
+        lambda x, scale: pyrevgrad.reverse_gradient(x, scale) * 1,
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    x, g = inputs(8)
+    for scale in (0.05, 0.5, 2.0, 0.05):
+        torch.testing.assert_close(torch.autograd.grad(compiled(x, scale), x, g)[0], -scale * g)

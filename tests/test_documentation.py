@@ -1,0 +1,208 @@
+"""The documentation says what is so: generated tables, formulas, docstrings, links, commands."""
+
+import importlib
+import inspect
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import pyrevgrad
+from pyrevgrad.activations import ACTIVATIONS
+from pyrevgrad.pairs import make_pair
+from pyrevgrad.reference import eager
+from pyrevgrad.rules import RULES
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PUBLIC = [
+    "activation", "reverse_gradient", "Rule", "reverse", "guided", "rectgrad",
+    "clipped_straight_through", "plan", "backend", "show_config", "swap", "nn.Activation",
+    "nn.GradientReversal", "schedules.GaninSchedule", "attribution.GuidedBackprop", *ACTIVATIONS,
+]  # fmt: skip
+#: Names of rooms that later versions bring.
+LATER = {"swap", "attribution.GuidedBackprop"}
+
+
+@pytest.fixture
+def generate(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    return importlib.import_module("generate")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/activations.md", "docs/rules.md"])
+def test_generated_tables_are_up_to_date(generate, page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert page in generate.PAGES
+    assert generate.filled(text) == text, "run python docs/generate.py"
+
+
+def test_check_names_the_page_that_is_out_of_date(generate, monkeypatch, tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- special points -->\nold\n<!-- /special points -->\n")
+    monkeypatch.setattr(generate, "ROOT", tmp_path)
+    monkeypatch.setattr(generate, "PAGES", ("page.md",))
+    monkeypatch.setattr(sys, "argv", ["generate.py", "--check"])
+    assert generate.main() == 1
+    assert "out of date: page.md; run python docs/generate.py" in capsys.readouterr().err
+    assert "old" in page.read_text()
+    monkeypatch.setattr(sys, "argv", ["generate.py"])
+    assert generate.main() == 0
+    assert "`softsign`" in page.read_text()
+
+
+def test_unknown_section_is_refused(generate):
+    with pytest.raises(ValueError, match="no section is called 'nonsense': choose from"):
+        generate.filled("<!-- nonsense -->\n<!-- /nonsense -->")
+
+
+def found(name):
+    place = pyrevgrad
+    for part in name.split("."):
+        place = getattr(place, part, None)
+    return place
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC if name not in LATER or found(name)])
+def test_public_name_has_a_docstring_with_an_example(name):
+    text = inspect.getdoc(found(name)) or ""
+    assert "Examples\n--------\n>>> " in text, f"{name} shows no example that runs"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_linked_files_exist(page):
+    text = page.read_text(encoding="utf-8")
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text)]
+    missing = [
+        link
+        for link in links
+        if link and not re.match(r"https?://", link) and not (page.parent / link).exists()
+    ]
+    assert not missing
+
+
+def test_every_make_target_that_the_pages_name_exists():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
+    named = set()
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        named |= set(re.findall(r"^\s*make ([a-z]+)", text, flags=re.MULTILINE))
+        named |= set(re.findall(r"`make (?:\S+=\S+ )?([a-z]+)`", text))
+    assert {"demo", "test"} <= named
+    assert named <= targets
+
+
+def test_no_tracked_file_names_a_path_of_one_machine():
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    pattern = re.compile(r"(?<![\w.}])/(?:work|root|home|Users|tmp/venv)/\w")
+    guilty = []
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        if path.is_file() and b"\0" not in (content := path.read_bytes()):
+            if pattern.search(content.decode("utf-8", "replace")):
+                guilty.append(name)
+    assert not guilty
+
+
+SPELLED = {
+    "·": "*", "−": "-", "²": "**2", "³": "**3", "e⁻ˣ": "exp(-x)", "eˣ": "exp(x)", "e^": "exp",
+    "|x|": "abs(x)", "g′": "clamped", "2π": "2*π", "π": "pi",
+}  # fmt: skip
+
+
+def as_python(text):
+    """A printed formula as a Python expression: brackets from inside out, then ``c ? a : b``."""
+    for mark, spelling in SPELLED.items():
+        text = text.replace(mark, spelling)
+    text = re.sub(r"√(\d+)", r"sqrt(\1)", text).replace("√", "sqrt")
+    held = []
+
+    def hold(match):
+        held.append(f"({choice(match.group(1))})")
+        return f"§{len(held) - 1}§"
+
+    def choice(flat):
+        if " ? " not in flat:
+            return flat
+        condition, rest = flat.split(" ? ", 1)
+        yes, no = rest.split(" : ", 1)
+        return f"(({yes}) if ({condition}) else ({choice(no)}))"
+
+    while "(" in text:
+        text = re.sub(r"\(([^()]*)\)", hold, text)
+    text = choice(text)
+    while "§" in text:
+        text = re.sub(r"§(\d+)§", lambda match: held[int(match.group(1))], text)
+    return text
+
+
+def evaluated(formula, x, y, g, parameters):
+    """The number that a printed formula gives."""
+    body, _, definitions = formula.removeprefix("gx = ").partition(", where ")
+    names = {name: getattr(math, name) for name in ("exp", "sqrt", "tanh", "log", "erf", "pi")}
+    names |= {"clamp": lambda v, low, high: min(max(v, low), high), "x": x, "y": y, "g": g}
+    names |= {"s": 1.0507009873554805, "a": 1.6732632423543772, **parameters}
+    for definition in re.split(r", (?=\S+ = )", definitions) if definitions else ():
+        symbol, text = definition.split(" = ")
+        if "…" not in text:
+            defined = eval(as_python(text), names)  # noqa: S307
+            if symbol.endswith("(x)"):
+                names[symbol.removesuffix("(x)")] = lambda _, defined=defined: defined
+            else:
+                names[as_python(symbol)] = defined
+    return eval(as_python(body), names)  # noqa: S307
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("rule", RULES)
+def test_printed_formula_gives_the_gradient_of_the_reference(name, rule):
+    row = ACTIVATIONS[name]
+    numbers = row.resolve({})
+    parameters = {p.name: number for p, number in zip(row.parameters, numbers, strict=True)}
+    pair = make_pair(row, numbers, RULES[rule], half=False)
+    formula = RULES[rule].formula(name)
+    kinks = [kink + step for kink in row.kink_values(numbers) for step in (-0.25, 0.0, 0.25)]
+    points = [-7.0, -2.3, -0.7, -0.0, 0.0, 0.4, 1.9, 6.5, 25.0, *kinks]
+    for x in points:
+        for g in (-2.5, -0.0, 0.0, 0.6, 3.0):
+            wide_x, wide_g = torch.tensor([x, g], dtype=torch.float64)
+            expected = eager.gradient_of_input(wide_g, wide_x, pair, None).item()
+            got = evaluated(formula, x, eager.value(wide_x, pair).item(), g, parameters)
+            assert got == pytest.approx(expected, rel=1e-9, abs=1e-15), (formula, x, g)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        *RULES.values(),
+        pyrevgrad.reverse(),
+        pyrevgrad.reverse(-2.0),
+        pyrevgrad.EXACT.scaled(0.0),
+        pyrevgrad.reverse(0.5).clipped(1.0),
+        pyrevgrad.guided("product").scaled(3.0).clipped(0.1),
+        pyrevgrad.rectgrad(-0.25).scaled(-1.0),
+        pyrevgrad.Rule(slope="identity", input_gate=(0.0, 2.0), gradient_gate="product"),
+        pyrevgrad.Rule(input_gate="positive", gradient_gate="output", threshold=0.5),
+    ],
+    ids=repr,
+)
+def test_a_rule_prints_as_the_expression_that_makes_it(rule):
+    assert eval(repr(rule), vars(pyrevgrad)) == rule  # noqa: S307
+
+
+def test_a_tensor_scale_prints_without_its_value():
+    scale = torch.tensor(2.0)
+    assert repr(pyrevgrad.reverse(scale)) == "reverse(<tensor>)"
+    assert repr(pyrevgrad.GUIDED.scaled(scale)) == "GUIDED.scaled(<tensor>)"
+    assert repr(pyrevgrad.reverse(0.3).scaled(scale)) == "reverse(0.3).scaled(<tensor>)"
+    assert pyrevgrad.reverse(scale).formula("relu") == "gx = (x <= 0) ? +0 : -λ·g"

@@ -1,0 +1,118 @@
+"""Exporters and tracers refuse a rule that they would drop, and serve inference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import pyrevgrad
+from pyrevgrad import EXACT, GUIDED, TracingError, reverse
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+MODIFIED = [
+    pyrevgrad.nn.Activation("relu", GUIDED),
+    pyrevgrad.nn.Activation("gelu", reverse(0.3)),
+    pyrevgrad.nn.GradientReversal(0.5),
+]
+
+
+def network(layer: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), layer, nn.Linear(5, 2))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("layer", MODIFIED, ids=repr)
+def test_export_refuses_a_modified_rule(layer, strict):
+    with pytest.raises(Exception, match="would replace the backward of") as caught:
+        torch.export.export(network(layer), (torch.randn(3, 4),), strict=strict)
+    if not strict:
+        assert isinstance(caught.value, TracingError)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("layer", MODIFIED, ids=repr)
+def test_export_serves_inference(layer, strict):
+    model, x = network(layer), torch.randn(3, 4)
+    with torch.no_grad():
+        program = torch.export.export(model, (x,), strict=strict)
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+@pytest.mark.parametrize("layer", MODIFIED, ids=repr)
+def test_a_program_exported_for_inference_gives_no_plain_gradient(layer):
+    model, x = network(layer), torch.randn(3, 4, requires_grad=True)
+    with torch.no_grad():
+        program = torch.export.export(model, (x.detach(),), strict=False)
+    y = program.module()(x).sum()
+    gradient = torch.autograd.grad(y, x, allow_unused=True)[0] if y.requires_grad else None
+    assert gradient is None
+
+
+def test_export_keeps_the_exact_rule():
+    model = network(pyrevgrad.nn.Activation("gelu", EXACT))
+    x = torch.randn(3, 4, requires_grad=True)
+    program = torch.export.export(model, (x.detach(),))
+    expected = torch.autograd.grad(model(x).sum(), x)[0]
+    torch.testing.assert_close(torch.autograd.grad(program.module()(x).sum(), x)[0], expected)
+
+
+@pytest.mark.parametrize("layer", MODIFIED, ids=repr)
+def test_symbolic_trace_refuses_a_modified_rule(layer):
+    with pytest.raises(TracingError, match="symbolic_trace would replace the backward of"):
+        torch.fx.symbolic_trace(network(layer))
+
+
+@pytest.mark.parametrize("layer", MODIFIED, ids=repr)
+def test_symbolic_trace_serves_inference_and_then_refuses_a_gradient(layer):
+    model, x = network(layer), torch.randn(3, 4)
+    with torch.no_grad():
+        traced = torch.fx.symbolic_trace(model)
+        assert torch.equal(traced(x), model(x))
+    with pytest.raises(TracingError, match="traced under torch.no_grad"):
+        traced(x)
+
+
+def test_symbolic_trace_keeps_the_exact_rule():
+    model = network(pyrevgrad.nn.Activation("leaky_relu", negative_slope=0.2))
+    x = torch.randn(3, 4, requires_grad=True)
+    traced = torch.fx.symbolic_trace(model)
+    expected = torch.autograd.grad(model(x).sum(), x)[0]
+    assert torch.equal(torch.autograd.grad(traced(x).sum(), x)[0], expected)
+
+
+@pytest.mark.parametrize("layer", MODIFIED, ids=repr)
+def test_jit_trace_refuses_a_modified_rule(layer):
+    with pytest.raises(TracingError, match="would replace the backward of"):
+        torch.jit.trace(network(layer), torch.randn(3, 4))
+
+
+def test_make_fx_keeps_the_modified_gradient():
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def function(x, g):
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(pyrevgrad.relu(x, GUIDED), x, g)[0]
+
+    x, g = torch.randn(9), torch.randn(9)
+    assert torch.equal(make_fx(function)(x, g)(x, g), function(x, g))
+
+
+def test_fake_tensors_get_shapes_and_strides():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        x = torch.empty(2, 3, 4, 5, requires_grad=True)
+        x = x.contiguous(memory_format=torch.channels_last)
+        y = pyrevgrad.relu(x, GUIDED)
+        gx = torch.autograd.grad(y.sum(), x)[0]
+    assert y.shape == gx.shape == (2, 3, 4, 5)
+    assert y.stride() == x.stride()
+
+
+def test_meta_tensors_are_served_by_the_reference():
+    x = torch.empty(3, 4, device="meta", requires_grad=True)
+    y = pyrevgrad.gelu(x, reverse(0.3))
+    assert y.is_meta and torch.autograd.grad(y.sum(), x)[0].shape == (3, 4)
