@@ -27,7 +27,7 @@ demo: $(READY)
 
 test: $(READY)
 	$(PY) -m pytest --doctest-modules --doctest-glob='*.md' \
-	  tests pyrevgrad $(wildcard README.md CONTRIBUTING.md docs) $(ARGUMENTS)
+	  tests pyrevgrad $(wildcard *.md docs/*.md) $(ARGUMENTS)
 
 bench: $(READY)
 	$(PY) -m bench $(ARGUMENTS)

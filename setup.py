@@ -34,9 +34,8 @@ ROOT = Path(__file__).resolve().parent
 REPORT = "_build_report.txt"
 INSTALL = "`pip install --no-build-isolation --no-deps --force-reinstall .` in the checkout"
 OLDEST_TORCH = (2, 10)
-FLAGS = (
-    "-O2 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -Wall -Wextra -Wno-psabi"
-).split()
+FLAGS = ["-O2", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
+FLAGS += ["-Wall", "-Wextra", "-Wno-psabi"]
 SOURCES = ("csrc/cpu/dispatch.cpp", "csrc/library.cpp")
 KERNELS = {
     "portable": "",
@@ -79,9 +78,7 @@ def find_torch():
 def find_compiler():
     """The words of the C++ compiler's command: CXX, CC's sibling, Python's own, or a usual name."""
     names = {"gcc": "g++", "clang": "clang++", "cc": "c++"}
-    sibling = re.sub(
-        r"\b(gcc|clang|cc)\b(?!\+)", lambda m: names[m[1]], os.environ.get("CC", "")
-    )
+    sibling = re.sub(r"\b(gcc|clang|cc)\b(?!\+)", lambda m: names[m[1]], os.environ.get("CC", ""))
     asked = os.environ.get("CXX") or sibling
     usual = [sysconfig.get_config_var("CXX") or "", "c++", "g++", "clang++"]
     for command in [asked] if asked else usual:

@@ -39,16 +39,15 @@ def check_python():
     if sys.version_info < OLDEST_PYTHON:
         version = ".".join(map(str, sys.version_info[:3]))
         sys.exit(
-            "pyrevgrad needs Python 3.10 or newer, and {} is {}: make PYTHON=/path/to/a/newer/one "
-            "...".format(name, version)
+            f"pyrevgrad needs Python 3.10 or newer, and {name} is {version}: "
+            "name a newer one by make PYTHON=..."
         )
     for module in ("venv", "ensurepip"):
         if importlib.util.find_spec(module) is None:
             sys.exit(
-                "{} cannot make an environment: its module {} is missing. Install it (Debian and "
-                "Ubuntu: apt install python3-venv), or name another Python: make PYTHON=...".format(
-                    name, module
-                )
+                f"{name} cannot make an environment: its module {module} is missing. Install it "
+                "(Debian and Ubuntu: apt install python3-venv), or name another Python by "
+                "make PYTHON=..."
             )
 
 
@@ -69,7 +68,7 @@ def create(folder, sees):
     import venv
 
     system = set(site.getsitepackages([sys.base_prefix])) & set(sys.path)
-    print("Making {} from {}".format(folder, sys.executable), flush=True)
+    print(f"Making {folder} from {sys.executable}", flush=True)
     venv.create(folder, system_site_packages=sees and bool(system), clear=True, with_pip=True)
     lent = lent_folders(sees)
     if lent:

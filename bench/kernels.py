@@ -1,4 +1,4 @@
-"""The kernels alone, on warm buffers: bandwidth as a share of ``copy_`` measured in the same rounds.
+"""The kernels alone, on warm buffers: bandwidth as a share of ``copy_``'s in the same rounds.
 
 Imports pyrevgrad's backends, cases, timing and traffic. The operations are called directly, with
 no autograd. Their outputs land in memory that the allocator has just got back, so this runs where

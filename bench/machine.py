@@ -1,4 +1,4 @@
-"""What a figure was measured with: versions, processor, threads, commit. No names of people or hosts.
+"""What a figure was measured with: versions, processor, commit; no names of people or hosts.
 
 Imports torch and pyrevgrad for their versions.
 """

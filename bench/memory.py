@@ -6,6 +6,7 @@ its own: ``python -m bench.memory CASE PROVIDER DTYPE ELEMENTS`` prints one as J
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import math
@@ -27,8 +28,6 @@ from .cases import Case
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
-#: Resident memory counts in pages, and threads and caches grow by some of them.
-SLACK_BYTES = 256 * 1024
 
 
 def kept_bytes(apply: Callable[[Tensor], Tensor], x: Tensor) -> int:
@@ -118,10 +117,8 @@ def _status(field: str) -> int:
 
 def _settle() -> None:
     """Give free memory back, so that what is resident is in use."""
-    try:
+    with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
-        pass
 
 
 def resident(case: Case, provider: str, dtype: str, elements: int) -> dict[str, Any]:

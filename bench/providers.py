@@ -131,14 +131,10 @@ _MAKERS: dict[str, Callable[[Case, torch.dtype], Provider | Skipped]] = {
 }
 
 
-def build(
-    case: Case, dtype: torch.dtype, without: Sequence[str] = ()
-) -> list[Provider | Skipped]:
+def build(case: Case, dtype: torch.dtype, without: Sequence[str] = ()) -> list[Provider | Skipped]:
     """Every provider of `case`, or the reason why one is left out."""
     return [
-        Skipped(name, "left out by --without")
-        if name in without
-        else _MAKERS[name](case, dtype)
+        Skipped(name, "left out by --without") if name in without else _MAKERS[name](case, dtype)
         for name in NAMES
     ]
 

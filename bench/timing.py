@@ -7,6 +7,7 @@ taken inside the round does not see it.
 from __future__ import annotations
 
 import gc
+import math
 import random
 import statistics
 import time
@@ -106,15 +107,18 @@ def _run(step: Step, repetitions: int, clock: Callable[[], float]) -> tuple[floa
 
 
 def calibrate(step: Step, sample: float, clock: Callable[[], float]) -> tuple[int, float]:
-    """How many repetitions fill `sample` seconds, and what they take."""
-    repetitions = 1
-    while True:
-        each, _ = _run(step, repetitions, clock)
-        elapsed = each * repetitions
-        if elapsed >= sample or repetitions >= 1 << 20:
-            return repetitions, elapsed
-        grow = sample / elapsed if elapsed > 0 else 2.0
-        repetitions = max(repetitions + 1, min(4 * repetitions, round(1.1 * repetitions * grow)))
+    """How many repetitions fill `sample` seconds, and about what they take.
+
+    The least of a few calls counts, since an interrupted one says nothing of the step.
+    """
+    least, spent = float("inf"), 0.0
+    for _ in range(5):
+        seconds, _ = _run(step, 1, clock)
+        least, spent = min(least, seconds), spent + seconds
+        if spent > 50 * sample:
+            break
+    repetitions = max(1, math.ceil(sample / max(least, 1e-9)))
+    return repetitions, least * repetitions
 
 
 def plan_rounds(costs: Mapping[str, float], effort: Effort) -> tuple[int, dict[str, int]]:
@@ -169,8 +173,6 @@ def interleave(
         if was_enabled:
             gc.enable()
     return {
-        name: Measured(
-            tuple(samples[name]), calibrated[name][0], statistics.median(faults[name])
-        )
+        name: Measured(tuple(samples[name]), calibrated[name][0], statistics.median(faults[name]))
         for name in steps
     }

@@ -72,7 +72,8 @@ def _cell(
 ) -> Iterator[dict[str, Any]]:
     """A row for each provider of one case at one size."""
     x, g = providers.tensors(elements, getattr(torch, dtype))
-    if case.is_curved and elements > settings["largest_curved_reference"]:
+    kind = "largest_curved_reference" if case.is_curved else "largest_reference"
+    if elements > settings[kind]:
         reason = "timed on small tensors only: it is the oracle, not an opponent"
         made = [Skipped(p.name, reason) if p.name == "reference" else p for p in made]
     passed, left_out = _gate(made, case, x, g)
@@ -83,6 +84,7 @@ def _cell(
         found = left_out[name] if name in left_out else _timed(name, case, dtype, times)
         yield {
             "case": case.name,
+            "curved": case.is_curved,
             "provider": name,
             "dtype": dtype,
             "threads": torch.get_num_threads(),

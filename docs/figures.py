@@ -1,16 +1,118 @@
-"""The speed figures of the README, read from what the benchmarks recorded. Imports nothing of ours.
+"""The speed figures of the README, read from what the benchmarks recorded.
+
+Imports the standard library only; `bench/report.py` writes the records.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 NONE_YET = (
     "No figures are recorded yet. `make bench` measures this machine; what is recorded under "
     "`bench/results/` is printed here."
 )
+#: What the README shows of a record; the benchmark's own page shows all of it.
+CASES = {
+    "relu/GUIDED": "`GUIDED` relu",
+    "relu/guided_scaled": "`GUIDED.scaled(-0.5)` relu",
+    "relu/reverse": "reversed relu",
+    "gelu/reverse": "reversed gelu",
+    "gelu/GUIDED": "`GUIDED` gelu",
+}
+POWERS = {1 << 16: "2¹⁶", 1 << 20: "2²⁰", 1 << 24: "2²⁴"}
+OPPONENTS = {
+    "idiom": "the eager idiom",
+    "idiom+compile": "the idiom, compiled",
+    "eager-best": "the strongest eager form",
+    "plain": "PyTorch's own",
+}
+ALLOCATIONS = ("fresh", "reused")
+HEAD = ["pair", "elements", "results in", "time", *(f"over {text}" for text in OPPONENTS.values())]
+
+Row = dict[str, Any]
 
 
 def text(results: Path) -> str:
     """The figures section: a table for each record, or a sentence that there is none."""
-    return NONE_YET
+    records = sorted(results.glob("*/results.json")) if results.is_dir() else []
+    parts = [part(json.loads(path.read_text(encoding="utf-8"))) for path in records]
+    if not parts:
+        return NONE_YET
+    page = results.parent / "README.md"
+    more = "\n\nEvery table, the method and the losses: [bench/README.md](bench/README.md)."
+    return "\n\n".join(parts) + (more if page.is_file() else "")
+
+
+def part(run: Row) -> str:
+    """One record: where and with what, the table, the targets."""
+    machine = run["machine"]
+    kind = "A quick run" if run["quick"] else "Measured"
+    intro = (
+        f"{kind} on {run['date'][:10]}: {machine['processor']}, torch {machine['torch']}, commit "
+        f"{(machine['commit'] or 'unknown')[:9]}{', with changes' if machine['dirty'] else ''}. "
+        "Forward and backward, float32, one thread; how many times as fast as each opponent, in "
+        "brackets the most that the byte counts allow. Fresh memory faults its pages in, reused "
+        "memory does not."
+    )
+    rows = [
+        line(chosen, allocations)
+        for case in CASES
+        for size in POWERS
+        for allocations in ALLOCATIONS
+        if (chosen := chosen_rows(run, case, size, allocations))
+    ]
+    rule = ["---", *["--:"] * (len(HEAD) - 1)]
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in (HEAD, rule, *rows))
+    return "\n\n".join([intro, table, targets(run)])
+
+
+def chosen_rows(run: Row, case: str, size: int, allocations: str) -> dict[str, Row]:
+    """The rows of one line by provider; none where ours was not timed."""
+    wanted = {
+        "case": case, "elements": size, "allocations": allocations, "threads": 1,
+        "dtype": "float32",
+    }  # fmt: skip
+    found = {
+        row["provider"]: row
+        for row in run["timings"]
+        if all(row[key] == value for key, value in wanted.items())
+    }
+    return found if "median_s" in found.get("fused", {}) else {}
+
+
+def line(rows: dict[str, Row], allocations: str) -> list[str]:
+    """One line of the table."""
+    ours = rows["fused"]
+    seconds = ours["median_s"]
+    time = f"{seconds * 1e6:.3g} µs" if seconds < 1e-3 else f"{seconds * 1e3:.3g} ms"
+    start = [CASES[ours["case"]], POWERS[ours["elements"]], f"{allocations} memory", time]
+    return [*start, *(ratio(rows.get(name)) for name in OPPONENTS)]
+
+
+def ratio(row: Row | None) -> str:
+    """An opponent's time over ours, its ceiling in brackets."""
+    if row is None or "speedup" not in row:
+        return "–"
+    ceiling = f" ({row['ceiling']:.2f})" if row.get("ceiling") else ""
+    return f"{row['speedup']:.2f}{ceiling}"
+
+
+def targets(run: Row) -> str:
+    """How many of the project's targets this run met, and which it missed."""
+    judged = [*run["targets"], *run["memory_targets"]]
+    missed = [found for found in judged if found["met"] < found["of"]]
+    said = f"{len(judged) - len(missed)} of {len(judged)} targets met in every row."
+    if not missed:
+        return said
+    lines = [
+        f"* {found['target']}{where(found)}: {found['met']} of {found['of']} rows"
+        for found in missed
+    ]
+    return f"{said} Missed:\n\n" + "\n".join(lines)
+
+
+def where(found: Row) -> str:
+    """The dtype and the way of allocating that a target was judged in, if it was."""
+    return f" ({found['dtype']}, {found['allocations']})" if "dtype" in found else ""

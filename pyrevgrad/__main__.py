@@ -15,9 +15,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m pyrevgrad", description="Change what an activation sends back."
     )
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser(
-        "info", help="print what is built, what would serve which tensor, and why"
-    )
+    commands.add_parser("info", help="print what is built, what would serve which tensor, and why")
     commands.add_parser(
         "demo",
         add_help=False,

@@ -409,6 +409,18 @@ def grid(dtype, huge=False):
     return pairs[:, 0].contiguous(), pairs[:, 1].contiguous()
 
 
+def cut(dtype, shape, offset=0):
+    """x and g of `shape`, the grid repeated from `offset` on."""
+    x, g = grid(dtype)
+    index = (torch.arange(torch.Size(shape).numel()) + offset) % len(x)
+    return x[index].reshape(shape), g[index].reshape(shape)
+
+
+def reproducible(name, spec):
+    """Whether gx of a pair only selects and scales, and so is bit-equal everywhere."""
+    return name in SELECTS or (spec.identity and spec.gradient != "y")
+
+
 def run(x, g, name, rule, params=None, *, inplace=False):
     """(y, gx) of a pair through the public function, without touching a leaf's grad."""
     leaf = x.detach().requires_grad_()

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import math
 import re
 import subprocess
@@ -58,6 +59,46 @@ def test_check_names_the_page_that_is_out_of_date(generate, monkeypatch, tmp_pat
 def test_unknown_section_is_refused(generate):
     with pytest.raises(ValueError, match="no section is called 'nonsense': choose from"):
         generate.filled("<!-- nonsense -->\n<!-- /nonsense -->")
+
+
+def record(**changes):
+    """A benchmark record with one line: 100 µs against 300 and 90."""
+    row = {
+        "case": "relu/reverse", "dtype": "float32", "threads": 1, "allocations": "fresh",
+        "elements": 1 << 20,
+    }  # fmt: skip
+    target = {"target": "reversed relu is fast", "dtype": "float32", "allocations": "fresh"}
+    return {
+        "quick": False,
+        "date": "2026-01-02T03:04:05",
+        "machine": {"processor": "Abacus 9", "torch": "2.13.0", "commit": None, "dirty": False},
+        "timings": [
+            {**row, "provider": "fused", "median_s": 1e-4},
+            {**row, "provider": "idiom", "speedup": 3.0, "ceiling": 1.7},
+            {**row, "provider": "plain", "speedup": 0.9, "ceiling": 1.2},
+            {**row, "provider": "eager-best", "refused": "wrong gradient"},
+        ],
+        "targets": [{**target, "met": 2, "of": 2}, {**target, "met": 1, "of": 4}],
+        "memory_targets": [],
+        **changes,
+    }
+
+
+def test_figures_come_from_the_records_and_losses_are_shown(generate, tmp_path):
+    folder = tmp_path / "abacus"
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps(record()), encoding="utf-8")
+    text = generate.figures.text(tmp_path)
+    assert "Measured on 2026-01-02: Abacus 9, torch 2.13.0, commit unknown." in text
+    assert "| reversed relu | 2²⁰ | fresh memory | 100 µs | 3.00 (1.70) | – | – | 0.90 (1.20) |" in text
+    assert "1 of 2 targets met in every row. Missed:" in text
+    assert "* reversed relu is fast (float32, fresh): 1 of 4 rows" in text
+
+
+def test_without_a_record_no_figure_is_printed(generate, tmp_path):
+    text = generate.figures.text(tmp_path)
+    assert text.startswith("No figures are recorded yet.")
+    assert not re.search(r"\d", text)
 
 
 def found(name):

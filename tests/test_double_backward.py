@@ -1,4 +1,4 @@
-"""Gradients of gradients: every activation with every rule, gates held fixed, to the third order."""
+"""Gradients of gradients: every activation and rule, gates held fixed, to the third order."""
 
 import pytest
 import torch
@@ -34,8 +34,7 @@ def derivatives(y, inputs):
         return [torch.zeros_like(at) for at in inputs]
     found = torch.autograd.grad(y, inputs, create_graph=True, allow_unused=True)
     return [
-        torch.zeros_like(at) if one is None else one
-        for one, at in zip(found, inputs, strict=True)
+        torch.zeros_like(at) if one is None else one for one, at in zip(found, inputs, strict=True)
     ]
 
 

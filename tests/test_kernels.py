@@ -25,9 +25,11 @@ from grids import (
     array,
     assert_gradient,
     assert_value,
+    cut,
     expected_gradient,
     grid,
     needs_native,
+    reproducible,
     rule_and_spec,
     run,
     same_bits,
@@ -63,11 +65,6 @@ PARAMETERS = (
 )
 
 
-def reproducible(name, spec):
-    """Whether gx of the pair only selects and scales."""
-    return name in SELECTS or (spec.identity and spec.gradient != "y")
-
-
 def check(x, g, name, rule, spec, params=None, **options):
     """Run a pair and hold value and gradient against the oracle; return both."""
     y, gx = run(x, g, name, rule, params, **options)
@@ -78,14 +75,6 @@ def check(x, g, name, rule, spec, params=None, **options):
     wanted = expected_gradient(name, spec, x.dtype, *columns.values(), params)
     assert_gradient(gx, wanted, f"of {name} under {rule} in {x.dtype} are off", **columns)
     return y, gx
-
-
-def cut(dtype, shape, offset, *, huge=False):
-    """x and g of `shape`, the grid repeated from `offset` on."""
-    x, g = grid(dtype, huge)
-    count = torch.Size(shape).numel()
-    index = (torch.arange(count) + offset) % len(x)
-    return x[index].reshape(shape), g[index].reshape(shape)
 
 
 def test_the_oracle_covers_every_rule_and_activation():
@@ -121,33 +110,39 @@ def test_native_and_reference_are_bit_equal_where_a_pair_selects_and_scales(name
             assert same_bits(gx, expected_gx)
 
 
-@pytest.mark.parametrize("backend_name", BACKENDS)
+def shapes_and_offsets():
+    """Every shape, with where in the grid it starts; several starts for a single element."""
+    for turn, shape in enumerate(SHAPES):
+        for offset in range(6 if torch.Size(shape).numel() == 1 else 1):
+            yield shape, 131 * turn + 17 * offset
+
+
 @pytest.mark.parametrize("rule_name", SPECS)
 @pytest.mark.parametrize("name", FORMULAS)
-def test_every_shape_agrees_with_the_oracle(name, rule_name, backend_name):
+def test_reference_agrees_with_the_oracle_in_every_shape(name, rule_name):
     rule, spec = rule_and_spec(rule_name)
-    with backend(backend_name):
+    with backend("reference"):
         for dtype in DTYPES:
-            for turn, shape in enumerate(SHAPES):
-                for offset in range(4 if len(shape) < 1 or shape == (1,) else 1):
-                    x, g = cut(dtype, shape, 131 * turn + 17 * offset)
-                    check(x, g, name, rule, spec)
+            for shape, offset in shapes_and_offsets():
+                if dtype != torch.float32 and torch.Size(shape).numel() > 10_000:
+                    continue
+                check(*cut(dtype, shape, offset), name, rule, spec)
 
 
 @needs_native
-@pytest.mark.parametrize("rule_name", ("EXACT", "GUIDED", "guided_product", "rectgrad"))
+@pytest.mark.parametrize("rule_name", RULE_NAMES)
 @pytest.mark.parametrize("name", FORMULAS)
-def test_native_element_does_not_depend_on_its_place(name, rule_name):
+def test_native_element_depends_neither_on_shape_nor_on_place(name, rule_name):
+    """Bit-equal to the flat grid, which another test holds against the oracle."""
     rule, _ = rule_and_spec(rule_name)
     for dtype in DTYPES:
-        x, g = grid(dtype)
         with backend("native"):
-            y, gx = run(x, g, name, rule)
-            for start, count in ((0, 1), (3, 5), (11, 16), (40, 31), (7, 1000)):
-                part = slice(start, start + count)
-                got_y, got_gx = run(x[part].clone(), g[part].clone(), name, rule)
-                assert same_bits(got_y, y[part])
-                assert same_bits(got_gx, gx[part])
+            y, gx = run(*grid(dtype), name, rule)
+            for shape, offset in shapes_and_offsets():
+                got_y, got_gx = run(*cut(dtype, shape, offset), name, rule)
+                index = (torch.arange(got_y.numel()) + offset) % len(y)
+                assert same_bits(got_y, y[index].reshape(shape))
+                assert same_bits(got_gx, gx[index].reshape(shape))
 
 
 @pytest.mark.parametrize("backend_name", BACKENDS)
@@ -173,7 +168,7 @@ def test_in_place_gives_what_fresh_storage_gives(name, rule_name, backend_name):
             y, gx = run(x, g, name, rule)
             in_place_y, in_place_gx = run(x, g, name, rule, inplace=True)
             assert same_bits(in_place_y, y)
-            assert same_bits(in_place_gx, gx)
+            torch.testing.assert_close(in_place_gx, gx, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("backend_name", BACKENDS)

@@ -24,7 +24,11 @@ enum class MaskUse { kNone, kRead, kWrite };
 // out = body(input, kept, output, bits in) over whole vectors, a block of 64 elements at a time so
 // that its mask is one load or store; what is left goes through a copy of one vector, so that every
 // element takes the same path wherever it lies.
-template <class T, MaskUse use, class Body>
+//
+// Eight copies of a cheap body hide its latency; of a dear one they only lengthen the build.
+enum class Cost { kCheap, kDear };
+
+template <class T, MaskUse use, Cost cost, class Body>
 INLINE void sweep(const Work& work, std::int64_t first, std::int64_t last, Body body) {
   constexpr int width = Computed<T>::V::width;
   constexpr std::uint64_t lanes = (std::uint64_t(1) << width) - 1;
@@ -36,11 +40,17 @@ INLINE void sweep(const Work& work, std::int64_t first, std::int64_t last, Body 
   for (; i + kBlock <= last; i += kBlock) {
     std::uint64_t in = 0, out = 0;
     if constexpr (use == MaskUse::kRead) __builtin_memcpy(&in, mask + i / 8, 8);
-#pragma GCC unroll 8
-    for (int j = 0; j < kBlock; j += width) {
+    const auto one = [&](int j) __attribute__((always_inline)) {
       const unsigned bits = static_cast<unsigned>(in >> j & lanes);
       const T* kept_here = kept == nullptr ? nullptr : kept + i + j;
       out |= static_cast<std::uint64_t>(body(input + i + j, kept_here, output + i + j, bits)) << j;
+    };
+    if constexpr (cost == Cost::kCheap && PYREVGRAD_UNROLLS) {
+#pragma GCC unroll 8
+      for (int j = 0; j < kBlock; j += width) one(j);
+    } else {
+#pragma GCC unroll 1
+      for (int j = 0; j < kBlock; j += width) one(j);
     }
     if constexpr (use == MaskUse::kWrite) __builtin_memcpy(mask + i / 8, &out, 8);
   }
@@ -90,7 +100,9 @@ void forward(const Work& work, std::int64_t first, std::int64_t last) {
   const auto p = parameters<V>(work.program);
   [[maybe_unused]] const V low(work.program.low), high(work.program.high);
   constexpr MaskUse use = bit == MaskBit::kNone ? MaskUse::kNone : MaskUse::kWrite;
-  sweep<T, use>(work, first, last, [&](const T* x_, const T*, T* y_, unsigned) __attribute__((always_inline)) {
+  constexpr Cost cost =
+      A::kind == Kind::kConstant || A::kind == Kind::kMask ? Cost::kCheap : Cost::kDear;
+  sweep<T, use, cost>(work, first, last, [&](const T* x_, const T*, T* y_, unsigned) __attribute__((always_inline)) {
     const V x = load(x_);
     store(A::value(x, p), y_);
     if constexpr (bit == MaskBit::kOwn) return bits_of(A::passes(x, p));
@@ -106,7 +118,7 @@ void backward_nothing(const Work& work, std::int64_t first, std::int64_t last) {
   const Rule<V> rule = rule_of<V>(work.program);
   const V slope(work.program.slope_high), factor = rule.scale * slope;
   const bool blocked = work.program.slope_high == 0;
-  sweep<T, MaskUse::kNone>(work, first, last, [&](const T* g_, const T*, T* gx_, unsigned) __attribute__((always_inline)) {
+  sweep<T, MaskUse::kNone, plain ? Cost::kCheap : Cost::kDear>(work, first, last, [&](const T* g_, const T*, T* gx_, unsigned) __attribute__((always_inline)) {
     if constexpr (plain) {
       store(blocked ? V(0) : factor * load(g_), gx_);
     } else {
@@ -127,7 +139,8 @@ void backward_mask(const Work& work, std::int64_t first, std::int64_t last) {
   const V scaled_high = rule.scale * high, scaled_low = rule.scale * low;
   // A slope of exactly 0 blocks: select, so that inf and NaN become +0 too.
   const bool low_blocks = work.program.slope_low == 0;
-  sweep<T, MaskUse::kRead>(work, first, last, [&](const T* g_, const T*, T* gx_, unsigned bits) __attribute__((always_inline)) {
+  constexpr Cost cost = variant == MaskVariant::kGeneral ? Cost::kDear : Cost::kCheap;
+  sweep<T, MaskUse::kRead, cost>(work, first, last, [&](const T* g_, const T*, T* gx_, unsigned bits) __attribute__((always_inline)) {
     const V g = load(g_);
     const auto pass = mask_of(bits, g);
     if constexpr (variant == MaskVariant::kGuided) {
@@ -149,7 +162,7 @@ void backward_output(const Work& work, std::int64_t first, std::int64_t last) {
   const Rule<V> rule = rule_of<V>(work.program);
   const V high(work.program.slope_high), low(work.program.slope_low);
   const bool identity = work.program.identity_slope, low_blocks = work.program.slope_low == 0;
-  sweep<T, MaskUse::kNone>(work, first, last, [&](const T* g_, const T* y_, T* gx_, unsigned) __attribute__((always_inline)) {
+  sweep<T, MaskUse::kNone, Cost::kDear>(work, first, last, [&](const T* g_, const T* y_, T* gx_, unsigned) __attribute__((always_inline)) {
     const V g = load(g_), y = load(y_);
     V slope = high;
     auto pass = all<V>();
@@ -178,7 +191,7 @@ void backward_input(const Work& work, std::int64_t first, std::int64_t last) {
   const bool identity = work.program.identity_slope, low_blocks = work.program.slope_low == 0;
   const MaskBit bit = work.program.mask_bit;
   const bool needs_value = rule.gradient_gate == GradientGate::kOutput;
-  sweep<T, MaskUse::kNone>(work, first, last, [&](const T* g_, const T* x_, T* gx_, unsigned) __attribute__((always_inline)) {
+  sweep<T, MaskUse::kNone, Cost::kDear>(work, first, last, [&](const T* g_, const T* x_, T* gx_, unsigned) __attribute__((always_inline)) {
     const V g = load(g_), x = load(x_);
     V slope = high;
     auto pass = all<V>();

@@ -2,4 +2,5 @@
 
 #define PYREVGRAD_ISA avx2
 #define PYREVGRAD_TABLE kernels_avx2
+#define PYREVGRAD_UNROLLS true
 #include "kernels.h"

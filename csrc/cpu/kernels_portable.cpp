@@ -2,4 +2,5 @@
 
 #define PYREVGRAD_ISA portable
 #define PYREVGRAD_TABLE kernels_portable
+#define PYREVGRAD_UNROLLS false
 #include "kernels.h"

@@ -72,9 +72,9 @@ INLINE Eight<T, I> absolute(const Eight<T, I>& a) {
                                                  (static_cast<I>(~I(0)) ^ (I(1) << (8 * sizeof(I) - 1)))));
 }
 
-// One call a scalar, kept out of line: the loop body is small, the code of 26 activations is not.
+// Kept out of line, here and in the conversions: the bodies are small, 26 activations of them not.
 template <class T, class I>
-__attribute__((noinline)) Eight<T, I> each(const Eight<T, I>& a, T (*function)(T)) {
+[[gnu::noinline]] Eight<T, I> each(const Eight<T, I>& a, T (*function)(T)) {
   Eight<T, I> r;
   EACH r.v[i] = function(a.v[i]);
   return r;
@@ -114,12 +114,12 @@ INLINE F64 load(const double* p) {
   __builtin_memcpy(&r.v, p, sizeof(r.v));
   return r;
 }
-INLINE F32 load(const Bfloat16* p) {
+[[gnu::noinline]] static F32 load(const Bfloat16* p) {
   F32 r;
   EACH r.v[i] = torch::headeronly::detail::f32_from_bits(p[i].bits);
   return r;
 }
-INLINE F32 load(const Half* p) {
+[[gnu::noinline]] static F32 load(const Half* p) {
   F32 r;
   EACH r.v[i] = torch::headeronly::detail::fp16_ieee_to_fp32_value(p[i].bits);
   return r;
@@ -127,10 +127,10 @@ INLINE F32 load(const Half* p) {
 
 INLINE void store(const F32& x, float* p) { __builtin_memcpy(p, &x.v, sizeof(x.v)); }
 INLINE void store(const F64& x, double* p) { __builtin_memcpy(p, &x.v, sizeof(x.v)); }
-INLINE void store(const F32& x, Bfloat16* p) {
+[[gnu::noinline]] static void store(const F32& x, Bfloat16* p) {
   EACH p[i].bits = torch::headeronly::detail::round_to_nearest_even(x.v[i]);
 }
-INLINE void store(const F32& x, Half* p) {
+[[gnu::noinline]] static void store(const F32& x, Half* p) {
   EACH p[i].bits = torch::headeronly::detail::fp16_ieee_from_fp32_value(x.v[i]);
 }
 

@@ -290,9 +290,11 @@ def slope_of_input(x: Tensor, pair: Pair) -> tuple[Tensor, Tensor | None]:
 
 def gradient_of_nothing(g: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
     """gx from g alone."""
+    if pair.slope_high == 0:
+        return torch.zeros_like(g)
     wide = _wide(g)
-    slope, passes = _constant_slope(wide, pair)
-    return gradient(wide, slope, passes, None, pair, scale).to(g.dtype)
+    slope = torch.full_like(wide, pair.slope_high)
+    return gradient(wide, slope, None, None, pair, scale).to(g.dtype)
 
 
 def gradient_of_mask(g: Tensor, mask: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:

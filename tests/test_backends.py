@@ -1,0 +1,233 @@
+"""Which backend serves: a strict choice where one is named, said plainly, never a substitute."""
+
+import io
+import os
+import re
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from expected import BACKENDS
+
+import pyrevgrad
+from pyrevgrad import BackendError, activation, backends
+from pyrevgrad.rules import GUIDED
+
+needs_native = pytest.mark.skipif("native" not in BACKENDS, reason="no native library")
+RELU = "import torch, pyrevgrad; print(pyrevgrad.relu(torch.tensor([-1.0, 2.0])).tolist())"
+
+
+def python(code, *arguments, **environment):
+    """Run `code` in a fresh interpreter that sees the package as this one does."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("PYREVGRAD_")}
+    where = os.path.dirname(os.path.dirname(pyrevgrad.__file__))
+    paths = [where, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return subprocess.run(
+        [sys.executable, *arguments, "-c", code],
+        env={**clean, "PYTHONPATH": os.pathsep.join(paths), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """The names of the backends that compute a value, in order."""
+    names = []
+    original = backends.Reference.value
+
+    def counted(x, pair):
+        names.append("reference")
+        return original(x, pair)
+
+    monkeypatch.setattr(backends.Reference, "value", staticmethod(counted))
+    if "native" in BACKENDS:
+        inner = backends.Native.value
+
+        def native(self, x, pair):
+            names.append("native")
+            return inner(self, x, pair)
+
+        monkeypatch.setattr(backends.Native, "value", native)
+    return names
+
+
+@needs_native
+def test_native_serves_the_cpu_where_nothing_is_asked_for(served):
+    activation(torch.ones(3), "relu")
+    assert served == ["native"]
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_block_is_served_by_the_backend_it_names_and_restores(name, served):
+    before = backends.forced()
+    with pyrevgrad.backend(name):
+        assert backends.forced() == name
+        activation(torch.ones(3), "relu")
+    assert served == [name] and backends.forced() == before
+
+
+def test_blocks_nest_and_end_with_an_exception():
+    before = backends.forced()
+    with pyrevgrad.backend("reference"):
+        with pytest.raises(KeyError), pyrevgrad.backend(BACKENDS[-1]):
+            raise KeyError
+        assert backends.forced() == "reference"
+    assert backends.forced() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("natve", "unknown backend 'natve': did you mean 'native'"),
+        ("cuda", "unknown backend 'cuda': choose from native, reference, triton"),
+        (None, "unknown backend None"),
+    ],
+)
+def test_an_unknown_backend_is_refused_with_the_close_names(name, message):
+    with pytest.raises(ValueError, match=message), pyrevgrad.backend(name):
+        pass
+
+
+def test_a_backend_that_is_not_there_is_refused_at_the_door():
+    before = backends.forced()
+    with pytest.raises(BackendError, match="backend 'triton' was asked for and is not there"):  # noqa: SIM117
+        with pyrevgrad.backend("triton"):
+            pytest.fail("the block ran")
+    assert backends.forced() == before
+
+
+@needs_native
+def test_native_does_not_serve_meta_tensors_and_says_so():
+    x = torch.empty(3, device="meta")
+    with pyrevgrad.backend("native"):
+        with pytest.raises(BackendError, match="does not serve relu on meta tensors"):
+            activation(x, "relu")
+        with pytest.raises(BackendError, match="does not serve relu on meta tensors"):
+            activation(x, "relu", GUIDED, inplace=True)
+
+
+@needs_native
+def test_native_does_not_serve_a_subclass_and_says_so():
+    class Tagged(torch.Tensor):
+        pass
+
+    with pyrevgrad.backend("native"), pytest.raises(BackendError, match="does not serve Tagged"):
+        activation(torch.ones(2).as_subclass(Tagged), "relu")
+
+
+# Threads. A block holds in all threads, so that those a model starts inside it obey it too.
+
+
+def test_a_block_holds_in_the_threads_started_inside_it():
+    seen = []
+    with pyrevgrad.backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(backends.forced()))
+        thread.start()
+        thread.join()
+    assert seen == ["reference"]
+
+
+def test_blocks_that_overlap_in_two_threads_leave_nothing_behind():
+    before = backends.forced()
+    inside, leave = threading.Event(), threading.Event()
+
+    def other():
+        with pyrevgrad.backend(BACKENDS[-1]):
+            inside.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    with pyrevgrad.backend("reference"):
+        thread.start()
+        assert inside.wait(10)
+    leave.set()
+    thread.join()
+    try:
+        assert backends.forced() == before
+    finally:
+        backends._forced = before
+
+
+# The environment.
+
+
+def test_the_environment_names_a_backend_that_a_block_overrides():
+    code = (
+        "import pyrevgrad as p\n"
+        "with p.backend('reference'): print(p.backends.forced())\n"
+        "print(p.backends.forced())"
+    )
+    ended = python(code, PYREVGRAD_BACKEND=BACKENDS[-1])
+    assert ended.stdout.split() == ["reference", BACKENDS[-1]]
+
+
+def test_an_unknown_backend_in_the_environment_is_refused():
+    ended = python(RELU, PYREVGRAD_BACKEND="natve")
+    assert ended.returncode != 0
+    assert "unknown backend 'natve': did you mean 'native'" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYREVGRAD_BACKEND": "triton"},
+        {"PYREVGRAD_BACKEND": "native", "PYREVGRAD_DISABLE_NATIVE": "1"},
+    ],
+    ids=lambda it: it["PYREVGRAD_BACKEND"],
+)
+def test_a_missing_backend_in_the_environment_is_never_substituted(environment):
+    ended = python(RELU, **environment)
+    assert ended.returncode != 0 and ended.stdout == ""
+    name = environment["PYREVGRAD_BACKEND"]
+    assert f"BackendError: backend '{name}' was asked for and is not there" in ended.stderr
+
+
+# Without the native library.
+
+
+def test_without_the_library_the_first_call_says_once_what_is_missing_and_how_to_cure_it():
+    code = "\n".join([RELU, *["pyrevgrad.gelu(torch.ones(2))"] * 3])
+    ended = python(code, "-W", "always", PYREVGRAD_DISABLE_NATIVE="1")
+    assert ended.returncode == 0 and ended.stdout.strip() == "[0.0, 2.0]"
+    assert ended.stderr.count("RuntimeWarning") == 1
+    assert "PYREVGRAD_DISABLE_NATIVE is set" in ended.stderr
+    assert re.search(r"[Cc]ure", ended.stderr)
+
+
+def test_without_the_library_import_and_an_explicit_choice_of_the_reference_are_silent():
+    ended = python(RELU, PYREVGRAD_DISABLE_NATIVE="1", PYREVGRAD_BACKEND="reference")
+    assert ended.returncode == 0 and ended.stderr == ""
+
+
+# What it says of itself.
+
+
+def test_the_configuration_says_what_is_built_and_what_would_run_where():
+    stream = io.StringIO()
+    pyrevgrad.show_config(stream)
+    text = stream.getvalue()
+    for part in (pyrevgrad.__version__, torch.__version__, "native", "cpu tensors", "cuda tensors"):
+        assert part in text
+    cpu = next(line for line in text.splitlines() if line.startswith("cpu tensors"))
+    assert cpu.split()[2] == BACKENDS[-1]
+
+
+def test_the_configuration_names_the_backend_that_was_asked_for():
+    stream = io.StringIO()
+    with pyrevgrad.backend("reference"):
+        pyrevgrad.show_config(stream)
+    line = next(li for li in stream.getvalue().splitlines() if li.startswith("asked for"))
+    assert "reference" in line
+    cpu = next(li for li in stream.getvalue().splitlines() if li.startswith("cpu tensors"))
+    assert cpu.split()[2] == "reference"
+
+
+def test_the_configuration_says_why_the_library_is_missing():
+    code = "import pyrevgrad; pyrevgrad.show_config()"
+    text = python(code, PYREVGRAD_DISABLE_NATIVE="1").stdout
+    assert "missing: PYREVGRAD_DISABLE_NATIVE is set" in text
+    assert re.search(r"cpu tensors +reference", text)

@@ -1,0 +1,313 @@
+"""The benchmark suite tells the truth: its statistics, its gate, its byte counts, its page."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+ROOT = Path(__file__).resolve().parent.parent
+if not (ROOT / "bench").is_dir():
+    pytest.skip("the benchmark suite is in the repository only", allow_module_level=True)
+# At the end of the path: the installed package is what is measured, never the checkout.
+sys.path.append(str(ROOT))
+
+from bench import __main__ as command  # noqa: E402
+from bench import cases, memory, page, providers, targets, timing, traffic  # noqa: E402
+from bench.cases import Case  # noqa: E402
+from bench.timing import Effort, Measured  # noqa: E402
+
+
+class Clock:
+    """A clock that only the steps of a test move."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.speed = 1.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def step(self, seconds: float, log: list[str] | None = None, name: str = ""):
+        def run() -> None:
+            self.now += seconds * self.speed
+            if log is not None:
+                log.append(name)
+
+        return run
+
+
+EFFORT = Effort(seconds=1.0, least=5, most=20, sample=0.01)
+
+
+def test_median_and_quartiles_are_those_of_the_textbook():
+    summary = timing.summarise([7.0, 1.0, 3.0, 5.0, 9.0])
+    assert (summary.q1, summary.median, summary.q3, summary.runs) == (3.0, 5.0, 7.0, 5)
+
+
+def test_one_value_is_its_own_quartiles():
+    assert timing.summarise([2.0]) == timing.Summary(2.0, 2.0, 2.0, 1)
+
+
+def test_no_values_are_an_error():
+    with pytest.raises(ValueError, match="no values to summarise"):
+        timing.summarise([])
+
+
+def test_ratio_is_paired_within_rounds():
+    slow = Measured((2.0, 20.0, 200.0), 1, 0.0)
+    quick = Measured((1.0, 10.0, 100.0), 1, 0.0)
+    ratio = timing.paired_ratio(slow, quick)
+    assert ratio == timing.Summary(2.0, 2.0, 2.0, 3)
+
+
+def test_ratio_leaves_out_rounds_without_both():
+    slow = Measured((3.0, None, None), 1, 0.0)
+    quick = Measured((1.0, 50.0, None), 1, 0.0)
+    assert timing.paired_ratio(slow, quick) == timing.Summary(3.0, 3.0, 3.0, 1)
+    assert timing.paired_ratio(slow, Measured((None, None, None), 1, 0.0)) is None
+
+
+def test_a_machine_that_changes_speed_does_not_change_the_ratio():
+    clock, generator = Clock(), random.Random(1)
+    slow_step, quick_step = clock.step(0.03), clock.step(0.01)
+    calls = 0
+
+    def with_drift(step):
+        def run() -> None:
+            nonlocal calls
+            calls += 1
+            # the machine gets slower all the time, ten times over the run, and jitters by 1 %
+            clock.speed = (1 + calls / 10) * generator.uniform(0.99, 1.01)
+            step()
+
+        return run
+
+    steps = {"slow": with_drift(slow_step), "quick": with_drift(quick_step)}
+    measured = timing.interleave(steps, EFFORT, clock=clock)
+    ratio = timing.paired_ratio(measured["slow"], measured["quick"])
+    seconds = measured["slow"].samples
+    assert seconds[-1] > 2 * seconds[0]
+    assert ratio.median == pytest.approx(3.0, rel=0.05)
+
+
+def test_repetitions_fill_a_sample():
+    clock = Clock()
+    measured = timing.interleave({"tiny": clock.step(0.001)}, EFFORT, clock=clock)["tiny"]
+    assert measured.repetitions == 10
+    assert measured.seconds.median == pytest.approx(0.001)
+
+
+def test_one_interrupted_call_does_not_spoil_the_calibration():
+    clock, durations = Clock(), iter([0.5, 0.001, 0.001, 0.001, 0.001])
+
+    def step() -> None:
+        clock.now += next(durations)
+
+    assert timing.calibrate(step, 0.05, clock) == (50, pytest.approx(0.05))
+
+
+def test_every_round_runs_every_step_once_in_a_changing_order():
+    clock, log = Clock(), []
+    steps = {name: clock.step(0.02, log, name) for name in "abc"}
+    timing.interleave(steps, EFFORT, clock=clock)
+    rounds = len(log[15:]) // 3
+    orders = ["".join(log[15 + 3 * i : 18 + 3 * i]) for i in range(rounds)]
+    assert {"".join(sorted(order)) for order in orders} == {"abc"}
+    assert len(set(orders)) > 2
+
+
+def test_a_slow_step_sits_out_rounds_but_runs_the_least_number():
+    costs = {"a": 0.01, "b": 0.01, "slow": 1.0}
+    rounds, strides = timing.plan_rounds(costs, EFFORT)
+    runs = len(range(0, rounds, strides["slow"]))
+    assert strides["a"] == strides["b"] == 1
+    assert EFFORT.least <= runs < rounds <= EFFORT.most
+
+
+def test_byte_counts_are_those_of_the_issue():
+    guided, reverse = Case("relu", "guided_scaled"), Case("relu", "reverse")
+    assert traffic.fused_forward(guided, "float32") == 8.125
+    assert traffic.fused_backward(guided, "float32") == 8.125
+    assert traffic.ceiling("idiom", reverse, "float32") == pytest.approx(1.72, abs=0.005)
+    assert traffic.ceiling("plain", guided, "bfloat16") == pytest.approx(10 / 8.25)
+    assert traffic.ceiling("reference", guided, "float32") is None
+
+
+def test_idiom_casts_its_booleans_as_the_byte_count_says():
+    x, g = torch.randn(64), torch.randn(64)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        g * (x > 0) * (g > 0)
+    # The comparisons cast their 0, too: that copy has no dimensions.
+    events = [e for e in profile.events() if e.input_shapes and e.input_shapes[0] == [64]]
+    assert [e.name for e in events].count("aten::copy_") == 2
+
+
+@pytest.mark.parametrize("name", providers.NAMES)
+def test_every_provider_passes_its_gate_on_relu(name):
+    if name == "idiom+compile":
+        pytest.skip("a compilation takes too long for a test; the suite gates it when it runs")
+    case = Case("relu", "guided_scaled")
+    x, g = providers.tensors(1000, torch.float32)
+    wanted = providers.expected(case, x, g)
+    provider = next(p for p in providers.build(case, torch.float32, ()) if p.name == name)
+    if isinstance(provider, providers.Skipped):
+        pytest.skip(provider.reason)
+    providers.check(provider, case, x, g, wanted[name])
+
+
+@pytest.mark.parametrize("rule", [rule for rule in cases.RULES if rule != "EXACT"])
+@pytest.mark.parametrize("activation", ["relu", "silu", "tanh", "leaky_relu"])
+def test_idioms_agree_with_the_reference(activation, rule):
+    case = Case(activation, rule)
+    x, g = providers.tensors(1000, torch.float32)
+    wanted = providers.expected(case, x, g)
+    idle = ("fused", "reference", "idiom+compile", "plain", "copy")
+    for provider in providers.build(case, torch.float32, idle):
+        if isinstance(provider, providers.Provider):
+            providers.check(provider, case, x, g, wanted[provider.name])
+
+
+def _wrong(step):
+    return providers.Provider("wrong", step)
+
+
+def test_gate_refuses_a_plain_gradient_under_a_modified_rule():
+    case = Case("relu", "GUIDED")
+    x, g = providers.tensors(1000, torch.float32)
+
+    def step(x, g):
+        y = F.relu(x)
+        return y, torch.autograd.grad(y, x, g)[0]
+
+    with pytest.raises(providers.GateError, match="wrong gives a wrong gradient on relu/GUIDED"):
+        providers.check(_wrong(step), case, x, g, providers.expected(case, x, g)["fused"])
+
+
+def test_gate_refuses_a_wrong_value():
+    case = Case("relu", "GUIDED")
+    x, g = providers.tensors(1000, torch.float32)
+    y, gx = providers.expected(case, x, g)["fused"]
+    with pytest.raises(providers.GateError, match="wrong gives a wrong value on relu/GUIDED"):
+        providers.check(_wrong(lambda x, g: (y + 0.01, gx)), case, x, g, (y, gx))
+
+
+def test_gate_refuses_another_dtype():
+    case = Case("relu", "GUIDED")
+    x, g = providers.tensors(1000, torch.bfloat16)
+    y, gx = providers.expected(case, x, g)["fused"]
+    with pytest.raises(providers.GateError, match="wrong value"):
+        providers.check(_wrong(lambda x, g: (y.float(), gx)), case, x, g, (y, gx))
+
+
+def test_gate_refuses_a_provider_that_overwrites_its_inputs():
+    case = Case("relu", "DECONVNET")
+    x, g = providers.tensors(1000, torch.float32)
+    y, gx = providers.expected(case, x, g)["fused"]
+    with pytest.raises(providers.GateError, match="wrote into its inputs"):
+        providers.check(_wrong(lambda x, g: (y, g.clamp_min_(0))), case, x, g, (y, gx))
+
+
+def test_unknown_filter_lists_the_cases():
+    with pytest.raises(ValueError, match=r"no case matches 'relux'.*relu6.*GUIDED"):
+        cases.select("relux", quick=False)
+
+
+def test_broken_filter_is_named():
+    with pytest.raises(ValueError, match=r"the filter '\(' is not a regular expression"):
+        cases.select("(", quick=False)
+
+
+def test_filter_reaches_pairs_outside_the_usual_run():
+    assert [case.name for case in cases.select("^mish/rectgrad$", quick=True)] == ["mish/rectgrad"]
+
+
+def test_targets_find_the_worst_row():
+    def row(elements, speedup):
+        return {
+            "case": "relu/GUIDED", "provider": "plain", "elements": elements,
+            "speedup": speedup, "curved": False,
+        }  # fmt: skip
+
+    target = next(t for t in targets.TIMING if t.text.startswith("guided relu no slower"))
+    rows = [row(2**10, 0.5), row(2**16, 0.55), row(2**20, 1.2), row(2**24, 0.99)]
+    verdict = targets.verdict(target, rows)
+    assert (verdict["met"], verdict["of"]) == (2, 4)
+    assert verdict["worst"] == 0.55
+    assert verdict["floor"] == pytest.approx(1 / 1.7)
+
+
+def test_a_refused_provider_is_shown_without_a_time():
+    row = {"provider": "idiom", "elements": 1024, "refused": "idiom gives a wrong value"}
+    assert page._cell_text(row) == "refused"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("activation", list(cases.ACTIVATIONS))
+def test_bytes_kept_are_the_plan_s(activation, dtype):
+    if memory.pyrevgrad.backends._native is None:
+        pytest.skip("the plan's bytes hold where the native library runs")
+    every_rule = [Case(activation, rule) for rule in cases.RULES]
+    for row in memory.hooked(every_rule, [dtype]):
+        assert (row["fused"], row["idle"]) == (row["plan"], 0), row["case"]
+
+
+def test_gradient_reversal_keeps_nothing():
+    row = memory.view_row()
+    assert (row["fused"], row["plan"], row["idle"]) == (0, 0, 0)
+
+
+def test_resident_memory_is_the_plan_s():
+    case, elements = Case("relu", "GUIDED"), 1 << 23
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    row = memory.in_own_process(case, "fused", "float32", elements, dict(environment))
+    if "skipped" in row:
+        pytest.skip(row["skipped"])
+    assert abs(row["kept"] - elements // 8) <= targets.SLACK_BYTES
+
+
+def test_a_short_run_writes_everything(tmp_path):
+    out, copy = tmp_path / "out", tmp_path / "copy.json"
+    arguments = [
+        "--quick", "--filter", "relu/GUIDED", "--sizes", "2^10", "2^14", "--threads", "1",
+        "--allocations", "reused", "--without", "idiom+compile",
+        "--out", str(out), "--json", str(copy),
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", *arguments],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = json.loads((out / "results.json").read_text())
+    assert run == json.loads(copy.read_text())
+    fused = [r for r in run["timings"] if r["provider"] == "fused"]
+    assert {(r["dtype"], r["elements"]) for r in fused} == {
+        (dtype, size) for dtype in ("float32", "bfloat16") for size in (2**10, 2**14)
+    }
+    skipped = [r for r in run["timings"] if r["provider"] == "idiom+compile"]
+    assert {r["skipped"] for r in skipped} == {"left out by --without"}
+    with (out / "timings.csv").open() as stream:
+        assert len(list(csv.DictReader(stream))) == len(run["timings"])
+    text = (out / "README.md").read_text()
+    assert "## Targets" in text and "## Losses" in text and "## Method" in text
+    assert run["machine"]["torch"] == torch.__version__
+
+
+def test_sizes_are_read_as_powers_or_numbers():
+    parser = command._parser()
+    assert parser.parse_args(["--sizes", "2^4", "100"]).sizes == [16, 100]
+
+
+def test_an_unknown_filter_ends_the_command_with_a_message(capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--filter", "nothing_like_it"])
+    assert ended.value.code == 2
+    assert "no case matches 'nothing_like_it'" in capsys.readouterr().err

@@ -1,0 +1,358 @@
+"""The layers: scales that stay themselves, saving, copying, moving, and readable reprs."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from expected import SAMPLE, gradient, points, value
+from torch import nn
+
+import pyrevgrad
+from pyrevgrad import DECONVNET, EXACT, GUIDED, activation, rectgrad, reverse
+from pyrevgrad.activations import ACTIVATIONS
+from pyrevgrad.nn import Activation, GradientReversal
+from pyrevgrad.rules import RULES
+from pyrevgrad.schedules import GaninSchedule, LinearSchedule
+
+CASTS = {
+    "half": lambda layer: layer.half(),
+    "bfloat16": lambda layer: layer.to(torch.bfloat16),
+    "float": lambda layer: layer.float(),
+    "double": lambda layer: layer.double(),
+    "to cpu": lambda layer: layer.to("cpu"),
+    "cpu": lambda layer: layer.cpu(),
+    "share_memory": lambda layer: layer.share_memory(),
+    "to_empty": lambda layer: layer.to_empty(device="cpu"),
+    "inside a network": lambda layer: nn.Sequential(layer).half()[0],
+}
+every_cast = pytest.mark.parametrize("cast", CASTS)
+
+
+def slopes(layer, x=(1.0, 2.0)):
+    """The gradient that ones come back as."""
+    at = torch.tensor(x, requires_grad=True)
+    (gx,) = torch.autograd.grad(layer(at).sum(), at)
+    return gx.tolist()
+
+
+# Value and gradient.
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_a_layer_is_its_function(name, rule):
+    x, g = points(name, rule)
+    x.requires_grad_()
+    y = Activation(name, RULES[rule])(x)
+    torch.testing.assert_close(y, value(name, x))
+    (gx,) = torch.autograd.grad(y, x, g)
+    wanted = torch.autograd.grad(activation(x, name, RULES[rule]), x, g)[0]
+    assert torch.equal(gx, wanted)
+
+
+@pytest.mark.parametrize(("name", "rule"), SAMPLE)
+def test_training_or_eval_mode_changes_nothing(name, rule):
+    x, g = points(name, rule)
+    layer = Activation(name, RULES[rule])
+    for mode in (layer.train(), layer.eval()):
+        at = x.clone().requires_grad_()
+        mode(at).backward(g)
+        torch.testing.assert_close(at.grad, gradient(name, rule, x, g).detach())
+    reversal = GradientReversal(0.5)
+    assert slopes(reversal.train()) == slopes(reversal.eval()) == [-0.5, -0.5]
+
+
+def test_parameters_and_inplace_reach_the_function():
+    layer = Activation("leaky_relu", rule=reverse(0.5), inplace=True, negative_slope=0.25)
+    leaf = torch.tensor([-4.0, 4.0], requires_grad=True)
+    x = leaf * 1.0
+    assert layer(x) is x
+    assert x.tolist() == [-1.0, 4.0]
+    x.sum().backward()
+    assert leaf.grad.tolist() == [-0.125, -0.5]
+
+
+def test_gradient_reversal_is_a_view_and_scales_by_minus_lambda():
+    x = torch.ones(2, requires_grad=True)
+    y = GradientReversal(0.25)(x)
+    assert y._is_view() and y.data_ptr() == x.data_ptr()
+    y.sum().backward()
+    assert x.grad.tolist() == [-0.25, -0.25]
+
+
+def test_gradient_reversal_without_an_argument_reverses_by_one():
+    assert slopes(GradientReversal()) == [-1.0, -1.0]
+
+
+@pytest.mark.parametrize("scale", [torch.tensor(0.5), torch.tensor(0.5, dtype=torch.bfloat16)])
+def test_a_tensor_scale_is_copied(scale):
+    layers = [GradientReversal(scale), Activation("relu", reverse(scale))]
+    scale.fill_(9.0)
+    for layer in layers:
+        assert slopes(layer) == [-0.5, -0.5]
+        assert layer.scale.dtype == torch.float64 and layer.scale.shape == ()
+
+
+# Setting.
+
+
+@pytest.mark.parametrize("new", [0.25, 2, torch.tensor(0.75), torch.tensor(3.0).double()])
+@pytest.mark.parametrize(
+    "layer", [GradientReversal(1.0), Activation("relu", reverse(torch.tensor(1.0)))], ids=repr
+)
+def test_a_scale_is_set_by_assignment_in_place(layer, new):
+    layer = copy.deepcopy(layer)
+    buffer = layer.scale
+    x = torch.ones(2, requires_grad=True)
+    y = layer(x)
+    layer.scale = new
+    assert layer.scale is buffer and buffer.dtype == torch.float64
+    y.sum().backward()
+    assert x.grad.tolist() == [-float(new)] * 2 == slopes(layer)
+    layer.set_scale(4.0)
+    assert slopes(layer) == [-4.0, -4.0]
+
+
+@pytest.mark.parametrize("bad", ["0.5", None, True, torch.ones(2), torch.tensor(1)])
+def test_a_bad_scale_is_refused_and_the_old_one_stays(bad):
+    layer = GradientReversal(0.5)
+    with pytest.raises((TypeError, ValueError), match=r"scale must be|must be floating point"):
+        layer.scale = bad
+    assert slopes(layer) == [-0.5, -0.5]
+
+
+@pytest.mark.parametrize("new", [0.5, torch.tensor(0.5), torch.ones(3)])
+def test_a_layer_whose_rule_has_a_number_says_how_to_change_its_scale(new):
+    layer = Activation("relu", reverse(0.3))
+    with pytest.raises((TypeError, ValueError), match="rule"):
+        layer.scale = new
+    with pytest.raises((TypeError, ValueError), match="rule"):
+        layer.set_scale(new)
+    torch.testing.assert_close(slopes(layer), [-0.3, -0.3])
+
+
+def test_a_rule_is_set_by_assignment():
+    layer = Activation("relu")
+    assert slopes(layer, (-1.0, 2.0)) == [0.0, 1.0]
+    layer.rule = reverse(torch.tensor(0.5))
+    assert slopes(layer, (-1.0, 2.0)) == [0.0, -0.5]
+    assert "scale" in layer.state_dict()
+    layer.scale = 2.0
+    assert slopes(layer, (-1.0, 2.0)) == [0.0, -2.0]
+    layer.rule = DECONVNET
+    assert slopes(layer, (-1.0, 2.0)) == [1.0, 1.0]
+    assert layer.rule == DECONVNET and not layer.state_dict()
+    with pytest.raises(TypeError, match="rule must be a"):
+        layer.rule = "guided"
+    assert layer.rule == DECONVNET
+
+
+def test_the_rule_of_a_layer_reads_its_scale():
+    layer = Activation("relu", GUIDED.scaled(torch.tensor(0.5)))
+    layer.scale = 3.0
+    assert slopes(Activation("relu", layer.rule)) == [3.0, 3.0]
+
+
+# State.
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda scale: GradientReversal(scale),
+        lambda scale: Activation("tanh", reverse(torch.tensor(scale))),
+    ],
+    ids=["GradientReversal", "Activation"],
+)
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_scale_is_saved_and_loaded(make, assign):
+    file = io.BytesIO()
+    saved = nn.Sequential(nn.Linear(2, 2), make(0.125))
+    torch.save(saved.state_dict(), file)
+    file.seek(0)
+    loaded = nn.Sequential(nn.Linear(2, 2), make(1.0))
+    assert loaded.load_state_dict(torch.load(file), assign=assign)
+    assert loaded[1].scale.item() == 0.125 and loaded[1].scale.dtype == torch.float64
+    x = torch.tensor([[0.0, 0.0]])
+    assert slopes(loaded[1], (0.0, 0.0)) == [-0.125, -0.125]
+    assert torch.equal(loaded(x), saved(x))
+
+
+def test_a_layer_on_meta_can_be_loaded_by_assignment():
+    with torch.device("meta"):
+        layer = GradientReversal(0.5)
+    layer.load_state_dict(GradientReversal(0.125).state_dict(), assign=True)
+    assert slopes(layer) == [-0.125, -0.125]
+
+
+def test_a_number_or_nothing_to_scale_leaves_the_state_dict_empty():
+    assert not Activation("relu", reverse(0.3)).state_dict()
+    assert list(GradientReversal().state_dict()) == ["scale"]
+    assert [name for name, _ in GradientReversal().named_parameters()] == []
+
+
+@every_cast
+@pytest.mark.parametrize("make", [GradientReversal, lambda s: Activation("relu", reverse(s))])
+def test_no_cast_or_move_changes_the_scale(make, cast):
+    layer = CASTS[cast](make(torch.tensor(0.3, dtype=torch.float64)))
+    assert layer.scale.dtype == torch.float64 and layer.scale.item() == 0.3
+    assert "scale" in layer.state_dict()
+    torch.testing.assert_close(slopes(layer), [-0.3, -0.3])
+
+
+@every_cast
+@pytest.mark.parametrize("rule", [EXACT, GUIDED, reverse(0.5)], ids=repr)
+def test_a_layer_without_a_live_scale_survives_every_cast_and_move(rule, cast):
+    layer = Activation("relu", rule)
+    before = slopes(layer)
+    layer = CASTS[cast](layer)
+    assert slopes(layer) == before and layer.rule == rule
+
+
+def test_a_half_network_reverses_by_the_full_scale():
+    layer = nn.Sequential(nn.Linear(2, 2), GradientReversal(0.3)).to(torch.bfloat16)[1]
+    x = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    layer(x).backward()
+    assert x.grad.item() == -0.3
+
+
+@pytest.mark.parametrize("make", [GradientReversal, lambda s: Activation("relu", reverse(s))])
+def test_to_empty_from_meta_gives_the_scale_back(make):
+    scale = 0.3 if make is GradientReversal else torch.tensor(0.3, dtype=torch.float64)
+    layer = make(scale).to("meta")
+    assert layer.scale.is_meta
+    layer = layer.to_empty(device="cpu")
+    assert layer.scale.item() == 0.3 and layer.scale.dtype == torch.float64
+
+
+def test_a_layer_made_on_meta_has_its_scale_after_to_empty():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(2, 2), GradientReversal(0.3))
+    model.to_empty(device="cpu")
+    torch.testing.assert_close(slopes(model[1]), [-0.3, -0.3])
+
+
+def test_a_loaded_scale_survives_a_way_over_meta():
+    layer = GradientReversal(1.0)
+    layer.load_state_dict(GradientReversal(0.25).state_dict())
+    assert layer.to("meta").to_empty(device="cpu").scale.item() == 0.25
+
+
+# Copies.
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda layer: pickle.loads(pickle.dumps(layer)),
+    "torch.save": lambda layer: torch.load(_saved(layer), weights_only=False),
+}
+
+
+def _saved(layer):
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    return file
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        GradientReversal(0.25),
+        Activation("relu", GUIDED),
+        Activation("leaky_relu", reverse(0.5), inplace=False, negative_slope=0.25),
+        Activation("tanh", rectgrad(0.25)),
+        Activation("gelu", reverse(torch.tensor(0.25))),
+    ],
+    ids=repr,
+)
+def test_a_copy_behaves_as_its_original_and_is_its_own(layer, how):
+    made = COPIES[how](layer)
+    assert type(made) is type(layer) and repr(made) == repr(layer)
+    assert slopes(made, (-1.5, 2.0)) == slopes(layer, (-1.5, 2.0))
+    if layer.scale is not None:
+        made.scale = 8.0
+        assert layer.scale.item() == 0.25
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_copy_keeps_a_scale_that_was_set_by_hand(how):
+    layer = GradientReversal(LinearSchedule(4))
+    layer.scale = 0.3
+    assert COPIES[how](layer).scale.item() == 0.3
+
+
+# Schedules.
+
+
+def test_a_layer_follows_its_schedule():
+    schedule = GaninSchedule(max_steps=10)
+    layer = GradientReversal(schedule)
+    assert layer.schedule is schedule and layer.scale.item() == 0.0
+    schedule.step()
+    assert round(layer.scale.item(), 4) == 0.4621
+    x = torch.ones(1, requires_grad=True)
+    y = layer(x)
+    schedule.step()
+    y.backward()
+    assert x.grad.item() == pytest.approx(-schedule.value, rel=1e-7)
+
+
+def test_a_schedule_can_be_assigned_and_the_old_one_lets_go():
+    first, second = LinearSchedule(4), LinearSchedule(4, high=8.0)
+    layer = GradientReversal(first)
+    layer.scale = second
+    second.step()
+    assert layer.scale.item() == 2.0 and layer.schedule is second
+    first.step()
+    assert layer.scale.item() == 2.0
+
+
+def test_an_activation_takes_no_schedule():
+    layer = Activation("relu", reverse(torch.tensor(1.0)))
+    with pytest.raises(TypeError, match="Activation takes no schedule"):
+        layer.scale = LinearSchedule(4)
+
+
+# Reprs and hooks.
+
+
+@pytest.mark.parametrize(
+    ("layer", "text"),
+    [
+        (Activation("relu"), "Activation('relu')"),
+        (Activation("relu", GUIDED), "Activation('relu', rule=GUIDED)"),
+        (
+            Activation("leaky_relu", reverse(0.3), inplace=True, negative_slope=0.1),
+            "Activation('leaky_relu', rule=reverse(0.3), inplace=True, negative_slope=0.1)",
+        ),
+        (GradientReversal(0.5), "GradientReversal(scale=0.5)"),
+        (
+            GradientReversal(GaninSchedule(10)),
+            "GradientReversal(scale=0, schedule=GaninSchedule(max_steps=10, gamma=10, low=0, "
+            "high=1))",
+        ),
+    ],
+)
+def test_a_layer_reads_as_it_was_made(layer, text):
+    assert repr(layer) == text
+    assert text in repr(nn.Sequential(layer))
+
+
+def test_a_layer_with_a_live_scale_shows_it():
+    assert "reverse" in repr(Activation("relu", reverse(torch.tensor(0.5))))
+
+
+def test_full_backward_hooks_see_the_gradient_before_and_after():
+    seen = []
+    for layer in (GradientReversal(0.5), Activation("relu", reverse(0.5))):
+        layer.register_full_backward_hook(lambda _, gx, gy: seen.append((gx[0], gy[0])))
+        x = torch.ones(1, requires_grad=True) * 1.0
+        layer(x).sum().backward()
+    assert [(gx.item(), gy.item()) for gx, gy in seen] == [(-0.5, 1.0)] * 2
+
+
+def test_the_layers_are_reachable_from_the_package():
+    assert pyrevgrad.nn.GradientReversal is GradientReversal

@@ -1,0 +1,336 @@
+"""What is installed: the library's symbols, the wheel's tag, an install without a compiler.
+
+It may import the package, and runs the compiler's tools and pip on copies of the checkout.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import pyrevgrad
+from pyrevgrad import __main__, backends
+
+#: Vector mathematics that libtorch_cpu exports beside the stable ABI, and all that we take of it.
+SLEEF = {
+    f"Sleef_{function}{lanes}_u10"
+    for function in ("erf", "exp", "expm1", "log1p", "tanh")
+    for lanes in ("d4", "d8", "f8", "f16")
+}
+#: Of the limited API of Python 3.10.
+PYTHON = {"PyModule_Create2"}
+#: The loader's and the linker's own, all weak.
+WEAK = {"_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__gmon_start__"}
+SYSTEM = re.compile(r"@+(GLIBC|GLIBCXX|CXXABI|GCC)_[0-9.]+$")
+STABLE = re.compile(r"(aoti_torch|torch)_\w+$")
+SOURCES = (
+    *("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"),
+    *("pyrevgrad", "kernels", "csrc"),
+)
+
+
+def output(*command: object, **options) -> str:
+    """What a command that must succeed prints."""
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, timeout=900, **options
+    )
+    assert done.returncode == 0, f"{command} failed:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def tool(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} of the binutils is not installed")
+    return found
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    """The native library that `import pyrevgrad` loaded."""
+    if backends._native is None:
+        pytest.skip("the native library is not built here: see `python -m pyrevgrad info`")
+    return Path(sys.modules["pyrevgrad._native"].__file__)
+
+
+def symbols(path: Path, *options: str) -> list[tuple[str, str]]:
+    """(kind, name) of every symbol, as nm names them."""
+    lines = output(tool("nm"), *options, path).splitlines()
+    words = [line.split() for line in lines if line.strip()]
+    return [(word[-2], word[-1]) for word in words]
+
+
+def test_library_takes_only_stable_python_system_and_named_sleef_symbols(library):
+    wanted = {name for _, name in symbols(library, "-D", "--undefined-only")}
+    stray = {name for name in wanted if not (SYSTEM.search(name) or STABLE.match(name))}
+    assert stray - SLEEF - PYTHON - WEAK == set()
+
+
+def test_library_exports_its_init_function_alone(library):
+    exported = {name for _, name in symbols(library, "-D", "--defined-only")}
+    assert exported == {"PyInit__native"}
+
+
+def test_library_names_no_path_to_search_and_only_torch_and_system_libraries(library):
+    dynamic = output(tool("readelf"), "-d", library)
+    assert not re.search(r"RPATH|RUNPATH", dynamic)
+    needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic))
+    assert needed <= {
+        *("libtorch_cpu.so", "libstdc++.so.6", "libgcc_s.so.1"),
+        *("libm.so.6", "libc.so.6", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"),
+    }
+
+
+def test_library_holds_no_path_of_the_machine_that_built_it(library, repository):
+    torch = Path(sys.modules["torch"].__file__).parent
+    content = library.read_bytes()
+    for place in (repository, torch, Path(sys.prefix), Path.home()):
+        assert os.fsencode(f"{place}/") not in content
+
+
+def test_library_is_named_for_every_python_of_the_limited_api(library):
+    assert library.name == "_native.abi3.so"
+
+
+@pytest.fixture(scope="module")
+def objects(repository) -> list[Path]:
+    found = sorted((repository / "build" / "objects").glob("*.o"))
+    if not found:
+        pytest.skip("no objects in build/objects: the library was not built in this checkout")
+    return found
+
+
+def test_objects_of_two_instruction_sets_share_no_weak_symbol(objects):
+    """The linker keeps one copy of a weak symbol: an AVX-512 copy would crash a lesser machine."""
+    weak = {
+        path.stem: {name for kind, name in symbols(path, "--defined-only") if kind in "WVu"}
+        for path in objects
+    }
+    shared = {
+        (one, other): weak[one] & weak[other]
+        for one, other in itertools.combinations(weak, 2)
+        if one.startswith("kernels_") or other.startswith("kernels_")
+    }
+    assert {pair: names for pair, names in shared.items() if names} == {}
+
+
+def test_object_of_an_instruction_set_offers_its_table_alone(objects):
+    for path in objects:
+        if path.stem.startswith("kernels_"):
+            offered = [name for kind, name in symbols(path, "--defined-only") if kind in "TDBR"]
+            assert len(offered) == 1 and path.stem in offered[0], path.name
+
+
+@pytest.fixture(scope="module")
+def checkout(repository, tmp_path_factory) -> Path:
+    """A copy of what is built from, with the objects that were built but no library."""
+    copied = tmp_path_factory.mktemp("checkout")
+    ignore = shutil.ignore_patterns("*.so", "_build_report.txt", "__pycache__", ".*")
+    for name in SOURCES:
+        source = repository / name
+        if source.is_dir():
+            shutil.copytree(source, copied / name, ignore=ignore)
+        elif source.exists():
+            shutil.copy2(source, copied / name)
+    return copied
+
+
+def pip(checkout: Path, *arguments: object, **variables: str) -> str:
+    """Run pip on the copy, offline, against the packages that are there."""
+    pytest.importorskip("pip")
+    environment = {**os.environ, "PIP_NO_INDEX": "1", **variables}
+    given = (*arguments, "--no-deps", "--no-build-isolation", checkout)
+    return output(sys.executable, "-m", "pip", *given, env=environment, cwd=checkout)
+
+
+@pytest.fixture(scope="module")
+def without_compiler(checkout, tmp_path_factory) -> Path:
+    """A folder that pyrevgrad was installed into on a machine without a compiler."""
+    target = tmp_path_factory.mktemp("installed")
+    pip(checkout, "install", "--target", target, CXX="/nonexistent/c++")
+    return target
+
+
+def python(installed: Path, *arguments: str) -> str:
+    """What Python prints when `installed` comes before all else and the checkout is far."""
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    environment.pop("PYREVGRAD_BACKEND", None)
+    return output(sys.executable, *arguments, env=environment, cwd=installed)
+
+
+def test_install_without_a_compiler_serves_the_reference_and_warns_once(without_compiler):
+    printed = python(
+        without_compiler,
+        "-c",
+        """if True:
+        import warnings, torch, pyrevgrad
+        x = torch.tensor([-1.0, 2.0, 3.0], requires_grad=True)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(3):
+                y = pyrevgrad.relu(x, pyrevgrad.GUIDED)
+        (warning,) = caught
+        print(pyrevgrad.__file__)
+        print(torch.autograd.grad(y, x, torch.tensor([1.0, -1.0, 1.0]))[0].tolist())
+        print(warning.message)
+        """,
+    )
+    place, gradient, message = printed.strip().split("\n", 2)
+    assert Path(place).parent == without_compiler / "pyrevgrad"
+    assert gradient == "[0.0, 0.0, 1.0]"
+    assert "reference backend" in message
+    assert "needs a C++ compiler, and /nonexistent/c++" in message
+    assert "install g++ or clang++" in message
+    assert "pip install --no-build-isolation" in message
+
+
+def test_info_says_why_the_native_library_is_missing(without_compiler):
+    printed = python(without_compiler, "-m", "pyrevgrad", "info")
+    assert re.search(r"^native +missing: the native library needs a C\+\+ compiler", printed, re.M)
+    assert re.search(r"^cpu tensors +reference", printed, re.M)
+
+
+def test_install_without_a_compiler_is_pure_python(without_compiler):
+    (wheel,) = without_compiler.glob("pyrevgrad-*.dist-info/WHEEL")
+    assert "Tag: py3-none-any\n" in wheel.read_text()
+    assert "Root-Is-Purelib: true\n" in wheel.read_text()
+    assert not list(without_compiler.rglob("*.so"))
+
+
+def test_requiring_the_native_library_makes_a_missing_compiler_fatal(checkout, tmp_path):
+    command = [sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path]
+    variables = {"CXX": "/nonexistent/c++", "PYREVGRAD_REQUIRE_NATIVE": "1"}
+    done = subprocess.run(
+        command, cwd=checkout, env={**os.environ, **variables}, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "PYREVGRAD_REQUIRE_NATIVE is set: the native library needs a C++" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def fake_compiler(tmp_path_factory) -> Path:
+    """A compiler that refuses whatever it is given, as one too old does."""
+    path = tmp_path_factory.mktemp("compiler") / "c++"
+    path.write_text(
+        "#!/bin/sh\n"
+        '[ "$1" = --version ] && exit 0\n'
+        "echo 'In file included from somewhere:' >&2\n"
+        "echo 'x.h:3: error: this is beyond me.' >&2\n"
+        "exit 1\n"
+    )
+    path.chmod(0o755)
+    return path
+
+
+def test_failed_compilation_is_reported_and_leaves_no_stale_library(
+    checkout, fake_compiler, tmp_path
+):
+    package = tmp_path / "pyrevgrad"
+    package.mkdir()
+    stale = package / "_native.abi3.so"
+    stale.write_text("of another time")
+    command = (sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path)
+    output(*command, cwd=checkout, env={**os.environ, "CXX": str(fake_compiler)})
+    report = (package / "_build_report.txt").read_text()
+    assert re.match(r"compiling csrc/\S+\.cpp failed: x\.h:3: error: this is beyond me\.", report)
+    assert "Cure: mend what it names" in report
+    assert not stale.exists()
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout, repository, objects, tmp_path_factory) -> Path:
+    """A wheel from the objects that are there; compiled again only where they are out of date."""
+    shutil.copytree(repository / "build" / "objects", checkout / "build" / "objects")
+    folder = tmp_path_factory.mktemp("wheel")
+    pip(checkout, "wheel", "--wheel-dir", folder, PYREVGRAD_REQUIRE_NATIVE="1")
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_wheel_is_tagged_for_every_python_from_3_10(wheel):
+    platform = re.escape(re.sub(r"[-.]", "_", sysconfig.get_platform()))
+    version = re.escape(pyrevgrad.__version__)
+    assert re.fullmatch(rf"pyrevgrad-{version}-cp310-abi3-{platform}\.whl", wheel.name)
+
+
+def test_wheel_holds_every_package_the_library_and_no_report(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    folders = {name.split("/")[1] for name in names if name.count("/") == 2}
+    assert {"reference", "demonstration", "kernels"} <= folders
+    assert "pyrevgrad/_native.abi3.so" in names
+    assert "pyrevgrad/_build_report.txt" not in names
+    assert not [name for name in names if name.startswith(("csrc", "tests", "kernels", "bench"))]
+
+
+def test_unchanged_tree_compiles_nothing_again(wheel, checkout, tmp_path):
+    command = (sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path)
+    printed = output(*command, cwd=checkout)
+    assert "compiling" not in printed and "linking" not in printed
+    assert (tmp_path / "pyrevgrad" / "_native.abi3.so").is_file()
+
+
+def test_kernels_import_without_triton():
+    code = (
+        "import sys; sys.modules['triton'] = None; import pyrevgrad.kernels as k; print(k.__name__)"
+    )
+    assert output(sys.executable, "-c", code) == "pyrevgrad.kernels\n"
+
+
+def test_disabled_library_is_not_loaded_and_the_reference_serves():
+    code = (
+        "import sys, torch, pyrevgrad; pyrevgrad.show_config(); "
+        "print(pyrevgrad.relu(torch.tensor([-1.0, 2.0])).tolist()); "
+        "print('pyrevgrad._native' in sys.modules)"
+    )
+    environment = {**os.environ, "PYREVGRAD_DISABLE_NATIVE": "1"}
+    printed = output(sys.executable, "-W", "ignore", "-c", code, env=environment)
+    assert "missing: PYREVGRAD_DISABLE_NATIVE is set" in printed
+    assert printed.splitlines()[-2:] == ["[0.0, 2.0]", "False"]
+
+
+def test_info_prints_the_configuration(capsys):
+    assert __main__.main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("pyrevgrad ") and "cpu tensors" in printed
+
+
+def test_demo_gets_what_follows_it(monkeypatch):
+    from pyrevgrad import demonstration
+
+    given = []
+    monkeypatch.setattr(demonstration, "main", lambda arguments: given.append(arguments) or 7)
+    assert __main__.main(["demo", "--seeds", "3", "--quick", "--help"]) == 7
+    assert given == [["--seeds", "3", "--quick", "--help"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["explian"], "invalid choice: 'explian'"),
+        (["info", "--loud"], "info takes no options, got --loud"),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+)
+def test_wrong_command_line_is_a_usage_error(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        __main__.main(arguments)
+    assert stopped.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("usage: python -m pyrevgrad") and message in printed
+
+
+def test_help_names_the_commands(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        __main__.main(["--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert "info" in printed and "demo" in printed
