@@ -93,13 +93,14 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         "curved_sizes": curved,
         "kernel_sizes": kernel,
         "computing_sizes": [size for size in kernel if size == 1 << 20],
-        "largest_reference": 1 << (16 if quick else 24),
-        "largest_curved_reference": 1 << 16,
-        # a compilation takes seconds: the quick form has one case, in one dtype
-        "compile": [[chosen[0].name, dtypes[0]]] if quick else None,
-        "effort": asdict(Effort(0.15, 3, 41, 5e-4) if quick else Effort(0.8, 7, 101, 2e-3)),
-        "curved_effort": asdict(Effort(0.05, 3, 41, 5e-4) if quick else Effort(0.2, 5, 41, 1e-3)),
-        "kernel_effort": asdict(Effort(0.05, 5, 41, 5e-4) if quick else Effort(0.15, 9, 101, 1e-3)),
+        # ten times slower than anything else, and no opponent or (compiled) hopeless there
+        "largest": {"reference": 1 << (16 if quick else 20), "idiom+compile": 1 << 22},
+        "largest_curved": {"reference": 1 << 16},
+        # a compilation takes seconds: the quick form has one
+        "compile": [[chosen[0].name, dtypes[0], threads[0]]] if quick else None,
+        "effort": asdict(Effort(0.15, 3, 41, 5e-4) if quick else Effort(0.5, 5, 61, 2e-3)),
+        "curved_effort": asdict(Effort(0.05, 3, 41, 5e-4) if quick else Effort(0.12, 5, 41, 1e-3)),
+        "kernel_effort": asdict(Effort(0.05, 5, 41, 5e-4) if quick else Effort(0.1, 7, 61, 1e-3)),
     }
 
 

@@ -248,27 +248,34 @@ def _memory_section(run: dict[str, Any]) -> list[str]:
 
 
 def _losses(timings: list[Row]) -> str:
-    lost = [
-        r for r in timings if r.get("speedup", 1) < 1 and r["provider"] not in ("fused", "copy")
-    ]
-    if not lost:
+    """A line for each case, opponent and dtype with a lost cell: how many, and the worst."""
+    grouped: dict[tuple[str, str, str], list[Row]] = {}
+    for row in timings:
+        if "speedup" in row and row["provider"] not in ("fused", "copy"):
+            key = (row["case"], row["provider"], row["dtype"])
+            grouped.setdefault(key, []).append(row)
+    lines = []
+    for (case, provider, dtype), rows in grouped.items():
+        lost = [row for row in rows if row["speedup"] < 1]
+        if not lost:
+            continue
+        worst = min(lost, key=lambda row: row["speedup"])
+        sizes = sorted({row["elements"] for row in lost})
+        lines.append(
+            [
+                case,
+                provider,
+                dtype,
+                f"{len(lost)}/{len(rows)}",
+                ", ".join(map(size_text, sizes)),
+                f"{worst['speedup']:.2f} ({worst['speedup_q1']:.2f}–{worst['speedup_q3']:.2f})",
+                f"{size_text(worst['elements'])}, {worst['threads']} thr., {worst['allocations']}",
+            ]
+        )
+    if not lines:
         return "None in this run."
-    lost.sort(key=lambda row: row["speedup"])
-    lines = [
-        [
-            row["case"], row["provider"], row["dtype"], size_text(row["elements"]),
-            str(row["threads"]), row["allocations"], f"{row['speedup']:.2f}",
-            f"{row['speedup_q1']:.2f}–{row['speedup_q3']:.2f}",
-        ]
-        for row in lost
-    ]  # fmt: skip
-    head = [
-        "case", "slower than", "dtype", "elements", "threads", "allocations", "speed-up",
-        "quartiles",
-    ]  # fmt: skip
-    rest = table(head, lines[12:])
-    more = _detail(f"and {len(lines) - 12} more", rest) if len(lines) > 12 else ""
-    return table(head, lines[:12]) + ("\n\n" + more if more else "")
+    head = ["case", "slower than", "dtype", "cells", "at", "worst (quartiles)", "where"]
+    return table(head, lines)
 
 
 def _left_out(timings: list[Row]) -> str:
@@ -293,7 +300,8 @@ _METHOD = """\
   figure is the median over the rounds; a ratio is taken within each round, and its median is
   printed: a machine that slows down slows all of a round.
 * **Gate.** Before it is timed, each provider's value and gradient on the very same tensors are
-  compared with the reference's, and it must leave its inputs alone. One that fails prints no time.
+  compared with the reference's (above 2²⁰ elements the first and last 2¹⁹), and it must leave its
+  inputs alone. One that fails prints no time.
 * **Allocations.** Each in a process of its own. *fresh*: glibc's first threshold pinned, so that
   every result of 128 KiB or more is mapped anew and its pages fault in. *reused*: glibc told to
   keep its memory (thresholds raised). Left alone (`--allocations default`), glibc raises its
@@ -346,7 +354,7 @@ def page(run: dict[str, Any], pictures: list[str], prefix: str) -> str:
         "## Pictures" if pictures else "",
         shown,
         "## Losses",
-        "Every cell where `fused` was slower than an opponent (a copy aside).",
+        "Where `fused` was slower than an opponent (a copy aside), and in how many cells.",
         _losses(timings),
         "## Tables",
         *_relu_section(timings),

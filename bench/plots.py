@@ -40,6 +40,10 @@ def _size_axis(axis: Any, sizes: list[int]) -> None:
     axis.grid(alpha=0.3)
 
 
+def _times(value: float, _: int) -> str:
+    return f"{value:g}×" if value >= 1 else f"1/{1 / value:g}×"
+
+
 def _speedup_line(axis: Any, rows: list[Row], label: str, colour: str, style: str = "-") -> None:
     rows = sorted(rows, key=lambda row: row["elements"])
     sizes = [row["elements"] for row in rows]
@@ -82,7 +86,7 @@ def _case_figure(plt: Any, rows: list[Row], case: str, dtype: str, path: Path) -
         axis.set_xlabel("elements")
     for row in axes:
         row[0].set_ylabel("speed-up of fused (higher is better)")
-        row[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}×")
+        row[0].yaxis.set_major_formatter(_times)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.suptitle(
@@ -96,10 +100,10 @@ def _case_figure(plt: Any, rows: list[Row], case: str, dtype: str, path: Path) -
 
 def _curved_figure(plt: Any, rows: list[Row], dtype: str, path: Path) -> None:
     names = list(dict.fromkeys(row["case"].split("/")[0] for row in rows))
-    columns = min(5, len(names))
+    columns = min(4, len(names))
     lines = -(-len(names) // columns)
     figure, axes = plt.subplots(
-        lines, columns, figsize=(2.7 * columns + 0.6, 2.2 * lines + 1.4),
+        lines, columns, figsize=(3.0 * columns + 0.8, 2.3 * lines + 1.8),
         sharex=True, sharey=True, squeeze=False, layout="constrained",
     )  # fmt: skip
     shown = (("reverse", "plain", COLOURS["plain"]), ("GUIDED", "idiom", COLOURS["idiom"]))
@@ -120,11 +124,12 @@ def _curved_figure(plt: Any, rows: list[Row], dtype: str, path: Path) -> None:
         _size_axis(axis, sorted({row["elements"] for row in rows}))
         axis.tick_params(labelsize=8)
     for row in axes:
-        row[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}×")
-    figure.supxlabel("elements", fontsize=10)
+        row[0].yaxis.set_major_formatter(_times)
+    for axis in axes[-1]:
+        axis.set_xlabel("elements", fontsize=9)
     figure.supylabel("speed-up of fused (higher is better)", fontsize=10)
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     figure.suptitle(
         f"Curved activations, {dtype}, 1 thread: reversed against plain, GUIDED against its idiom",
         fontsize=11,
@@ -169,7 +174,8 @@ def _bandwidth_figure(plt: Any, rows: list[Row], dtype: str, path: Path) -> None
         bottom.set_xlabel("elements")
         for axis in (top, bottom):
             _size_axis(axis, sizes)
-            axis.set_ylim(bottom=0)
+    for axis in axes.flat:
+        axis.set_ylim(bottom=0)
     axes[0][0].set_ylabel("GB/s of counted bytes")
     axes[1][0].set_ylabel("share of copy_, paired (%)")
     found_labels: dict[str, Any] = {}

@@ -147,9 +147,21 @@ def tensors(elements: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, T
     return leaf * 1, g
 
 
+_PART = 1 << 19
+
+
+def part(tensor: Tensor) -> Tensor:
+    """What the gate looks at: both ends of a large tensor, all of another; a copy."""
+    tensor = tensor.detach()
+    if tensor.numel() <= 2 * _PART:
+        return tensor.clone()
+    return torch.cat((tensor[:_PART], tensor[-_PART:]))
+
+
 def expected(case: Case, x: Tensor, g: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """What each provider must give: the rule's gradient, the ordinary one, or a copy."""
+    """What each provider must give on `part`: the rule's gradient, the ordinary one, or a copy."""
     function = getattr(pyrevgrad, case.activation)
+    x, g = part(x).requires_grad_(), part(g)
     with pyrevgrad.backend("reference"):
         y = function(x, case.rule)
         gx = torch.autograd.grad(y, x, g)[0]
@@ -174,7 +186,7 @@ def _agree(got: Tensor, want: Tensor, given: Tensor) -> bool:
     The second part is for opponents that round between kernels (bfloat16 x − tanh(x)): a gate is
     there to catch a wrong rule, whose results are off by the size of g, not to grade rounding.
     """
-    if got.dtype != want.dtype or got.shape != want.shape:
+    if got.dtype != want.dtype:
         return False
     tolerance = _TOLERANCES[want.dtype]
     wide = torch.promote_types(want.dtype, torch.float32)
@@ -186,17 +198,18 @@ def _agree(got: Tensor, want: Tensor, given: Tensor) -> bool:
 def check(
     provider: Provider, case: Case, x: Tensor, g: Tensor, wanted: tuple[Tensor, Tensor]
 ) -> None:
-    """Run `provider` once and compare.
+    """Run `provider` once on the tensors that will be timed; compare `part` of what it gives.
 
     Raises
     ------
     GateError
         Its value or its gradient is wrong, or it wrote into x or g.
     """
-    before = x.detach().clone(), g.clone()
+    before = part(x), part(g)
     y, gx = provider.step(x, g)
-    if not (torch.equal(x, before[0]) and torch.equal(g, before[1])):
+    if not (torch.equal(part(x), before[0]) and torch.equal(part(g), before[1])):
         raise GateError(f"{provider.name} wrote into its inputs on {case.name}")
-    for what, got, want, given in (("value", y, wanted[0], x), ("gradient", gx, wanted[1], g)):
-        if not _agree(got, want, given):
+    results = (("value", y, wanted[0], x), ("gradient", gx, wanted[1], g))
+    for what, got, want, given in results:
+        if got.shape != given.shape or not _agree(part(got), want, part(given)):
             raise GateError(f"{provider.name} gives a wrong {what} on {case.name}")

@@ -10,6 +10,7 @@ before it is written.
 from __future__ import annotations
 
 from pyrevgrad.activations import ACTIVATIONS, CONSTANT
+from pyrevgrad.pairs import make_pair
 from pyrevgrad.rules import plan
 
 from .cases import Case
@@ -33,9 +34,12 @@ def fused_forward(case: Case, dtype: str) -> float:
 
 
 def fused_backward(case: Case, dtype: str) -> float:
-    """Read g, write gx, and read what was kept: nothing, one bit, y or x."""
+    """Read g, write gx, and read what was kept: nothing, one bit, y or x; 0 where gx is g itself."""
+    row, s = ACTIVATIONS[case.activation], item_size(dtype)
+    if make_pair(row, row.resolve({}), case.rule, s == 2).passes_through:
+        return 0
     kept = plan(case.activation, case.rule, _TORCH_NAMES[dtype]).bytes_per_element
-    return 2 * item_size(dtype) + kept
+    return 2 * s + kept
 
 
 def _plain(activation: str, s: int) -> float | None:

@@ -72,10 +72,13 @@ def _cell(
 ) -> Iterator[dict[str, Any]]:
     """A row for each provider of one case at one size."""
     x, g = providers.tensors(elements, getattr(torch, dtype))
-    kind = "largest_curved_reference" if case.is_curved else "largest_reference"
-    if elements > settings[kind]:
-        reason = "timed on small tensors only: it is the oracle, not an opponent"
-        made = [Skipped(p.name, reason) if p.name == "reference" else p for p in made]
+    largest = settings["largest_curved" if case.is_curved else "largest"]
+    made = [
+        Skipped(p.name, f"too slow for {elements} elements; timed up to {largest[p.name]}")
+        if elements > largest.get(p.name, elements) and isinstance(p, Provider)
+        else p
+        for p in made
+    ]
     passed, left_out = _gate(made, case, x, g)
     steps = {name: (lambda step=p.step: step(x, g)) for name, p in passed.items()}
     effort = settings["curved_effort"] if case.is_curved else settings["effort"]
@@ -100,7 +103,8 @@ def measure_cases(settings: dict[str, Any]) -> None:
         case = Case(*name.split("/"))
         for dtype in settings["dtypes"]:
             without = list(settings["without"])
-            if settings["compile"] is not None and [name, dtype] not in settings["compile"]:
+            compiled = settings["compile"]
+            if compiled is not None and [name, dtype, torch.get_num_threads()] not in compiled:
                 without.append("idiom+compile")
             made = providers.build(case, getattr(torch, dtype), without)
             for elements in settings["curved_sizes" if case.is_curved else "sizes"]:

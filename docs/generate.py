@@ -1,7 +1,7 @@
 """Write the documentation's tables, from the activation and rule tables and the benchmark records.
 
-Each stands between ``<!-- name -->`` and ``<!-- /name -->``. Without ``--check`` it writes the files.
-Imports the tables only: pyrevgrad must be installed or on PYTHONPATH.
+Each stands between ``<!-- name -->`` and ``<!-- /name -->``; ``--check`` only compares. Imports the
+tables only: pyrevgrad must be installed or on PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import figures
 import torch
 
 from pyrevgrad.activations import ACTIVATIONS, CONSTANT, INPUT, MASK, OUTPUT, Activation
@@ -223,6 +222,14 @@ def rules_and_bytes() -> str:
     return table(("rule", "backward", *map(code, shown)), rows)
 
 
+def speed_figures() -> str:
+    """What the benchmarks recorded."""
+    # It lies beside this file, which is a place to look in only where this file is run.
+    import figures
+
+    return figures.text(ROOT / "bench" / "results")
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "activation formulas": activation_formulas,
     "kept by dtype": kept_by_dtype,
@@ -233,7 +240,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "rule formulas": rule_formulas,
     "kept by kind": kept_by_kind,
     "rules and bytes": rules_and_bytes,
-    "figures": lambda: figures.text(ROOT / "bench" / "results"),
+    "figures": speed_figures,
 }
 PAGES = ("README.md", "docs/activations.md", "docs/rules.md")
 

@@ -37,10 +37,8 @@ def main():
     guided = column_jacobian(network(GUIDED), x, column=3)
     angle = torch.cosine_similarity(plain.flatten(1), guided.flatten(1))
     print(f"the Jacobian of column 3 has shape {tuple(guided.shape)}")
-    print(
     changed = (plain != guided).float().mean()
     print(f"share of entries that differ from the plain gradient: {changed:.3f}")
-    )
     print(f"cosine to the plain gradient, mean over samples: {angle.mean():.3f}")
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from . import autograd, nn, schedules
-from .backends import BackendError, backend, show_config
+from . import functional, nn, schedules
+from .activations import ACTIVATIONS
 from .autograd import TracingError
-from .functional import *  # noqa: F403
+from .backends import BackendError, backend, show_config
+from .functional import activation, reverse_gradient
 from .rules import (
     DECONVNET,
     EXACT,
@@ -21,3 +22,30 @@ from .rules import (
 )
 
 __version__ = "0.1.0"
+
+# The named functions of the table, `pyrevgrad.relu` and its like; left out of `import *`, where
+# `round` would hide a builtin.
+globals().update({name: getattr(functional, name) for name in ACTIVATIONS})
+
+__all__ = [
+    "DECONVNET",
+    "EXACT",
+    "GUIDED",
+    "STRAIGHT_THROUGH",
+    "BackendError",
+    "Plan",
+    "Rule",
+    "TracingError",
+    "activation",
+    "backend",
+    "clipped_straight_through",
+    "functional",
+    "guided",
+    "nn",
+    "plan",
+    "rectgrad",
+    "reverse",
+    "reverse_gradient",
+    "schedules",
+    "show_config",
+]

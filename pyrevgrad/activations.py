@@ -9,6 +9,7 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 
 SELU_SCALE = 1.0507009873554804934193349852946
 SELU_ALPHA = 1.6732632423543772848170429916717
@@ -41,7 +42,7 @@ class Parameter:
 
     def check(self, activation: str, value: object) -> float:
         """Return `value` as a float; TypeError if it is no real number, ValueError if outside."""
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(
                 f"{activation}: {self.name} must be a number, not {type(value).__name__}"
             )

@@ -22,10 +22,16 @@ _HALF_TYPES = (torch.bfloat16, torch.float16)
 _transforms_active = torch._C._are_functorch_transforms_active
 _tracing_state = torch._C._get_tracing_state
 _forward_ad = torch.autograd.forward_ad
+_ORDINARY_VIEW = torch._C._autograd.CreationMeta.DEFAULT
 
 
 class TracingError(RuntimeError):
     """A modified backward met a tracer or transform that would drop it silently."""
+
+
+def _prepare(ctx: Any, pair: Pair, scale: Tensor | None, backend: Any) -> None:
+    ctx.pair, ctx.scale, ctx.backend = pair, scale, backend
+    ctx.strides, ctx.edge = None, False
 
 
 def _first_order(ctx: Any, g: Tensor) -> Tensor:
@@ -43,12 +49,12 @@ def _any_order(ctx: Any, g: Tensor) -> Tensor:
     pair, scale = ctx.pair, ctx.scale
     if pair.keeps == "nothing":
         return eager.gradient_of_nothing(g, pair, scale)
-    kept, *edge = ctx.saved_tensors
+    (kept,) = ctx.saved_tensors
     if pair.keeps == "mask":
         mask = ctx.backend.unpacked(kept, g.shape, ctx.strides)
         return eager.gradient_of_mask(g, mask, pair, scale)
-    if edge:
-        kept = _Attach.apply(edge[0], kept, pair)
+    if ctx.edge:
+        kept = _Attach.apply(kept, pair)
     if pair.keeps == "output":
         return eager.gradient_of_output(g, kept, pair, scale)
     return eager.gradient_of_input(g, kept, pair, scale)
@@ -59,7 +65,7 @@ class _Call(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, pair: Pair, scale: Tensor | None, backend: Any) -> Tensor:
-        ctx.pair, ctx.scale, ctx.backend, ctx.strides = pair, scale, backend, None
+        _prepare(ctx, pair, scale, backend)
         if pair.keeps == "mask":
             y, mask = backend.value_and_mask(x, pair)
             ctx.save_for_backward(mask)
@@ -88,11 +94,12 @@ class _CallWithEdge(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, pair: Pair, scale: Tensor | None, backend: Any) -> Any:
-        ctx.pair, ctx.scale, ctx.backend, ctx.strides = pair, scale, backend, None
+        _prepare(ctx, pair, scale, backend)
+        ctx.edge = True
         ctx.set_materialize_grads(False)
         y = backend.value(x, pair)
         edge = y.detach()
-        ctx.save_for_backward(y, edge)
+        ctx.save_for_backward(edge)
         return y, edge
 
     @staticmethod
@@ -110,7 +117,7 @@ class _CallInPlace(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, pair: Pair, scale: Tensor | None, backend: Any) -> Tensor:
-        ctx.pair, ctx.scale, ctx.backend, ctx.strides = pair, scale, backend, None
+        _prepare(ctx, pair, scale, backend)
         if pair.keeps == "mask":
             ctx.save_for_backward(backend.value_and_mask_(x, pair))
             if not x.is_contiguous():
@@ -130,28 +137,26 @@ class _View(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, pair: Pair, scale: Tensor | None, backend: Any) -> Tensor:
-        ctx.pair, ctx.scale, ctx.backend = pair, scale, backend
+        _prepare(ctx, pair, scale, backend)
         return x.view_as(x)
 
     backward = _Call.backward
 
 
 class _Attach(Function):
-    """The kept tensor as a function of x: the input itself, or the output with slope f'(x)."""
+    """y as a function of x, with slope f'(x), from the edge that aliases y and leads to x."""
 
     @staticmethod
-    def forward(ctx: Any, edge: Tensor, kept: Tensor, pair: Pair) -> Tensor:
+    def forward(ctx: Any, edge: Tensor, pair: Pair) -> Tensor:
         ctx.pair = pair
-        result = kept.detach().view_as(kept)
-        ctx.save_for_backward(result)
-        return result
+        y = edge.view_as(edge)
+        ctx.save_for_backward(y)
+        return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        if ctx.pair.keeps == "input":
-            return g, None, None
         (y,) = ctx.saved_tensors
-        return eager.derivative_of_output(g, y, ctx.pair), None, None
+        return eager.derivative_of_output(g, y, ctx.pair), None
 
 
 class _Transformed(Function):
@@ -243,8 +248,9 @@ def _checked(x: Tensor, pairs: Pairs, scale: Tensor | None) -> Pair:
             f"{pairs.full.row.name} takes float16, bfloat16, float32 or float64 tensors, "
             f"got {x.dtype}"
         )
-    if x.layout is not torch.strided:
-        raise TypeError(f"{pair.row.name} takes dense tensors, got layout {x.layout}")
+    if x.layout is not torch.strided or x.is_nested:
+        kind = "a nested tensor" if x.is_nested else f"layout {x.layout}"
+        raise TypeError(f"{pair.row.name} takes dense tensors, got {kind}")
     if scale is not None:
         check_live_scale(scale, x)
     return pair
@@ -270,16 +276,22 @@ def _in_place(x: Tensor, pair: Pair, scale: Tensor | None, backend: Any) -> Tens
             "pass x.clone() or inplace=False"
         )
     if not (x.requires_grad and torch.is_grad_enabled()):
+        if x.is_neg():
+            return x.copy_(backend.value(x, pair))
         backend.value_(x, pair)
         torch.autograd.graph.increment_version(x)
         return x
+    if x._is_view() and torch._C._autograd._get_creation_meta(x) != _ORDINARY_VIEW:
+        # PyTorch refuses most of these, but a Function learns it only after it has written.
+        x.neg_().neg_()
     leaf = x if x.is_leaf else x._base if x._is_view() and x._base.is_leaf else None
     if leaf is not None and leaf.requires_grad:
         raise ValueError(
             f"{name}: in place on a leaf that requires grad (or a view of one) would lose its "
             "value; use inplace=False"
         )
-    if pair.keeps == "input" or (pair.keeps == "output" and not (pair.exact and scale is None)):
+    modified = not (pair.exact and scale is None)
+    if pair.keeps == "input" or (pair.keeps == "output" and modified) or x.is_neg():
         return x.copy_(_recorded(x.clone(), pair, scale, backend))
     return _CallInPlace.apply(x, pair, scale, backend)
 
@@ -287,23 +299,23 @@ def _in_place(x: Tensor, pair: Pair, scale: Tensor | None, backend: Any) -> Tens
 def _special(x: Any, pairs: Pairs, scale: Tensor | None, inplace: bool) -> Any:
     """Everything but a plain eager tensor: compilers, tracers, transforms, subclasses."""
     if isinstance(x, torch.fx.Proxy):
-        return _traced_proxy(x, pairs)
+        return _traced_proxy(x, pairs, scale)
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a torch.Tensor, not {type(x).__name__}")
     pair = _checked(x, pairs, scale)
     if torch.compiler.is_exporting():
-        y = _exported(x, pair, pairs.rule)
+        y = _exported(x, pair, scale)
     elif torch.compiler.is_compiling():
         y = _compiled(x, pair, scale)
     elif _tracing_state() is not None:
-        y = _exported(x, pair, pairs.rule)
+        y = _exported(x, pair, scale)
     elif _transforms_active() or _forward_ad._current_level >= 0:
         if backends.forced() not in (None, "reference"):
             raise BackendError(
                 f"backend {backends.forced()!r} was asked for and does not serve torch.func "
                 "transforms or forward-mode gradients; the reference does"
             )
-        y = _Transformed.apply(x, pair, scale)
+        y = _transformed(x.clone() if inplace else x, pair, scale)
     else:
         y = _recorded(x, pair, scale, backends.reference_for_subclass(x))
     return x.copy_(y) if inplace else y
@@ -329,28 +341,42 @@ def _compiled(x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
     return backend.value(x, pair)
 
 
-def _refuse_modified(rule: Any, tracer: str) -> None:
-    if torch.is_grad_enabled() and not rule.is_exact:
+def _transformed(x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
+    kind = torch._C._functorch.TransformType.Jvp
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    if sum(level.key() == kind for level in levels) < 2:
+        return _Transformed.apply(x, pair, scale)
+    if pair.exact and scale is None:
+        return eager.value(x, pair)
+    raise TracingError(
+        "forward-mode of forward-mode: PyTorch drops the outer derivative of an autograd.Function; "
+        "use reverse mode for one of the two (jacfwd of jacrev, or jacrev of jacfwd)"
+    )
+
+
+def _refuse_modified(pair: Pair, scale: Tensor | None, tracer: str) -> None:
+    if torch.is_grad_enabled() and not (pair.exact and scale is None):
         raise TracingError(
-            f"{tracer} would replace the backward of {rule} by the plain gradient; "
+            f"{tracer} would replace the backward of {pair.rule} by the plain gradient; "
             "trace under torch.no_grad() for inference, or train the module itself "
             "(torch.compile keeps the rule)"
         )
 
 
-def _exported(x: Tensor, pair: Pair, rule: Any) -> Tensor:
-    _refuse_modified(rule, "torch.export or torch.jit.trace")
+def _exported(x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
+    _refuse_modified(pair, scale, "torch.export or torch.jit.trace")
     y = eager.value(x, pair)
     # A modified rule leaves no gradient at all rather than a plain one.
-    return y if rule.is_exact else y.detach()
+    return y if pair.exact and scale is None else y.detach()
 
 
-def _traced_proxy(x: Any, pairs: Pairs) -> Any:
-    _refuse_modified(pairs.rule, "torch.fx.symbolic_trace")
+def _traced_proxy(x: Any, pairs: Pairs, scale: Tensor | None) -> Any:
+    _refuse_modified(pairs.full, scale, "torch.fx.symbolic_trace")
     row = pairs.full.row
     names = [parameter.name for parameter in row.parameters]
     params = dict(zip(names, pairs.full.numbers, strict=True))
-    target = _traced_exact if pairs.rule.is_exact else _traced_for_inference
+    exact = pairs.full.exact and scale is None
+    target = _traced_exact if exact else _traced_for_inference
     return x.tracer.create_proxy("call_function", target, (x, row.name), params)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .activations import ACTIVATIONS, Activation, closest, find
 from .pairs import Pair, make_pair
@@ -146,7 +147,9 @@ class Native:
             rule.clip,
             rule.scale,
         )
-        return torch.tensor(numbers, dtype=torch.float64, device="cpu")
+        # A real tensor for every later call, whatever mode the first one runs in.
+        with _disable_current_modes(), torch.inference_mode(False):
+            return torch.tensor(numbers, dtype=torch.float64, device="cpu")
 
 
 def _register_fakes() -> None:
@@ -230,7 +233,6 @@ class Pairs:
         self.full = _pair(row, numbers, bare, False)
         self.half = _pair(row, numbers, bare, True)
 
-
     def __reduce__(self) -> Any:
         return Pairs, (self.full.row.name, self.rule, self.given)
 
@@ -261,12 +263,14 @@ def pairs_of(name: str, rule: Rule, params: dict[str, Any]) -> Pairs:
 
 
 def _cached_pairs(name: str, rule: Rule, params: dict[str, Any]) -> Pairs:
+    # By type too: True is no number here, though it equals 1.
+    key = (name, rule, *((key, value, type(value)) for key, value in params.items()))
     try:
-        return _PAIRS[name, rule, *params.items()]
+        return _PAIRS[key]
     except (KeyError, TypeError):
         pairs = Pairs(name, rule, params)
     if rule.tensor is None and len(_PAIRS) < 4096:
-        _PAIRS[name, rule, *params.items()] = pairs
+        _PAIRS[key] = pairs
     return pairs
 
 
@@ -288,9 +292,10 @@ def _check_name(name: object) -> str:
 
 # One plain global for all threads: a block holds in the threads that a model starts inside it, and
 # torch.compile guards on it, which it does for neither a ContextVar nor a threading.local.
-_forced: str | None = None
-if os.environ.get("PYREVGRAD_BACKEND"):
-    _forced = _check_name(os.environ["PYREVGRAD_BACKEND"])
+_named_by_environment = os.environ.get("PYREVGRAD_BACKEND") or None
+_forced = _named_by_environment and _check_name(_named_by_environment)
+# The open blocks, outermost first. Each takes out its own entry, in whatever order threads leave.
+_blocks: list[list[str]] = []
 
 
 def forced() -> str | None:
@@ -322,11 +327,14 @@ def backend(name: str) -> Iterator[None]:
     """
     global _forced
     _require(_check_name(name))
-    before, _forced = _forced, name
+    block = [name]
+    _blocks.append(block)
+    _forced = name
     try:
         yield
     finally:
-        _forced = before
+        _blocks[:] = [other for other in _blocks if other is not block]
+        _forced = _blocks[-1][0] if _blocks else _named_by_environment
 
 
 def _require(name: str) -> None:
@@ -388,7 +396,7 @@ def configuration() -> dict[str, str]:
     from . import __version__
 
     native = f"built; {_native.capability} kernels" if _native else f"missing: {_native_missing}"
-    cpu = "native" if _native else "reference"
+    cpu = forced() or ("native" if _native else "reference")
     lines = {
         "pyrevgrad": __version__,
         "python": f"{platform.python_version()} on {platform.machine()}",

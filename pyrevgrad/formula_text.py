@@ -42,10 +42,8 @@ def _constructor(rule: Rule) -> str:
         return f"clipped_straight_through({low!r}, {high!r})"
     if rule.slope == "exact" and gates == (None, "output"):
         return f"rectgrad({rule.threshold!r})"
-    given = {"slope": rule.slope, "input_gate": gates[0], "gradient_gate": gates[1]}
-    if rule.threshold:
-        given["threshold"] = rule.threshold
-    return f"Rule({', '.join(f'{key}={value!r}' for key, value in given.items())})"
+    fields = ["slope", "input_gate", "gradient_gate", *(["threshold"] if rule.threshold else [])]
+    return f"Rule({', '.join(f'{field}={getattr(rule, field)!r}' for field in fields)})"
 
 
 def formula_of(rule: Rule, row: Activation | None) -> str:

@@ -40,32 +40,30 @@ class _Scaled(nn.Module):
         TypeError, ValueError
             Not a number nor a 0-dim floating tensor, or one that requires grad.
         """
+        if self.scale is None:
+            raise ValueError(
+                "this layer's rule has a number for a scale; give the rule a 0-dim tensor to make "
+                "it live, or set layer.rule"
+            )
         number, tensor = check_scale(value)
-        assert self.scale is not None
         with torch.no_grad():
             self.scale.fill_(number) if tensor is None else self.scale.copy_(tensor)
         self._known = number if tensor is None else None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        buffers = self.__dict__.get("_buffers", {})
-        if name == "scale" and buffers.get("scale") is not None:
+        if name == "scale" and "scale" in self.__dict__.get("_buffers", {}):
             if isinstance(value, Schedule):
-                self._follow(value)
-            else:
-                self.set_scale(value)
+                raise TypeError(f"{type(self).__name__} takes no schedule; GradientReversal does")
+            self.set_scale(value)
         else:
             super().__setattr__(name, value)
 
-    def _follow(self, schedule: Schedule) -> None:
-        raise TypeError(f"{type(self).__name__} takes no schedule")
-
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        before = self._buffers.pop("scale", None)
+        before, self._buffers["scale"] = self._buffers["scale"], None
         try:
             super()._apply(fn, recurse)
         finally:
-            if before is not None:
-                self._buffers["scale"] = before
+            self._buffers["scale"] = before
         if before is not None:
             # Only the place of a probe counts: the buffer's dtype and value are not fn's to change.
             probe = fn(torch.zeros((), device=before.device))
@@ -76,15 +74,21 @@ class _Scaled(nn.Module):
         if probe.device == before.device:
             return before.share_memory_() if probe.is_shared() and not before.is_cuda else before
         dtype = torch.float32 if probe.device.type == "mps" else torch.float64
+        if probe.is_meta:
+            self._known = before.item()
         if not before.is_meta:
             return before.to(device=probe.device, dtype=dtype)
         known = float("nan") if self._known is None else self._known
         return torch.full((), known, dtype=dtype, device=probe.device)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-        if prefix + "scale" in state_dict:
-            self._known = None
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *rest: Any) -> None:
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+        saved = state.get(prefix + "scale")
+        if saved is None or self.scale is None:
+            return
+        if metadata.get("assign_to_params_buffers", False):
+            self._buffers["scale"] = saved.detach().to(dtype=torch.float64, copy=True)
+        self._known = None
 
 
 class Activation(_Scaled):
@@ -118,13 +122,17 @@ class Activation(_Scaled):
         self, name: str, rule: Rule = EXACT, *, inplace: bool = False, **params: float
     ) -> None:
         super().__init__()
-        self.name = name
+        self._name, self._params = name, dict(params)
         self.inplace = bool(inplace)
-        self.params = dict(params)
         self._set_rule(rule)
 
+    @property
+    def name(self) -> str:
+        """The activation's name."""
+        return self._name
+
     def _set_rule(self, rule: Rule) -> None:
-        pairs = backends.Pairs(self.name, check_rule(rule), self.params)
+        pairs = backends.Pairs(self._name, check_rule(rule), self._params)
         self._buffers.pop("scale", None)
         if rule.tensor is None:
             self.register_buffer("scale", None)
@@ -148,12 +156,12 @@ class Activation(_Scaled):
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""
-        parts = [repr(self.name)]
+        parts = [repr(self._name)]
         if not self.rule.is_exact:
             parts.append(f"rule={self.rule!r}")
         if self.inplace:
             parts.append("inplace=True")
-        return ", ".join(parts + [f"{key}={value!r}" for key, value in self.params.items()])
+        return ", ".join(parts + [f"{key}={value!r}" for key, value in self._params.items()])
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "rule":
@@ -198,13 +206,17 @@ class GradientReversal(_Scaled):
         self._pairs = backends.Pairs("identity", reverse(1.0), {})
         if isinstance(scale, Schedule):
             self._register_scale(scale.value)
-            self._follow(scale)
+            self.schedule = scale
         else:
             self._register_scale(scale)
 
-    def _follow(self, schedule: Schedule) -> None:
-        self.schedule = schedule
-        schedule.follow(self)
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "scale" and isinstance(value, Schedule):
+            name = "schedule"
+        super().__setattr__(name, value)
+        if name == "schedule" and value is not None:
+            value.follow(self)
+            self.set_scale(value.value)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` as a view."""
@@ -219,7 +231,7 @@ class GradientReversal(_Scaled):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if self.schedule is not None:
-            self._follow(self.schedule)
+            self.schedule.follow(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GradientReversal:
         made = type(self).__new__(type(self))

@@ -42,6 +42,14 @@ def check_number(what: str, value: object, *, low: float | None = None) -> float
     return number
 
 
+def check_finite(what: str, value: object, *, low: float | None = None) -> float:
+    """As `check_number`, and ValueError where infinite."""
+    number = check_number(what, value, low=low)
+    if math.isinf(number):
+        raise ValueError(f"{what} must be finite, got {number!r}")
+    return number
+
+
 def check_scale(value: object) -> tuple[float, torch.Tensor | None]:
     """Split a scale into (number, 0-dim tensor or None), or raise.
 

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from .rules import check_number
+from .rules import check_finite
 
 
 class Schedule:
@@ -68,23 +68,24 @@ class Schedule:
         ValueError
             `state` is not what `state_dict` returns.
         """
-        steps = state.get("steps")
+        steps = state.get("steps") if isinstance(state, dict) else None
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0 or len(state) != 1:
             raise ValueError(f"a schedule's state is {{'steps': n}} with n >= 0, got {state!r}")
         self.steps = steps
         self._tell()
 
     def follow(self, layer: Any) -> None:
-        """Call ``layer.set_scale(value)`` now and after each step, for as long as it lives."""
-        self._followers.append(weakref.ref(layer))
-        layer.set_scale(self.value)
+        """Call ``layer.set_scale(value)`` after each step while ``layer.schedule`` is this one."""
+        if all(reference() is not layer for reference in self._followers):
+            self._followers.append(weakref.ref(layer))
 
     def _tell(self) -> None:
-        alive = [(reference, reference()) for reference in self._followers]
-        self._followers = [reference for reference, layer in alive if layer is not None]
-        for _, layer in alive:
-            if layer is not None:
-                layer.set_scale(self.value)
+        layers = [(reference, reference()) for reference in self._followers]
+        # A layer that has died, or that follows another schedule by now, is left alone.
+        kept = [pair for pair in layers if getattr(pair[1], "schedule", None) is self]
+        self._followers = [reference for reference, _ in kept]
+        for _, layer in kept:
+            layer.set_scale(self.value)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied or unpickled layer follows its own copy of the schedule, and says so itself.
@@ -122,9 +123,9 @@ class GaninSchedule(Schedule):
         self, max_steps: int, gamma: float = 10.0, low: float = 0.0, high: float = 1.0
     ) -> None:
         super().__init__(max_steps)
-        self.gamma = check_number("gamma", gamma, low=0.0)
-        self.low = check_number("low", low)
-        self.high = check_number("high", high)
+        self.gamma = check_finite("gamma", gamma, low=0.0)
+        self.low = check_finite("low", low)
+        self.high = check_finite("high", high)
 
     def at(self, progress: float) -> float:
         rise = 2.0 / (1.0 + math.exp(-self.gamma * progress)) - 1.0
@@ -148,8 +149,8 @@ class LinearSchedule(Schedule):
 
     def __init__(self, max_steps: int, low: float = 0.0, high: float = 1.0) -> None:
         super().__init__(max_steps)
-        self.low = check_number("low", low)
-        self.high = check_number("high", high)
+        self.low = check_finite("low", low)
+        self.high = check_finite("high", high)
 
     def at(self, progress: float) -> float:
         return self.low + (self.high - self.low) * progress

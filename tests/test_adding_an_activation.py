@@ -1,6 +1,6 @@
 """CONTRIBUTING's way of adding an activation, followed to the letter in a copy of the project.
 
-The text of each step is read from CONTRIBUTING.md; the copy is built and runs in processes of its own.
+The text of each step is read from CONTRIBUTING.md; the copy is built and run by other processes.
 """
 
 import json
@@ -18,6 +18,7 @@ import pyrevgrad
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 6
+pytestmark = pytest.mark.slow
 XS = [-6.0, -2.5, -1.0, -0.3, -0.0, 0.0, 0.2, 0.9, 1.7, 4.0]
 GS = [-2.0, -0.4, 0.0, 0.7, 1.5]
 

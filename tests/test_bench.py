@@ -140,6 +140,7 @@ def test_byte_counts_are_those_of_the_issue():
     assert traffic.ceiling("idiom", reverse, "float32") == pytest.approx(1.72, abs=0.005)
     assert traffic.ceiling("plain", guided, "bfloat16") == pytest.approx(10 / 8.25)
     assert traffic.ceiling("reference", guided, "float32") is None
+    assert traffic.fused_backward(Case("silu", "STRAIGHT_THROUGH"), "float32") == 0
 
 
 def test_idiom_casts_its_booleans_as_the_byte_count_says():
