@@ -3,7 +3,6 @@
 Finds torch without importing it, and imports nothing of pyrevgrad.
 """
 
-import contextlib
 import filecmp
 import hashlib
 import importlib.util
@@ -52,26 +51,33 @@ class NotBuilt(Exception):
         super().__init__(f"{reason}. Cure: {cure}, then run {INSTALL}.")
 
 
-def find_torch():
-    """The folder and version of the torch that is there, hidden by pip's build isolation or not."""
+def torch_folders():
+    """Where torch is: for the build itself, then for this Python outside an isolated build."""
     spec = importlib.util.find_spec("torch")
-    visible = [Path(spec.origin).parent] if spec and spec.origin else []
-    beside = [Path(sysconfig.get_path(kind), "torch") for kind in ("platlib", "purelib")]
-    for folder in [*visible, *beside]:
-        with contextlib.suppress(OSError):
-            found = re.search(
-                r"__version__ = ['\"]((\d+)\.(\d+)[^'\"]*)", Path(folder, "version.py").read_text()
-            )
-            if found is None:
-                continue
-            if (int(found[2]), int(found[3])) >= OLDEST_TORCH:
-                return folder, found[1]
-            raise NotBuilt(
-                f"the native library needs torch 2.10 or newer, and this is {found[1]}",
-                'upgrade it (`pip install "torch>=2.10"`)',
-            )
+    if spec and spec.origin:
+        yield Path(spec.origin).parent
+    # pip hides the environment by variables of Python's, and -E ignores these.
+    query = "import importlib.util as u; spec = u.find_spec('torch'); print(spec and spec.origin)"
+    said = subprocess.run([sys.executable, "-E", "-c", query], capture_output=True, text=True)
+    if os.path.isabs(said.stdout.strip()):
+        yield Path(said.stdout.strip()).parent
+
+
+def find_torch():
+    """The folder and version of the torch that is there, without importing it."""
+    for folder in torch_folders():
+        text = (folder / "version.py").read_text()
+        found = re.search(r"__version__ = ['\"]((\d+)\.(\d+)[^'\"]*)", text)
+        if found is None:
+            continue
+        if (int(found[2]), int(found[3])) >= OLDEST_TORCH:
+            return folder, found[1]
+        raise NotBuilt(
+            f"the native library needs torch 2.10 or newer, and this is {found[1]}",
+            'upgrade it (`pip install "torch>=2.10"`)',
+        )
     raise NotBuilt(
-        "the build saw no torch (there is none, or pip built in isolation from it)",
+        "the native library is built against torch, and the build saw none",
         'install it first (`pip install "torch>=2.10"`)',
     )
 

@@ -62,7 +62,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--quick", action="store_true", help="fewer cases, sizes and rounds: under two minutes")
-    add("--filter", metavar="REGEX", help="only cases (activation/rule) in which REGEX is found")
+    add(
+        "--filter",
+        metavar="REGEX",
+        help="only the cases (activation/rule) in which REGEX is found: of the usual ones, or, "
+        "where it finds none of them, of all pairs of the tables",
+    )
     add("--threads", type=int, nargs="+", metavar="N", help="1 and 2 if not given")
     add("--sizes", type=_size, nargs="+", metavar="N", help="elements: 65536 or 2^16")
     add("--dtype", nargs="+", choices=traffic.ITEM_SIZES, help="float32 and bfloat16 if not given")

@@ -100,6 +100,7 @@ def _case_figure(plt: Any, rows: list[Row], case: str, dtype: str, path: Path) -
 
 def _curved_figure(plt: Any, rows: list[Row], dtype: str, path: Path) -> None:
     names = list(dict.fromkeys(row["case"].split("/")[0] for row in rows))
+    ways = list(dict.fromkeys(row["allocations"] for row in rows))
     columns = min(4, len(names))
     lines = -(-len(names) // columns)
     figure, axes = plt.subplots(
@@ -111,13 +112,15 @@ def _curved_figure(plt: Any, rows: list[Row], dtype: str, path: Path) -> None:
         axis.set_visible(False)
     for axis, name in zip(axes.flat, names, strict=False):
         for rule, provider, colour in shown:
-            for way, style in (("fresh", "--"), ("reused", "-")):
+            for way, style in zip(ways, ("--", "-", ":"), strict=False):
                 own = [
                     r for r in rows
                     if r["case"] == f"{name}/{rule}" and r["provider"] == provider
                     and r["allocations"] == way and "speedup" in r
                 ]  # fmt: skip
-                _speedup_line(axis, own, f"{rule} over {provider}, {way}", colour, style)
+                if own:
+                    label = f"{rule} over {provider}, {way}"
+                    _speedup_line(axis, own, label, colour, style)
         axis.axhline(1, color="black", lw=1)
         axis.set_yscale("log", base=2)
         axis.set_title(name, fontsize=10)
@@ -128,8 +131,12 @@ def _curved_figure(plt: Any, rows: list[Row], dtype: str, path: Path) -> None:
     for axis in axes[-1]:
         axis.set_xlabel("elements", fontsize=9)
     figure.supylabel("speed-up of fused (higher is better)", fontsize=10)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    found = [axis.get_legend_handles_labels() for axis in axes.flat]
+    labelled = {text: line for pair in found for line, text in zip(*pair, strict=True)}
+    figure.legend(
+        labelled.values(), labelled.keys(), loc="outside lower center", ncols=2, frameon=False,
+        fontsize=9,
+    )  # fmt: skip
     figure.suptitle(
         f"Curved activations, {dtype}, 1 thread: reversed against plain, GUIDED against its idiom",
         fontsize=11,
@@ -208,7 +215,10 @@ def draw(folder: Path, run: dict[str, Any]) -> list[str]:
             name = f"speedup-{case.replace('/', '-')}-{dtype}.png"
             _case_figure(plt, [r for r in own if r["case"] == case], case, dtype, place(name))
         least = min(row["threads"] for row in own)
-        curved = [row for row in own if row["curved"] and row["threads"] == least]
+        curved = [
+            row for row in own
+            if row["curved"] and row["threads"] == least and row["provider"] in ("plain", "idiom")
+        ]  # fmt: skip
         if curved:
             _curved_figure(plt, curved, dtype, place(f"speedup-curved-{dtype}.png"))
     selecting = [row for row in run["kernels"] if row["selects"]]

@@ -34,7 +34,7 @@ def fused_forward(case: Case, dtype: str) -> float:
 
 
 def fused_backward(case: Case, dtype: str) -> float:
-    """Read g, write gx, and read what was kept: nothing, one bit, y or x; 0 where gx is g itself."""
+    """Read g and what was kept (nothing, one bit, y or x), write gx; 0 where gx is g itself."""
     row, s = ACTIVATIONS[case.activation], item_size(dtype)
     if make_pair(row, row.resolve({}), case.rule, s == 2).passes_through:
         return 0

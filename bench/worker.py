@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from . import kernels, machine, providers, traffic
-from .cases import Case
+from .cases import CURVED_CASES, Case
 from .providers import GateError, Provider, Skipped
 from .timing import Effort, Measured, interleave, paired_ratio
 
@@ -87,7 +87,7 @@ def _cell(
         found = left_out[name] if name in left_out else _timed(name, case, dtype, times)
         yield {
             "case": case.name,
-            "curved": case.is_curved,
+            "curved": case in CURVED_CASES,
             "provider": name,
             "dtype": dtype,
             "threads": torch.get_num_threads(),

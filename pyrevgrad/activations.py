@@ -1,15 +1,16 @@
 """The activation table: what each function is, what bounds it has, what its backward needs.
 
-Data only; imports nothing of ours. Backends, tests, benchmarks and documentation read these rows.
+Data only; imports checks of single values. Backends, tests, benchmarks and documentation read it.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Real
+
+from .checks import closest
 
 SELU_SCALE = 1.0507009873554804934193349852946
 SELU_ALPHA = 1.6732632423543772848170429916717
@@ -18,15 +19,6 @@ SELU_ALPHA = 1.6732632423543772848170429916717
 CONSTANT, MASK, OUTPUT, INPUT = "constant", "mask", "output", "input"
 
 Point = tuple[float, float]
-
-
-def closest(word: object, known: Iterable[str]) -> str:
-    """The end of an error message: the names most like `word`, or all of `known`."""
-    names = sorted(known)
-    near = difflib.get_close_matches(str(word), names, n=3, cutoff=0.5)
-    if near:
-        return "did you mean " + " or ".join(repr(name) for name in near) + "?"
-    return "choose from " + ", ".join(names) if names else "it takes none"
 
 
 @dataclass(frozen=True)
@@ -296,7 +288,7 @@ _ROWS = (
     Activation(
         "hardswish", "x·min(max(x + 3, 0), 6) / 6", "x <= −3 ? 0 : x >= 3 ? 1 : x/3 + 1/2", INPUT,
         ((_NAN, _NAN), (_INF, 1.0), (_NAN, 0.0), (0.0, 0.5), (-0.0, 0.5)),
-        flat="x <= −3", kinks=(-3.0, 3.0), torch_name="nn.functional.hardswish", 
+        flat="x <= −3", kinks=(-3.0, 3.0), torch_name="nn.functional.hardswish",
         rectifier=True,
     ),
     Activation(

@@ -15,6 +15,7 @@ from . import backends
 from .backends import BackendError, Pairs
 from .pairs import Pair
 from .reference import eager
+from .rules import EXACT
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _FULL_TYPES = (torch.float32, torch.float64)
@@ -284,8 +285,8 @@ def _in_place(x: Tensor, pair: Pair, scale: Tensor | None, backend: Any) -> Tens
     if x._is_view() and torch._C._autograd._get_creation_meta(x) != _ORDINARY_VIEW:
         # PyTorch refuses most of these, but a Function learns it only after it has written.
         x.neg_().neg_()
-    leaf = x if x.is_leaf else x._base if x._is_view() and x._base.is_leaf else None
-    if leaf is not None and leaf.requires_grad:
+    base = x._base if x._is_view() and x._base is not None else x
+    if any(tensor.is_leaf and tensor.requires_grad for tensor in (x, base)):
         raise ValueError(
             f"{name}: in place on a leaf that requires grad (or a view of one) would lose its "
             "value; use inplace=False"
@@ -381,7 +382,7 @@ def _traced_proxy(x: Any, pairs: Pairs, scale: Tensor | None) -> Any:
 
 
 def _traced_exact(x: Tensor, name: str, **params: float) -> Tensor:
-    return call(x, backends.pairs_of(name, backends.EXACT, params), None)
+    return call(x, backends.pairs_of(name, EXACT, params), None)
 
 
 def _traced_for_inference(x: Tensor, name: str, **params: float) -> Tensor:

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
-from .activations import ACTIVATIONS, Activation, closest, find
+from .activations import ACTIVATIONS, Activation, find
+from .checks import closest
 from .pairs import Pair, make_pair
 from .reference import eager
-from .rules import EXACT, Rule, check_rule
+from .rules import Rule, check_rule
 
 NAMES = ("native", "triton", "reference")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -80,120 +80,8 @@ class Reference:
         return None
 
 
-class Native:
-    """The compiled library: one kernel each way, its masks packed in memory order."""
-
-    name = "native"
-
-    def __init__(self) -> None:
-        importlib.import_module("pyrevgrad._native")
-        operations = torch.ops.pyrevgrad
-        self._value = operations.value.default
-        self._value_and_mask = operations.value_and_mask.default
-        self._value_ = operations.value_.default
-        self._value_and_mask_ = operations.value_and_mask_.default
-        self._backward = operations.backward.default
-        *names, self.capability = operations.describe.default().split(",")
-        self.codes = {name: code for code, name in enumerate(names)}
-        _register_fakes()
-
-    def value(self, x: Tensor, pair: Pair) -> Tensor:
-        return self._value(x, pair.program)
-
-    def value_and_mask(self, x: Tensor, pair: Pair) -> tuple[Tensor, Tensor]:
-        return self._value_and_mask(x, pair.program)
-
-    def value_(self, x: Tensor, pair: Pair) -> None:
-        self._value_(x, pair.program)
-
-    def value_and_mask_(self, x: Tensor, pair: Pair) -> Tensor:
-        return self._value_and_mask_(x, pair.program)
-
-    def backward(
-        self, g: Tensor, kept: Tensor | None, pair: Pair, scale: Tensor | None, strides: Any = None
-    ) -> Tensor:
-        return self._backward(g, kept, pair.program, scale, strides)
-
-    @staticmethod
-    def unpacked(mask: Tensor, shape: torch.Size, strides: Any) -> Tensor:
-        lanes = torch.arange(8, dtype=torch.uint8, device=mask.device)
-        bits = (mask.unsqueeze(1) >> lanes & 1).flatten()[: shape.numel()].bool()
-        return bits.view(shape) if strides is None else bits.as_strided(shape, strides)
-
-    @staticmethod
-    def mask_strides(x: Tensor) -> tuple[int, ...]:
-        """The memory order that an in-place mask of `x` has: that of a dense copy."""
-        return torch.empty_like(x, device="meta").stride()
-
-    def program(self, pair: Pair) -> Tensor | None:
-        """The pair as the numbers of csrc/rule.h, or None where the library lacks the activation."""
-        code = self.codes.get(pair.row.name)
-        if code is None:
-            return None
-        rule = pair.rule
-        a, b = (*pair.numbers, 0.0, 0.0)[:2]
-        numbers = (
-            code,
-            ("nothing", "mask", "output", "input").index(pair.keeps),
-            ("none", "own", "positive", "interval").index(pair.bit),
-            (None, "gradient", "product", "output").index(rule.gradient_gate),
-            rule.slope == "identity",
-            a,
-            b,
-            *pair.interval,
-            pair.slope_high,
-            pair.slope_low,
-            rule.threshold,
-            rule.clip,
-            rule.scale,
-        )
-        # A real tensor for every later call, whatever mode the first one runs in.
-        with _disable_current_modes(), torch.inference_mode(False):
-            return torch.tensor(numbers, dtype=torch.float64, device="cpu")
-
-
-def _register_fakes() -> None:
-    """Shapes and strides for torch.compile, as csrc/library.cpp returns them."""
-    register = torch.library.register_fake
-
-    @register("pyrevgrad::value")
-    def value(x: Tensor, program: Tensor) -> Tensor:
-        return torch.empty_like(x)
-
-    @register("pyrevgrad::value_and_mask")
-    def value_and_mask(x: Tensor, program: Tensor) -> tuple[Tensor, Tensor]:
-        mask = torch.empty((x.numel() + 7) // 8, dtype=torch.uint8, device=x.device)
-        return torch.empty_like(x), mask
-
-    @register("pyrevgrad::value_")
-    def value_(x: Tensor, program: Tensor) -> None:
-        return None
-
-    @register("pyrevgrad::value_and_mask_")
-    def value_and_mask_(x: Tensor, program: Tensor) -> Tensor:
-        return torch.empty((x.numel() + 7) // 8, dtype=torch.uint8, device=x.device)
-
-    @register("pyrevgrad::backward")
-    def backward(
-        gradient: Tensor,
-        kept: Tensor | None,
-        program: Tensor,
-        scale: Tensor | None = None,
-        strides: Any = None,
-    ) -> Tensor:
-        if kept is None:
-            return torch.empty_like(gradient)
-        if kept.dtype != torch.uint8:
-            return torch.empty_like(kept)
-        if strides is None:
-            return torch.empty_like(gradient, memory_format=torch.contiguous_format)
-        return torch.empty_strided(
-            gradient.shape, strides, dtype=gradient.dtype, device=gradient.device
-        )
-
-
 REFERENCE = Reference()
-_native: Native | None = None
+_native: Any = None
 _native_missing = ""
 
 
@@ -203,7 +91,7 @@ def _load_native() -> None:
         _native_missing = "PYREVGRAD_DISABLE_NATIVE is set"
         return
     try:
-        _native = Native()
+        _native = importlib.import_module("pyrevgrad.native").Native()
     except ImportError as error:
         report = BUILD_REPORT.read_text().strip() if BUILD_REPORT.exists() else ""
         _native_missing = report or f"the compiled library did not load: {error}"
@@ -274,9 +162,7 @@ def _cached_pairs(name: str, rule: Rule, params: dict[str, Any]) -> Pairs:
     return pairs
 
 
-def _constant_pairs(
-    name: str, rule: str, params: tuple[tuple[str, Any], ...]
-) -> Pairs:
+def _constant_pairs(name: str, rule: str, params: tuple[tuple[str, Any], ...]) -> Pairs:
     return _cached_pairs(name, Rule.from_text(rule), dict(params))
 
 
@@ -347,7 +233,7 @@ def _require(name: str) -> None:
 
 
 def reference_for_subclass(x: Tensor) -> Reference:
-    """The reference, which serves every subclass of Tensor; BackendError where another is forced."""
+    """The reference, which serves any subclass of Tensor; BackendError where another is forced."""
     if forced() not in (None, "reference"):
         raise BackendError(
             f"backend {forced()!r} was asked for and does not serve {type(x).__name__}, a "
@@ -361,7 +247,7 @@ def _native_serves(x: Tensor, pair: Pair) -> bool:
 
 
 def choose(x: Tensor, pair: Pair) -> Any:
-    """The backend for `x`: the forced one or BackendError, else native on the CPU, else reference."""
+    """The forced backend or BackendError; else native on the CPU, else the reference."""
     name = forced()
     if name is None:
         if _native is not None and _native_serves(x, pair):
@@ -424,6 +310,11 @@ def show_config(file: Any = None) -> None:
     ----------
     file : text stream, optional
         Standard output if not given.
+
+    Examples
+    --------
+    >>> show_config()  # doctest: +ELLIPSIS
+    pyrevgrad ...
     """
     lines = configuration()
     width = max(map(len, lines))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from . import autograd, backends
-from .rules import EXACT, Rule, check_rule, check_scale, reverse
+from .checks import check_scale
+from .rules import EXACT, Rule, check_rule, reverse
 from .schedules import Schedule
 
 

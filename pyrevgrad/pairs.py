@@ -79,6 +79,4 @@ def make_pair(row: Activation, numbers: tuple[float, ...], rule: Rule, half: boo
         and rule.gradient_gate is None
         and math.isinf(rule.clip)
     )
-    return Pair(
-        row, numbers, rule, keeps, bit, interval, high, low, rule.is_exact, through
-    )
+    return Pair(row, numbers, rule, keeps, bit, interval, high, low, rule.is_exact, through)

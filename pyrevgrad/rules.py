@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from . import formula_text
-from .activations import CONSTANT, INPUT, MASK, OUTPUT, Activation, closest, find
+from .activations import CONSTANT, INPUT, MASK, OUTPUT, Activation, find
+from .checks import check_number, check_scale, closest
 
 if TYPE_CHECKING:
     import torch
@@ -22,58 +22,6 @@ GRADIENT_GATES = (None, "gradient", "product", "output")
 GUIDED_FORMS = ("input", "slope", "product")
 _HALF_TYPES = ("torch.float16", "torch.bfloat16")
 _ITEM_SIZES = {"torch.float16": 2, "torch.bfloat16": 2, "torch.float32": 4, "torch.float64": 8}
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def check_number(what: str, value: object, *, low: float | None = None) -> float:
-    """`value` as a float; TypeError unless a real number, ValueError if NaN or not above `low`."""
-    if not _is_number(value):
-        raise TypeError(f"{what} must be a number, not {type(value).__name__}")
-    # By way of its digits: torch.compile then takes a changing number for a constant and compiles
-    # again, where it would otherwise make it a symbol that no rule can hold.
-    number = float.fromhex(float(value).hex())  # type: ignore[arg-type]
-    if math.isnan(number):
-        raise ValueError(f"{what} must not be NaN")
-    if low is not None and number <= low:
-        raise ValueError(f"{what} must be > {low:g}, got {number!r}")
-    return number
-
-
-def check_finite(what: str, value: object, *, low: float | None = None) -> float:
-    """As `check_number`, and ValueError where infinite."""
-    number = check_number(what, value, low=low)
-    if math.isinf(number):
-        raise ValueError(f"{what} must be finite, got {number!r}")
-    return number
-
-
-def check_scale(value: object) -> tuple[float, torch.Tensor | None]:
-    """Split a scale into (number, 0-dim tensor or None), or raise.
-
-    Raises
-    ------
-    TypeError
-        Neither a number nor a tensor, or a tensor that is not real floating point.
-    ValueError
-        NaN, a tensor that has dimensions, or one that requires grad.
-    """
-    if _is_number(value):
-        return check_number("scale", value), None
-    if not hasattr(value, "requires_grad"):
-        raise TypeError(f"scale must be a number or a 0-dim tensor, not {type(value).__name__}")
-    tensor: Any = value
-    if tensor.dim() != 0:
-        raise ValueError(f"scale must be a 0-dim tensor, got shape {tuple(tensor.shape)}")
-    if not tensor.is_floating_point():
-        raise TypeError(f"a tensor scale must be floating point, got {tensor.dtype}")
-    if tensor.requires_grad:
-        raise ValueError(
-            "no gradient flows to scale, so a tensor scale must not require grad; pass .detach()"
-        )
-    return 1.0, tensor
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -126,9 +74,8 @@ class Rule:
             raise ValueError(f"unknown slope {self.slope!r}: choose from exact, identity")
         if self.gradient_gate not in GRADIENT_GATES:
             known = [gate for gate in GRADIENT_GATES if gate]
-            raise ValueError(
-                f"unknown gradient gate {self.gradient_gate!r}: {closest(self.gradient_gate, known)}"
-            )
+            near = closest(self.gradient_gate, known)
+            raise ValueError(f"unknown gradient gate {self.gradient_gate!r}: {near}")
         gate = self.input_gate
         if isinstance(gate, str) and gate != "positive":
             raise ValueError(f"unknown input gate {gate!r}: choose 'positive' or (low, high)")
@@ -172,7 +119,8 @@ class Rule:
         slope, gate, gradient_gate, *numbers = text.split("|")
         low, _, high = gate.partition(",")
         input_gate = (float(low), float(high)) if high else gate or None
-        return cls(slope, input_gate, gradient_gate or None, *map(float, numbers))
+        threshold, clip, scale = map(float, numbers)
+        return cls(slope, input_gate, gradient_gate or None, threshold, clip, scale)
 
     def key(self) -> tuple[Any, ...]:
         """What equality and hash compare: the fields, a tensor by identity."""

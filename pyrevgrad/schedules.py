@@ -1,16 +1,15 @@
 """λ over training steps: what a GradientReversal or a training loop reads and a checkpoint keeps.
 
-Imports the rules' number check only.
+Imports checks of single values only.
 """
 
 from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
 from typing import Any
 
-from .rules import check_finite
+from .checks import check_finite
 
 
 class Schedule:
@@ -85,6 +84,7 @@ class Schedule:
         kept = [pair for pair in layers if getattr(pair[1], "schedule", None) is self]
         self._followers = [reference for reference, _ in kept]
         for _, layer in kept:
+            assert layer is not None
             layer.set_scale(self.value)
 
     def __getstate__(self) -> dict[str, Any]:

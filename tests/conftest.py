@@ -1,4 +1,4 @@
-"""What every test shares: fixed seeds, numbers printed to their last bit, the repository's path."""
+"""What every test shares: fixed seeds, the repository's path."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("repeatable")
 numpy.set_printoptions(precision=17)
-torch.set_printoptions(precision=9)
+
 
 
 @pytest.fixture(autouse=True)

@@ -177,9 +177,9 @@ def test_maps_hold_one_row_per_digit_and_rule(data):
     )
     assert drawn.labels.tolist() == list(range(10))
     assert drawn.images.shape == (10, 8, 8)
-    assert {name: map_.shape for name, map_ in drawn.gradients.items()} == {
-        name: (10, 8, 8) for name in ("EXACT", "GUIDED", "DECONVNET")
-    }
+    assert {name: map_.shape for name, map_ in drawn.gradients.items()} == dict.fromkeys(
+        ("EXACT", "GUIDED", "DECONVNET"), (10, 8, 8)
+    )
 
 
 def test_maps_of_equal_classes_have_cosine_one(data):

@@ -29,6 +29,7 @@ from grids import (
     expected_gradient,
     grid,
     needs_native,
+    places,
     reproducible,
     rule_and_spec,
     run,
@@ -130,7 +131,7 @@ def test_reference_agrees_with_the_oracle_in_every_shape(name, rule_name):
 
 
 @needs_native
-@pytest.mark.parametrize("rule_name", RULE_NAMES)
+@pytest.mark.parametrize("rule_name", SPECS)
 @pytest.mark.parametrize("name", FORMULAS)
 def test_native_element_depends_neither_on_shape_nor_on_place(name, rule_name):
     """Bit-equal to the flat grid, which another test holds against the oracle."""
@@ -140,9 +141,8 @@ def test_native_element_depends_neither_on_shape_nor_on_place(name, rule_name):
             y, gx = run(*grid(dtype), name, rule)
             for shape, offset in shapes_and_offsets():
                 got_y, got_gx = run(*cut(dtype, shape, offset), name, rule)
-                index = (torch.arange(got_y.numel()) + offset) % len(y)
-                assert same_bits(got_y, y[index].reshape(shape))
-                assert same_bits(got_gx, gx[index].reshape(shape))
+                assert same_bits(got_y, y[places(shape, offset)])
+                assert same_bits(got_gx, gx[places(shape, offset)])
 
 
 @pytest.mark.parametrize("backend_name", BACKENDS)
@@ -292,8 +292,8 @@ def two_threads():
 @pytest.mark.parametrize("name", FORMULAS)
 def test_threads_do_not_change_a_bit(name, rule_name):
     rule, _ = rule_and_spec(rule_name)
-    for dtype in DTYPES:
-        x, g = cut(dtype, (3 * 65536 + 77,), 0)
+    for dtype in (torch.float32, torch.float16):
+        x, g = cut(dtype, (2 * 65536 + 77,))
         with backend("native"):
             y, gx = run(x, g, name, rule)
             torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
-from grids import BACKENDS, DTYPES, FORMULAS, grid, needs_native, run, same_bits
+from grids import BACKENDS, DTYPES, FORMULAS, grid, needs_native, places, run, same_bits
 from hypothesis import strategies
 
 import pyrevgrad
@@ -22,9 +22,7 @@ SHAPE = (2, 3, 4, 5)
 
 def numbers(shape, dtype, *, of=0, offset=0):
     """A contiguous tensor of `shape` from the grid's x (0) or g (1)."""
-    values = grid(dtype)[of]
-    index = (torch.arange(torch.Size(shape).numel()) + offset) % len(values)
-    return values[index].reshape(shape)
+    return grid(dtype)[of][places(tuple(shape), offset)]
 
 
 def at_offset(tensor, offset):

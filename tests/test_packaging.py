@@ -161,10 +161,12 @@ def without_compiler(checkout, tmp_path_factory) -> Path:
 
 
 def python(installed: Path, *arguments: str) -> str:
-    """What Python prints when `installed` comes before all else and the checkout is far."""
-    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    """What Python prints when `installed` comes before all else and no editable install is seen."""
+    packages = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(installed), *packages])}
     environment.pop("PYREVGRAD_BACKEND", None)
-    return output(sys.executable, *arguments, env=environment, cwd=installed)
+    # Without `site`, which would put the finder of an editable install in place.
+    return output(sys.executable, "-S", *arguments, env=environment, cwd=installed)
 
 
 def test_install_without_a_compiler_serves_the_reference_and_warns_once(without_compiler):
@@ -207,7 +209,7 @@ def test_install_without_a_compiler_is_pure_python(without_compiler):
 
 
 def test_requiring_the_native_library_makes_a_missing_compiler_fatal(checkout, tmp_path):
-    command = [sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path]
+    command = [sys.executable, "setup.py", "build", "--build-base", tmp_path]
     variables = {"CXX": "/nonexistent/c++", "PYREVGRAD_REQUIRE_NATIVE": "1"}
     done = subprocess.run(
         command, cwd=checkout, env={**os.environ, **variables}, capture_output=True, text=True
@@ -238,8 +240,14 @@ def test_failed_compilation_is_reported_and_leaves_no_stale_library(
     package.mkdir()
     stale = package / "_native.abi3.so"
     stale.write_text("of another time")
-    command = (sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path)
-    output(*command, cwd=checkout, env={**os.environ, "CXX": str(fake_compiler)})
+    command = (sys.executable, "setup.py", "build", "--build-base", tmp_path)
+    output(
+        *command,
+        "--build-lib",
+        tmp_path,
+        cwd=checkout,
+        env={**os.environ, "CXX": str(fake_compiler)},
+    )
     report = (package / "_build_report.txt").read_text()
     assert re.match(r"compiling csrc/\S+\.cpp failed: x\.h:3: error: this is beyond me\.", report)
     assert "Cure: mend what it names" in report
@@ -249,7 +257,9 @@ def test_failed_compilation_is_reported_and_leaves_no_stale_library(
 @pytest.fixture(scope="module")
 def wheel(checkout, repository, objects, tmp_path_factory) -> Path:
     """A wheel from the objects that are there; compiled again only where they are out of date."""
-    shutil.copytree(repository / "build" / "objects", checkout / "build" / "objects")
+    shutil.copytree(
+        repository / "build" / "objects", checkout / "build" / "objects", dirs_exist_ok=True
+    )
     folder = tmp_path_factory.mktemp("wheel")
     pip(checkout, "wheel", "--wheel-dir", folder, PYREVGRAD_REQUIRE_NATIVE="1")
     (built,) = folder.glob("*.whl")

@@ -71,7 +71,7 @@ def test_symbolic_trace_serves_inference_and_then_refuses_a_gradient(layer):
     with torch.no_grad():
         traced = torch.fx.symbolic_trace(model)
         assert torch.equal(traced(x), model(x))
-    with pytest.raises(TracingError, match="traced under torch.no_grad"):
+    with pytest.raises(TracingError, match=r"traced under torch\.no_grad"):
         traced(x)
 
 

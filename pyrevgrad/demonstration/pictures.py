@@ -175,7 +175,8 @@ def draw_curves(
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         heading(
             figure,
-            f"Rotated digits read correctly: {source_only:.0f} % source only, {with_reversal:.0f} % with GradientReversal",
+            f"Rotated digits read correctly: {source_only:.0f} % source only, "
+            f"{with_reversal:.0f} % with GradientReversal",
             "Same network, initial weights, steps and batches. The only difference is "
             "GradientReversal before the domain head.",
         )
@@ -242,9 +243,10 @@ def caption_of_maps(maps: Maps) -> str:
         return ", ".join(f"{name} {value:.2f}" for name, value in cosines.items()).replace("-", "−")
 
     return (
-        "EXACT is the true gradient: which pixels would change the logit, to first order, and which way.\n"
-        "GUIDED and DECONVNET look cleaner, but partly redraw the image whatever is asked (Nie et al.\n"
-        "2018), and GUIDED can survive randomised weights (Adebayo et al. 2018): neither is evidence\n"
+        "EXACT is the true gradient: which pixels would change the logit, to first order, and "
+        "which way.\nGUIDED and DECONVNET look cleaner, but partly redraw the image whatever is "
+        "asked (Nie et al.\n2018), and GUIDED can survive randomised weights (Adebayo et al. "
+        "2018): neither is evidence\n"
         "of why a digit was chosen. Measured on all unseen target digits, mean cosine\n"
         f"    between map and image:  {row(maps.image_cosines)}\n"
         f"    between the maps of two classes:  {row(maps.class_cosines)}\n"
@@ -363,8 +365,8 @@ def draw_timings(path: Path, times: timing.Timings, backend: str, device: str) -
             0.012,
             "Every call allocates its results; torch.autograd.grad on a non-leaf input. "
             "All forms of one rule sent back equal gradients before they were timed.\n"
-            "Eager idiom, guided: clamp_min, then g*(x>0)*(g>0)*scale; strongest: threshold_backward"
-            "(g, y, 0).clamp_min_(0).mul_(scale); reversed: relu, then -λ*g.",
+            "Eager idiom, guided: clamp_min, then g*(x>0)*(g>0)*scale; strongest: "
+            "threshold_backward(g, y, 0).clamp_min_(0).mul_(scale); reversed: relu, then -λ*g.",
             fontsize=9,
             color=GREY,
         )

@@ -126,7 +126,8 @@ def accuracy_lines(outcome: Outcome) -> list[str]:
         outcome.seeds, outcome.plain, outcome.adapted, strict=True
     ):
         lines.append(
-            f"    seed {seed}: {100 * plain_run.target[-1]:.1f} -> {100 * adapted_run.target[-1]:.1f}"
+            f"    seed {seed}: {100 * plain_run.target[-1]:.1f} -> "
+            f"{100 * adapted_run.target[-1]:.1f}"
         )
     return lines
 
@@ -138,11 +139,13 @@ def setting_text(outcome: Outcome) -> str:
     source, held_out, target, unseen = (len(part.labels) for part in parts)
     return f"""\
 scikit-learn's handwritten digits (8x8, real), split anew by each seed: {source} source,
-{held_out} held-out source, {target} target and {unseen} unseen target. The target parts are other images,
-turned {ROTATION:g} degrees counter-clockwise. MLP 64-128-64-10, domain head 64-128-1; {settings.epochs} epochs,
-batches of {settings.batch} + {settings.batch}, SGD at {settings.learning_rate:g} annealed as Ganin's, \
+{held_out} held-out source, {target} target and {unseen} unseen target. The target parts are other
+images, turned {ROTATION:g} degrees counter-clockwise. MLP 64-128-64-10, domain head 64-128-1;
+{settings.epochs} epochs, batches of {settings.batch} + {settings.batch}, SGD at \
+{settings.learning_rate:g} annealed as Ganin's, \
 momentum {settings.momentum:g}; reversal scale
-by Ganin's schedule, gamma {settings.gamma:g}. Both trainings share initial weights, batches and steps; without
+by Ganin's schedule, gamma {settings.gamma:g}. Both trainings share initial weights, batches and \
+steps; without
 reversal the domain head learns from detached features. Last-epoch weights, no selection.
 Target labels were used for these figures and pictures alone, after each training.
 The settings were chosen beforehand, by held-out source and target accuracy on seeds 100 to 107."""
@@ -159,7 +162,8 @@ def timing_lines(times: timing.Timings) -> list[str]:
         timing.PLAIN: ("torch", "relu"),
     }
     lines = [
-        f"forward + backward of one relu, median microseconds of {times.rounds} interleaved rounds,",
+        f"forward + backward of one relu, median microseconds of {times.rounds} "
+        "interleaved rounds,",
         f"float32, {times.threads} thread(s), results allocated in every call",
         " " * 12 + "".join(f"{first:>11}" for first, _ in columns.values()),
         f"{'elements':>12}" + "".join(f"{second:>11}" for _, second in columns.values()),

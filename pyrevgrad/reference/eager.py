@@ -121,9 +121,7 @@ FORMULAS: dict[str, Formula] = {
     ),
     "selu": Formula(
         lambda x: SELU_SCALE * _elu(x, SELU_ALPHA),
-        slope=lambda x: torch.where(
-            x > 0, SELU_SCALE, _SELU_NEGATIVE * torch.exp(_negative(x))
-        ),
+        slope=lambda x: torch.where(x > 0, SELU_SCALE, _SELU_NEGATIVE * torch.exp(_negative(x))),
         from_output=lambda y: torch.where(y > 0, SELU_SCALE, y + _SELU_NEGATIVE),
     ),
     "celu": Formula(
@@ -173,30 +171,28 @@ FORMULAS: dict[str, Formula] = {
     ),
     "gelu": Formula(
         lambda x: x * _gelu_distribution(x),
-        slope=lambda x: _gelu_distribution(x)
-        + x * (torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)),
+        slope=lambda x: (
+            _gelu_distribution(x) + x * (torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi))
+        ),
     ),
     "gelu_tanh": Formula(lambda x: 0.5 * x * (1 + _gelu_tangent(x)), slope=_gelu_tanh_slope),
     "silu": Formula(lambda x: x / (1 + torch.exp(-x)), slope=_silu_slope),
     "mish": Formula(
         lambda x: x * _mish_tangent(x),
-        slope=lambda x: _mish_tangent(x)
-        + x * (torch.sigmoid(x) * (1 - _mish_tangent(x) * _mish_tangent(x))),
+        slope=lambda x: (
+            _mish_tangent(x) + x * (torch.sigmoid(x) * (1 - _mish_tangent(x) * _mish_tangent(x)))
+        ),
     ),
     "hardswish": Formula(
         lambda x: x * _clamp6(x) / 6,
         slope=lambda x: torch.where(x <= -3, 0.0, torch.where(x >= 3, 1.0, x / 3 + 0.5)),
         flat=lambda x: x <= -3,
     ),
-    "hardsigmoid": Formula(
-        lambda x: _clamp6(x) / 6, passes=lambda x: (x > -3) & (x < 3)
-    ),
+    "hardsigmoid": Formula(lambda x: _clamp6(x) / 6, passes=lambda x: (x > -3) & (x < 3)),
     "sign": Formula(lambda x: torch.sign(x)),
     "round": Formula(torch.round),
     "heaviside": Formula(
-        lambda x, values: torch.where(
-            x > 0, 1.0, torch.where(x == 0, values, torch.zeros_like(x))
-        )
+        lambda x, values: torch.where(x > 0, 1.0, torch.where(x == 0, values, torch.zeros_like(x)))
     ),
 }
 
@@ -233,7 +229,11 @@ def bit(x: Tensor, pair: Pair) -> Tensor:
 
 
 def gradient(
-    g: Tensor, slope: Tensor, passes: Tensor | None, y: Tensor | None, pair: Pair,
+    g: Tensor,
+    slope: Tensor,
+    passes: Tensor | None,
+    y: Tensor | None,
+    pair: Pair,
     scale: Tensor | None,
 ) -> Tensor:
     """``passes and gate(g) ? (scale · slope) · g : +0`` in the compute type, gates held fixed."""

@@ -1,0 +1,73 @@
+"""Checks of single values, each with a sentence for what is wrong. Imports nothing of ours."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def closest(word: object, known: Iterable[str]) -> str:
+    """The end of an error message: the names most like `word`, or all of `known`."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(word), names, n=3, cutoff=0.5)
+    if near:
+        return "did you mean " + " or ".join(repr(name) for name in near) + "?"
+    return "choose from " + ", ".join(names) if names else "it takes none"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_number(what: str, value: object, *, low: float | None = None) -> float:
+    """`value` as a float; TypeError unless a real number, ValueError if NaN or not above `low`."""
+    if not _is_number(value):
+        raise TypeError(f"{what} must be a number, not {type(value).__name__}")
+    # By way of its digits: torch.compile then takes a changing number for a constant and compiles
+    # again, where it would otherwise make it a symbol that no rule can hold.
+    number = float.fromhex(float(value).hex())  # type: ignore[arg-type]
+    if math.isnan(number):
+        raise ValueError(f"{what} must not be NaN")
+    if low is not None and number <= low:
+        raise ValueError(f"{what} must be > {low:g}, got {number!r}")
+    return number
+
+
+def check_finite(what: str, value: object, *, low: float | None = None) -> float:
+    """As `check_number`, and ValueError where infinite."""
+    number = check_number(what, value, low=low)
+    if math.isinf(number):
+        raise ValueError(f"{what} must be finite, got {number!r}")
+    return number
+
+
+def check_scale(value: object) -> tuple[float, torch.Tensor | None]:
+    """Split a scale into (number, 0-dim tensor or None), or raise.
+
+    Raises
+    ------
+    TypeError
+        Neither a number nor a tensor, or a tensor that is not real floating point.
+    ValueError
+        NaN, a tensor that has dimensions, or one that requires grad.
+    """
+    if _is_number(value):
+        return check_number("scale", value), None
+    if not hasattr(value, "requires_grad"):
+        raise TypeError(f"scale must be a number or a 0-dim tensor, not {type(value).__name__}")
+    tensor: Any = value
+    if tensor.dim() != 0:
+        raise ValueError(f"scale must be a 0-dim tensor, got shape {tuple(tensor.shape)}")
+    if not tensor.is_floating_point():
+        raise TypeError(f"a tensor scale must be floating point, got {tensor.dtype}")
+    if tensor.requires_grad:
+        raise ValueError(
+            "no gradient flows to scale, so a tensor scale must not require grad; pass .detach()"
+        )
+    return 1.0, tensor

@@ -1,0 +1,133 @@
+"""The native backend: the compiled library's operations, their shapes and the pair as numbers.
+
+Importing this module loads the library; ImportError where it is not built. Imports pairs only.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from .pairs import Pair
+
+importlib.import_module("pyrevgrad._native")
+
+
+class Native:
+    """The compiled library: one kernel each way, its masks packed in memory order."""
+
+    name = "native"
+
+    def __init__(self) -> None:
+        operations = torch.ops.pyrevgrad
+        self._value = operations.value.default
+        self._value_and_mask = operations.value_and_mask.default
+        self._value_ = operations.value_.default
+        self._value_and_mask_ = operations.value_and_mask_.default
+        self._backward = operations.backward.default
+        *names, self.capability = operations.describe.default().split(",")
+        self.codes = {name: code for code, name in enumerate(names)}
+
+    def value(self, x: Tensor, pair: Pair) -> Tensor:
+        return self._value(x, pair.program)
+
+    def value_and_mask(self, x: Tensor, pair: Pair) -> tuple[Tensor, Tensor]:
+        return self._value_and_mask(x, pair.program)
+
+    def value_(self, x: Tensor, pair: Pair) -> None:
+        self._value_(x, pair.program)
+
+    def value_and_mask_(self, x: Tensor, pair: Pair) -> Tensor:
+        return self._value_and_mask_(x, pair.program)
+
+    def backward(
+        self, g: Tensor, kept: Tensor | None, pair: Pair, scale: Tensor | None, strides: Any = None
+    ) -> Tensor:
+        return self._backward(g, kept, pair.program, scale, strides)
+
+    @staticmethod
+    def unpacked(mask: Tensor, shape: torch.Size, strides: Any) -> Tensor:
+        lanes = torch.arange(8, dtype=torch.uint8, device=mask.device)
+        bits = (mask.unsqueeze(1) >> lanes & 1).flatten()[: shape.numel()].bool()
+        return bits.view(shape) if strides is None else bits.as_strided(shape, strides)
+
+    @staticmethod
+    def mask_strides(x: Tensor) -> tuple[int, ...]:
+        """The memory order that an in-place mask of `x` has: that of a dense copy."""
+        return torch.empty_like(x, device="meta").stride()
+
+    def program(self, pair: Pair) -> Tensor | None:
+        """The pair as csrc/rule.h lays it out; None where the library lacks the activation."""
+        code = self.codes.get(pair.row.name)
+        if code is None:
+            return None
+        rule = pair.rule
+        a, b = (*pair.numbers, 0.0, 0.0)[:2]
+        numbers = (
+            code,
+            ("nothing", "mask", "output", "input").index(pair.keeps),
+            ("none", "own", "positive", "interval").index(pair.bit),
+            (None, "gradient", "product", "output").index(rule.gradient_gate),
+            rule.slope == "identity",
+            a,
+            b,
+            *pair.interval,
+            pair.slope_high,
+            pair.slope_low,
+            rule.threshold,
+            rule.clip,
+            rule.scale,
+        )
+        # A real tensor for every later call, whatever mode the first one runs in.
+        with _disable_current_modes(), torch.inference_mode(False):
+            return torch.tensor(numbers, dtype=torch.float64, device="cpu")
+
+
+def _fake_value(x: Tensor, program: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _fake_value_and_mask(x: Tensor, program: Tensor) -> tuple[Tensor, Tensor]:
+    mask = torch.empty((x.numel() + 7) // 8, dtype=torch.uint8, device=x.device)
+    return torch.empty_like(x), mask
+
+
+def _fake_value_(x: Tensor, program: Tensor) -> None:
+    return None
+
+
+def _fake_value_and_mask_(x: Tensor, program: Tensor) -> Tensor:
+    return torch.empty((x.numel() + 7) // 8, dtype=torch.uint8, device=x.device)
+
+
+def _fake_backward(
+    gradient: Tensor,
+    kept: Tensor | None,
+    program: Tensor,
+    scale: Tensor | None = None,
+    strides: Any = None,
+) -> Tensor:
+    if kept is None:
+        return torch.empty_like(gradient)
+    if kept.dtype != torch.uint8:
+        return torch.empty_like(kept)
+    if strides is None:
+        return torch.empty_like(gradient, memory_format=torch.contiguous_format)
+    return torch.empty_strided(
+        gradient.shape, strides, dtype=gradient.dtype, device=gradient.device
+    )
+
+
+# Shapes and strides for torch.compile, as csrc/library.cpp returns them.
+for _name, _fake in {
+    "value": _fake_value,
+    "value_and_mask": _fake_value_and_mask,
+    "value_": _fake_value_,
+    "value_and_mask_": _fake_value_and_mask_,
+    "backward": _fake_backward,
+}.items():
+    torch.library.register_fake(f"pyrevgrad::{_name}")(_fake)
