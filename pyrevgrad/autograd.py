@@ -30,31 +30,31 @@ class TracingError(RuntimeError):
     """A modified backward met a tracer or transform that would drop it silently."""
 
 
-def _prepare(ctx: Any, pair: Pair, scale: Tensor | None, backend: Any) -> None:
-    ctx.pair, ctx.scale, ctx.backend = pair, scale, backend
-    ctx.strides, ctx.edge = None, False
+# What a call leaves for its backward beside the saved tensor, as ctx.call: the pair, the tensor
+# scale, the backend, and the strides of a mask that is not contiguous. One attribute, since setting
+# each costs as much as reading all.
 
 
 def _first_order(ctx: Any, g: Tensor) -> Tensor:
     """gx by the forward's backend, where no gradient of the gradient is wanted."""
-    pair = ctx.pair
+    pair, scale, backend, strides = ctx.call
     if pair.keeps != "nothing":
-        return ctx.backend.backward(g, ctx.saved_tensors[0], pair, ctx.scale, ctx.strides)
-    if pair.passes_through and ctx.scale is None:
+        return backend.backward(g, ctx.saved_tensors[0], pair, scale, strides)
+    if pair.passes_through and scale is None:
         return g
-    return ctx.backend.backward(g, None, pair, ctx.scale)
+    return backend.backward(g, None, pair, scale)
 
 
-def _any_order(ctx: Any, g: Tensor) -> Tensor:
+def _any_order(ctx: Any, g: Tensor, edge: bool = False) -> Tensor:
     """gx by the reference, differentiable in g and in x, gates held fixed."""
-    pair, scale = ctx.pair, ctx.scale
+    pair, scale, backend, strides = ctx.call
     if pair.keeps == "nothing":
         return eager.gradient_of_nothing(g, pair, scale)
     (kept,) = ctx.saved_tensors
     if pair.keeps == "mask":
-        mask = ctx.backend.unpacked(kept, g.shape, ctx.strides)
+        mask = backend.unpacked(kept, g.shape, strides)
         return eager.gradient_of_mask(g, mask, pair, scale)
-    if ctx.edge:
+    if edge:
         kept = _Attach.apply(kept, pair)
     if pair.keeps == "output":
         return eager.gradient_of_output(g, kept, pair, scale)
@@ -66,13 +66,12 @@ class _Call(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, pair: Pair, scale: Tensor | None, backend: Any) -> Tensor:
-        _prepare(ctx, pair, scale, backend)
         if pair.keeps == "mask":
             y, mask = backend.value_and_mask(x, pair)
             ctx.save_for_backward(mask)
-            if not y.is_contiguous():
-                ctx.strides = y.stride()
+            ctx.call = (pair, scale, backend, None if y.is_contiguous() else y.stride())
             return y
+        ctx.call = (pair, scale, backend, None)
         y = backend.value(x, pair)
         if pair.keeps == "input":
             ctx.save_for_backward(x)
@@ -95,8 +94,7 @@ class _CallWithEdge(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, pair: Pair, scale: Tensor | None, backend: Any) -> Any:
-        _prepare(ctx, pair, scale, backend)
-        ctx.edge = True
+        ctx.call = (pair, scale, backend, None)
         ctx.set_materialize_grads(False)
         y = backend.value(x, pair)
         edge = y.detach()
@@ -107,7 +105,7 @@ class _CallWithEdge(Function):
     def backward(ctx: Any, g: Tensor | None, edge: Tensor | None) -> Any:
         gx = None
         if g is not None:
-            gx = _any_order(ctx, g) if torch.is_grad_enabled() else _first_order(ctx, g)
+            gx = _any_order(ctx, g, True) if torch.is_grad_enabled() else _first_order(ctx, g)
         if edge is not None:
             gx = edge if gx is None else gx + edge
         return gx, None, None, None
@@ -118,15 +116,15 @@ class _CallInPlace(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, pair: Pair, scale: Tensor | None, backend: Any) -> Tensor:
-        _prepare(ctx, pair, scale, backend)
+        strides = None
         if pair.keeps == "mask":
             ctx.save_for_backward(backend.value_and_mask_(x, pair))
-            if not x.is_contiguous():
-                ctx.strides = backend.mask_strides(x)
+            strides = None if x.is_contiguous() else backend.mask_strides(x)
         else:
             backend.value_(x, pair)
             if pair.keeps == "output":
                 ctx.save_for_backward(x)
+        ctx.call = (pair, scale, backend, strides)
         ctx.mark_dirty(x)
         return x
 
@@ -138,7 +136,7 @@ class _View(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, pair: Pair, scale: Tensor | None, backend: Any) -> Tensor:
-        _prepare(ctx, pair, scale, backend)
+        ctx.call = (pair, scale, backend, None)
         return x.view_as(x)
 
     backward = _Call.backward
@@ -202,7 +200,7 @@ class _Transformed(Function):
 def _is_special() -> bool:
     """Whether a compiler, tracer or transform is at work."""
     return (
-        torch.compiler.is_compiling()
+        torch.compiler.is_dynamo_compiling()
         or _transforms_active()
         or _forward_ad._current_level >= 0
         or _tracing_state() is not None

@@ -151,8 +151,10 @@ def pairs_of(name: str, rule: Rule, params: dict[str, Any]) -> Pairs:
 
 
 def _cached_pairs(name: str, rule: Rule, params: dict[str, Any]) -> Pairs:
-    # By type too: True is no number here, though it equals 1.
-    key = (name, rule, *((key, value, type(value)) for key, value in params.items()))
+    key: tuple[Any, ...] = (name, rule)
+    if params:
+        # By type too: True is no number here, though it equals 1.
+        key += tuple((key, value, type(value)) for key, value in params.items())
     try:
         return _PAIRS[key]
     except (KeyError, TypeError):
@@ -242,23 +244,19 @@ def reference_for_subclass(x: Tensor) -> Reference:
     return REFERENCE
 
 
-def _native_serves(x: Tensor, pair: Pair) -> bool:
-    return x.device.type == "cpu" and pair.program is not None
-
-
 def choose(x: Tensor, pair: Pair) -> Any:
     """The forced backend or BackendError; else native on the CPU, else the reference."""
-    name = forced()
+    name = _forced
     if name is None:
-        if _native is not None and _native_serves(x, pair):
+        if pair.program is not None and x.is_cpu:
             return _native
-        if _native is None:
+        if _native is None and not torch.compiler.is_dynamo_compiling():
             _say_once()
         return REFERENCE
     _require(name)
     if name == "reference":
         return REFERENCE
-    if not _native_serves(x, pair):
+    if pair.program is None or not x.is_cpu:
         raise BackendError(
             f"backend 'native' was asked for and does not serve {pair.row.name} on "
             f"{x.device.type} tensors; see pyrevgrad.show_config()"

@@ -31,7 +31,10 @@ def check_number(what: str, value: object, *, low: float | None = None) -> float
         raise TypeError(f"{what} must be a number, not {type(value).__name__}")
     # By way of its digits: torch.compile then takes a changing number for a constant and compiles
     # again, where it would otherwise make it a symbol that no rule can hold.
-    number = float.fromhex(float(value).hex())  # type: ignore[arg-type]
+    try:
+        number = float.fromhex(float(value).hex())  # type: ignore[arg-type]
+    except OverflowError:
+        raise ValueError(f"{what} is too large for a float") from None
     if math.isnan(number):
         raise ValueError(f"{what} must not be NaN")
     if low is not None and number <= low:

@@ -47,6 +47,8 @@ class Native:
     def backward(
         self, g: Tensor, kept: Tensor | None, pair: Pair, scale: Tensor | None, strides: Any = None
     ) -> Tensor:
+        if scale is None and strides is None:
+            return self._backward(g, kept, pair.program)
         return self._backward(g, kept, pair.program, scale, strides)
 
     @staticmethod

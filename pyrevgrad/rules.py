@@ -24,6 +24,19 @@ _HALF_TYPES = ("torch.float16", "torch.bfloat16")
 _ITEM_SIZES = {"torch.float16": 2, "torch.bfloat16": 2, "torch.float32": 4, "torch.float64": 8}
 
 
+def _checked_gate(gate: object) -> str | tuple[float, float] | None:
+    if gate is None or gate == "positive":
+        return gate  # type: ignore[return-value]
+    if isinstance(gate, str) or (isinstance(gate, tuple) and len(gate) != 2):
+        raise ValueError(f"unknown input gate {gate!r}: choose 'positive' or (low, high)")
+    if not isinstance(gate, tuple):
+        raise TypeError(f"an input gate is 'positive' or (low, high), not {type(gate).__name__}")
+    low, high = (check_number("an input gate's bound", bound) for bound in gate)
+    if low > high:
+        raise ValueError(f"low must not be above high, got {low!r} and {high!r}")
+    return low, high
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Rule:
     """What a backward does with the incoming gradient. Frozen; compares and hashes by value.
@@ -68,6 +81,7 @@ class Rule:
     scale: float = 1.0
     tensor: torch.Tensor | None = None
     text: str = field(init=False)
+    _hash: int = field(init=False)
 
     def __post_init__(self) -> None:
         if self.slope not in ("exact", "identity"):
@@ -76,23 +90,18 @@ class Rule:
             known = [gate for gate in GRADIENT_GATES if gate]
             near = closest(self.gradient_gate, known)
             raise ValueError(f"unknown gradient gate {self.gradient_gate!r}: {near}")
-        gate = self.input_gate
-        if isinstance(gate, str) and gate != "positive":
-            raise ValueError(f"unknown input gate {gate!r}: choose 'positive' or (low, high)")
-        if isinstance(gate, tuple):
-            low, high = (check_number("an input gate's bound", bound) for bound in gate)
-            if low > high:
-                raise ValueError(f"low must not be above high, got {low!r} and {high!r}")
-            object.__setattr__(self, "input_gate", (low, high))
+        object.__setattr__(self, "input_gate", _checked_gate(self.input_gate))
         object.__setattr__(self, "threshold", check_number("threshold", self.threshold))
         object.__setattr__(self, "clip", check_number("clip", self.clip, low=0.0))
         object.__setattr__(self, "scale", check_number("scale", self.scale))
-        if self.tensor is not None:
-            check_scale(self.tensor)
+        if self.tensor is not None and check_scale(self.tensor)[1] is None:
+            raise TypeError(f"tensor must be a 0-dim tensor, not {type(self.tensor).__name__}")
+        gate = self.input_gate
         gate = gate if not isinstance(gate, tuple) else f"{gate[0]!r},{gate[1]!r}"
         numbers = f"{self.threshold!r}|{self.clip!r}|{self.scale!r}"
         text = f"{self.slope}|{gate or ''}|{self.gradient_gate or ''}|{numbers}"
         object.__setattr__(self, "text", text)
+        object.__setattr__(self, "_hash", hash((text, self.tensor)))
 
     @property
     def structure(self) -> tuple[Any, ...]:
@@ -122,15 +131,13 @@ class Rule:
         threshold, clip, scale = map(float, numbers)
         return cls(slope, input_gate, gradient_gate or None, threshold, clip, scale)
 
-    def key(self) -> tuple[Any, ...]:
-        """What equality and hash compare: the fields, a tensor by identity."""
-        return (*self.structure, self.scale, None if self.tensor is None else id(self.tensor))
-
     def __eq__(self, other: object) -> bool:
-        return self.key() == other.key() if isinstance(other, Rule) else NotImplemented
+        if not isinstance(other, Rule):
+            return NotImplemented
+        return self.text == other.text and self.tensor is other.tensor
 
     def __hash__(self) -> int:
-        return hash(self.key())
+        return self._hash
 
     def scaled(self, scale: float | torch.Tensor) -> Rule:
         """This rule with its scale multiplied by `scale`, a number or a 0-dim tensor.

@@ -15,7 +15,6 @@ hypothesis.settings.load_profile("repeatable")
 numpy.set_printoptions(precision=17)
 
 
-
 @pytest.fixture(autouse=True)
 def seeds():
     """Start every test from the same random state, whatever ran before it."""
