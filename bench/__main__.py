@@ -136,7 +136,9 @@ class Progress:
             self.say(f"REFUSED: {row['refused']}")
 
 
-def _measure(settings: dict[str, Any], allocations: str, cache: str, progress: Progress) -> list:
+def _measure(
+    settings: dict[str, Any], allocations: str, cache: str, progress: Progress
+) -> list[dict[str, Any]]:
     """The rows of one measuring process."""
     told = settings | {"allocations": allocations}
     if allocations != "reused":
@@ -163,7 +165,9 @@ def _measure(settings: dict[str, Any], allocations: str, cache: str, progress: P
     return rows
 
 
-def _measure_memory(options: argparse.Namespace, dtypes: list[str], progress: Progress) -> tuple:
+def _measure_memory(
+    options: argparse.Namespace, dtypes: list[str], progress: Progress
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows by hooks, for every pair of the tables, and by resident memory."""
     matches = re.compile(options.filter or "").search
     progress.say("memory: bytes kept by the saved-tensor hooks")
@@ -219,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows += _measure(settings, allocations, cache, progress)
     kept, resident = _measure_memory(options, settings["dtypes"], progress)
     described = next(row for row in rows if row["kind"] == "machine")
-    found: dict[str, list] = {"timing": [], "kernel": [], "machine": []}
+    found: dict[str, list[dict[str, Any]]] = {"timing": [], "kernel": [], "machine": []}
     for row in rows:
         found[row.pop("kind")].append(row)
     run = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,7 +81,9 @@ def kernels(pattern: Callable[[str], object] | None, compute: bool) -> Iterator[
                 yield Kernel(case, "backward", selects)
 
 
-def _row(kernel: Kernel, dtype: str, elements: int, own: Measured, copy: Measured) -> dict:
+def _row(
+    kernel: Kernel, dtype: str, elements: int, own: Measured, copy: Measured
+) -> dict[str, Any]:
     moved = kernel.bytes_per_element(dtype)
     copied = 2 * traffic.item_size(dtype)
     ratio = paired_ratio(copy, own)
@@ -108,7 +111,9 @@ def _row(kernel: Kernel, dtype: str, elements: int, own: Measured, copy: Measure
     }
 
 
-def measure(chosen: list[Kernel], dtype: str, elements: int, effort: Effort) -> Iterator[dict]:
+def measure(
+    chosen: list[Kernel], dtype: str, elements: int, effort: Effort
+) -> Iterator[dict[str, Any]]:
     """A row for each kernel: seconds, bandwidth, share of ``copy_``'s."""
     torch_dtype = getattr(torch, dtype)
     generator = torch.Generator().manual_seed(0)

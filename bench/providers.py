@@ -5,7 +5,7 @@ Imports pyrevgrad, torch, cases and idioms. No provider's time counts before `ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -131,10 +131,13 @@ _MAKERS: dict[str, Callable[[Case, torch.dtype], Provider | Skipped]] = {
 }
 
 
-def build(case: Case, dtype: torch.dtype, without: Sequence[str] = ()) -> list[Provider | Skipped]:
-    """Every provider of `case`, or the reason why one is left out."""
+def build(
+    case: Case, dtype: torch.dtype, without: Mapping[str, str] | None = None
+) -> list[Provider | Skipped]:
+    """Every provider of `case`; a Skipped for what cannot run and for the reasons in `without`."""
+    reasons = without or {}
     return [
-        Skipped(name, "left out by --without") if name in without else _MAKERS[name](case, dtype)
+        Skipped(name, reasons[name]) if name in reasons else _MAKERS[name](case, dtype)
         for name in NAMES
     ]
 

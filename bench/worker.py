@@ -68,7 +68,7 @@ def _timed(name: str, case: Case, dtype: str, times: dict[str, Measured]) -> dic
 
 
 def _cell(
-    case: Case, made: list[Provider | Skipped], dtype: str, elements: int, settings: dict
+    case: Case, made: list[Provider | Skipped], dtype: str, elements: int, settings: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """A row for each provider of one case at one size."""
     x, g = providers.tensors(elements, getattr(torch, dtype))
@@ -102,10 +102,11 @@ def measure_cases(settings: dict[str, Any]) -> None:
     for name in settings["cases"]:
         case = Case(*name.split("/"))
         for dtype in settings["dtypes"]:
-            without = list(settings["without"])
+            without = dict.fromkeys(settings["without"], "left out by --without")
             compiled = settings["compile"]
             if compiled is not None and [name, dtype, torch.get_num_threads()] not in compiled:
-                without.append("idiom+compile")
+                reason = "the quick form compiles one case in one dtype"
+                without.setdefault("idiom+compile", reason)
             made = providers.build(case, getattr(torch, dtype), without)
             for elements in settings["curved_sizes" if case.is_curved else "sizes"]:
                 for row in _cell(case, made, dtype, elements, settings):

@@ -12,6 +12,20 @@
 
 namespace pyrevgrad {
 
+// The type of one element of a scalar or vector type.
+template <class V>
+struct ScalarOf {
+  using type = typename V::Scalar;
+};
+template <>
+struct ScalarOf<float> {
+  using type = float;
+};
+template <>
+struct ScalarOf<double> {
+  using type = double;
+};
+
 PYREVGRAD_HD float select(bool pass, float a, float b) { return pass ? a : b; }
 PYREVGRAD_HD double select(bool pass, double a, double b) { return pass ? a : b; }
 PYREVGRAD_HD float absolute(float x) { return ::fabsf(x); }

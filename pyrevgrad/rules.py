@@ -26,7 +26,7 @@ _ITEM_SIZES = {"torch.float16": 2, "torch.bfloat16": 2, "torch.float32": 4, "tor
 
 def _checked_gate(gate: object) -> str | tuple[float, float] | None:
     if gate is None or gate == "positive":
-        return gate  # type: ignore[return-value]
+        return gate
     if isinstance(gate, str) or (isinstance(gate, tuple) and len(gate) != 2):
         raise ValueError(f"unknown input gate {gate!r}: choose 'positive' or (low, high)")
     if not isinstance(gate, tuple):

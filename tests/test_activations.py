@@ -8,7 +8,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from grids import BACKENDS, DEFAULTS, DTYPES, FORMULAS, FULL, needs_native
+from grids import (
+    BACKENDS,
+    DEFAULTS,
+    DTYPES,
+    FORMULAS,
+    FULL,
+    needs_native,
+    one_thread,  # noqa: F401
+)
 
 import pyrevgrad
 from pyrevgrad import backend, backends

@@ -11,7 +11,17 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
-from grids import BACKENDS, DTYPES, FORMULAS, grid, needs_native, places, run, same_bits
+from grids import (
+    BACKENDS,
+    DTYPES,
+    FORMULAS,
+    grid,
+    needs_native,
+    one_thread,  # noqa: F401
+    places,
+    run,
+    same_bits,
+)
 from hypothesis import strategies
 
 import pyrevgrad

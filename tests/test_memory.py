@@ -19,6 +19,7 @@ from grids import (
     expected_keeps,
     grid,
     needs_native,
+    one_thread,  # noqa: F401
     rule_and_spec,
 )
 

@@ -19,6 +19,7 @@ struct Mask64 {
 
 struct F32 {
   static constexpr int width = 8;
+  using Scalar = float;
   using Mask = Mask32;
   __m256 v;
   INLINE F32() = default;
@@ -28,6 +29,7 @@ struct F32 {
 
 struct F64 {
   static constexpr int width = 8;
+  using Scalar = double;
   using Mask = Mask64;
   __m256d lo, hi;
   INLINE F64() = default;
@@ -84,15 +86,29 @@ INLINE F64 absolute(F64 a) {
 INLINE F32 round_even(F32 a) { return F32(_mm256_round_ps(a.v, 0)); }
 INLINE F64 round_even(F64 a) { return F64(_mm256_round_pd(a.lo, 0), _mm256_round_pd(a.hi, 0)); }
 
-#define PYREVGRAD_SLEEF(NAME, SLEEF)                                          \
-  INLINE F32 NAME(F32 a) { return F32(Sleef_##SLEEF##f8_u10(a.v)); }          \
-  INLINE F64 NAME(F64 a) { return F64(Sleef_##SLEEF##d4_u10(a.lo), Sleef_##SLEEF##d4_u10(a.hi)); }
+#define PYREVGRAD_SLEEF(NAME, SLEEF)                              \
+  INLINE F64 NAME(F64 a) {                                        \
+    return F64(Sleef_##SLEEF##d4_u10(a.lo), Sleef_##SLEEF##d4_u10(a.hi)); \
+  }
 PYREVGRAD_SLEEF(exponential, exp)
 PYREVGRAD_SLEEF(exponential_minus_one, expm1)
 PYREVGRAD_SLEEF(log_one_plus, log1p)
 PYREVGRAD_SLEEF(hyperbolic_tangent, tanh)
 PYREVGRAD_SLEEF(error_function, erf)
 #undef PYREVGRAD_SLEEF
+
+INLINE F32 fused(F32 a, F32 b, F32 c) { return F32(_mm256_fmadd_ps(a.v, b.v, c.v)); }
+INLINE F32 minimum(F32 a, F32 b) { return F32(_mm256_min_ps(a.v, b.v)); }
+INLINE F32 maximum(F32 a, F32 b) { return F32(_mm256_max_ps(a.v, b.v)); }
+// In two steps, so that neither power leaves the range of normal numbers.
+INLINE F32 power_of_two_times(F32 y, F32 n) {
+  const __m256i whole = _mm256_cvtps_epi32(n.v), half = _mm256_srai_epi32(whole, 1);
+  const __m256i rest = _mm256_sub_epi32(whole, half), bias = _mm256_set1_epi32(127);
+  const auto power = [bias](__m256i e) {
+    return F32(_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e, bias), 23)));
+  };
+  return (y * power(half)) * power(rest);
+}
 
 INLINE F32 select(Mask32 m, F32 a, F32 b) { return F32(_mm256_blendv_ps(b.v, a.v, m.v)); }
 INLINE F64 select(Mask64 m, F64 a, F64 b) {

@@ -25,6 +25,7 @@ INLINE Bits<w> operator!(Bits<w> a) {
 
 struct F32 {
   static constexpr int width = 16;
+  using Scalar = float;
   using Mask = Bits<16>;
   __m512 v;
   INLINE F32() = default;
@@ -34,6 +35,7 @@ struct F32 {
 
 struct F64 {
   static constexpr int width = 8;
+  using Scalar = double;
   using Mask = Bits<8>;
   __m512d v;
   INLINE F64() = default;
@@ -41,7 +43,7 @@ struct F64 {
   INLINE explicit F64(double x) : v(_mm512_set1_pd(x)) {}
 };
 
-#define PYREVGRAD_VECTOR(V, S, T, SLEEF)                                                        \
+#define PYREVGRAD_VECTOR(V, S, T)                                                        \
   INLINE V operator+(V a, V b) { return V(_mm512_add_##S(a.v, b.v)); }                          \
   INLINE V operator-(V a, V b) { return V(_mm512_sub_##S(a.v, b.v)); }                          \
   INLINE V operator*(V a, V b) { return V(_mm512_mul_##S(a.v, b.v)); }                          \
@@ -54,16 +56,22 @@ struct F64 {
   INLINE V::Mask operator==(V a, V b) { return {_mm512_cmp_##S##_mask(a.v, b.v, _CMP_EQ_OQ)}; } \
   INLINE V::Mask operator!=(V a, V b) { return {_mm512_cmp_##S##_mask(a.v, b.v, _CMP_NEQ_UQ)}; }\
   INLINE V absolute(V a) { return V(_mm512_abs_##S(a.v)); }                                     \
-  INLINE V round_even(V a) { return V(_mm512_roundscale_##S(a.v, 0)); }                         \
-  INLINE V exponential(V a) { return V(Sleef_exp##SLEEF##_u10(a.v)); }                          \
-  INLINE V exponential_minus_one(V a) { return V(Sleef_expm1##SLEEF##_u10(a.v)); }              \
-  INLINE V log_one_plus(V a) { return V(Sleef_log1p##SLEEF##_u10(a.v)); }                       \
-  INLINE V hyperbolic_tangent(V a) { return V(Sleef_tanh##SLEEF##_u10(a.v)); }                  \
-  INLINE V error_function(V a) { return V(Sleef_erf##SLEEF##_u10(a.v)); }
+  INLINE V round_even(V a) { return V(_mm512_roundscale_##S(a.v, 0)); }
 
-PYREVGRAD_VECTOR(F32, ps, float, f16)
-PYREVGRAD_VECTOR(F64, pd, double, d8)
+PYREVGRAD_VECTOR(F32, ps, float)
+PYREVGRAD_VECTOR(F64, pd, double)
 #undef PYREVGRAD_VECTOR
+
+INLINE F64 exponential(F64 a) { return F64(Sleef_expd8_u10(a.v)); }
+INLINE F64 exponential_minus_one(F64 a) { return F64(Sleef_expm1d8_u10(a.v)); }
+INLINE F64 log_one_plus(F64 a) { return F64(Sleef_log1pd8_u10(a.v)); }
+INLINE F64 hyperbolic_tangent(F64 a) { return F64(Sleef_tanhd8_u10(a.v)); }
+INLINE F64 error_function(F64 a) { return F64(Sleef_erfd8_u10(a.v)); }
+
+INLINE F32 fused(F32 a, F32 b, F32 c) { return F32(_mm512_fmadd_ps(a.v, b.v, c.v)); }
+INLINE F32 minimum(F32 a, F32 b) { return F32(_mm512_min_ps(a.v, b.v)); }
+INLINE F32 maximum(F32 a, F32 b) { return F32(_mm512_max_ps(a.v, b.v)); }
+INLINE F32 power_of_two_times(F32 y, F32 n) { return F32(_mm512_scalef_ps(y.v, n.v)); }
 
 INLINE F32 select(F32::Mask m, F32 a, F32 b) {
   return F32(_mm512_mask_blend_ps(static_cast<__mmask16>(m.bits), b.v, a.v));

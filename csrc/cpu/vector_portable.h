@@ -20,6 +20,7 @@ struct EightMask {
 template <class T, class I>
 struct Eight {
   static constexpr int width = 8;
+  using Scalar = T;
   using Mask = EightMask<I>;
   typedef T Raw __attribute__((vector_size(8 * sizeof(T))));
   Raw v;

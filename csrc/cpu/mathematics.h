@@ -1,0 +1,61 @@
+// exp and its kin for the F32 of an instruction set, inline: a call into Sleef spills every vector
+// register. Errors, against float64: exp, expm1 and log1p within 2 ulp, tanh within 3.
+//
+// The including file defines F32 with fused(a, b, c) = a·b + c, power_of_two_times(y, n) and
+// minimum/maximum that return their second operand at NaN. Coefficients of exp: Cephes, expf.
+#pragma once
+
+namespace pyrevgrad::PYREVGRAD_ISA {
+
+struct Reduced {
+  F32 rest;   // e^r − 1
+  F32 power;  // n, where x = n·log(2) + r
+};
+
+INLINE Reduced reduced(F32 x) {
+  x = maximum(F32(-106), minimum(F32(89), x));
+  const F32 n = round_even(x * F32(1.44269504088896341));
+  F32 r = fused(n, F32(-0.693359375), x);
+  r = fused(n, F32(2.12194440054690583e-4), r);
+  F32 q(1.9875691500e-4);
+  q = fused(q, r, F32(1.3981999507e-3));
+  q = fused(q, r, F32(8.3334519073e-3));
+  q = fused(q, r, F32(4.1665795894e-2));
+  q = fused(q, r, F32(1.6666665459e-1));
+  q = fused(q, r, F32(5.0000001201e-1));
+  return {fused(r * r, q, r), n};
+}
+
+INLINE F32 exponential(F32 x) {
+  const Reduced e = reduced(x);
+  return power_of_two_times(e.rest + F32(1), e.power);
+}
+
+// Where x > 88 it is NaN or inf, which no formula reads.
+INLINE F32 exponential_minus_one(F32 x) {
+  const Reduced e = reduced(x);
+  const F32 power = power_of_two_times(F32(1), e.power);
+  return fused(power, e.rest, power - F32(1));
+}
+
+// For u in [0, 1], all that the formulas ask: log(1 + u) = 2·artanh(u / (2 + u)), by its series.
+INLINE F32 log_one_plus(F32 u) {
+  const F32 s = u / (F32(2) + u), z = s * s;
+  F32 q(1.0 / 15);
+  q = fused(q, z, F32(1.0 / 13));
+  q = fused(q, z, F32(1.0 / 11));
+  q = fused(q, z, F32(1.0 / 9));
+  q = fused(q, z, F32(1.0 / 7));
+  q = fused(q, z, F32(1.0 / 5));
+  q = fused(q, z, F32(1.0 / 3));
+  const F32 twice = s + s;
+  return fused(twice * z, q, twice);
+}
+
+INLINE F32 hyperbolic_tangent(F32 x) {
+  const F32 e = exponential_minus_one(F32(-2) * absolute(x));
+  const F32 t = e / (e + F32(2));
+  return select(x == F32(0), x, select(x < F32(0), t, -t));
+}
+
+}  // namespace pyrevgrad::PYREVGRAD_ISA
