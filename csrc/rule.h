@@ -40,10 +40,10 @@ struct Program {
   double threshold = 0, clip = 0, scale = 1;
   bool clipped = false;
 
-  // Nothing but scale and slope: the fast path of every backward.
+  // Nothing but scale and slope: the fast path where the output or the input is kept.
   PYREVGRAD_HD bool plain() const {
     return gradient_gate == GradientGate::kNone && !clipped && !identity_slope &&
-           (keeps == Keeps::kMask || mask_bit == MaskBit::kNone);
+           mask_bit == MaskBit::kNone;
   }
 };
 

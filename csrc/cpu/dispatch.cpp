@@ -60,10 +60,11 @@ void run(const Work& work, Kernel kernel, ParallelFor threads) {
   threads((work.size + kBlock - 1) / kBlock, kGrain / kBlock, part, &task);
 }
 
-Kernel mask_kernel(const Program& program, const Kernel (&variants)[3]) {
-  const bool guided = program.gradient_gate == GradientGate::kGradient && !program.clipped &&
-                      program.slope_low == 0;
-  return guided ? variants[2] : variants[program.plain()];
+Kernel by_gates(const Program& program, const Kernel (&variants)[3]) {
+  const bool gradient_alone = program.gradient_gate == GradientGate::kGradient &&
+                              !program.clipped && program.slope_low == 0;
+  const bool none = program.gradient_gate == GradientGate::kNone && !program.clipped;
+  return variants[gradient_alone ? 2 : none];
 }
 
 }  // namespace
@@ -86,9 +87,9 @@ void backward(const Work& work, DType dtype, ParallelFor threads) {
   const KernelTable& table = kernels();
   switch (program.keeps) {
     case Keeps::kNothing:
-      return run(work, table.backward_nothing[dtype][program.plain()], threads);
+      return run(work, by_gates(program, table.backward_nothing[dtype]), threads);
     case Keeps::kMask:
-      return run(work, mask_kernel(program, table.backward_mask[dtype]), threads);
+      return run(work, by_gates(program, table.backward_mask[dtype]), threads);
     case Keeps::kOutput:
       return run(work, table.backward_output[program.activation][dtype][program.plain()], threads);
     case Keeps::kInput:

@@ -10,6 +10,8 @@
 namespace pyrevgrad::PYREVGRAD_ISA {
 namespace {
 
+#define INLINE_LAMBDA __attribute__((always_inline))
+
 template <class T>
 struct Computed {
   using V = F32;
@@ -21,50 +23,63 @@ struct Computed<double> {
 
 enum class MaskUse { kNone, kRead, kWrite };
 
-// out = body(input, kept, output, bits in) over whole vectors, a block of 64 elements at a time so
+// out = body(input, kept, bits in, bits out) over whole vectors, a block of 64 elements at a time so
 // that its mask is one load or store; what is left goes through a copy of one vector, so that every
 // element takes the same path wherever it lies.
 //
-// Eight copies of a cheap body hide its latency; of a dear one they only lengthen the build.
+// A cheap body runs on the whole block at once: every load before the first store, since a load
+// whose address agrees with an earlier store's in the last 12 bits waits for it, and fresh outputs
+// lie like that beside their inputs. Eight copies of a dear body would only lengthen the build.
 enum class Cost { kCheap, kDear };
 
-template <class T, MaskUse use, Cost cost, class Body>
+template <class T, bool reads_kept, MaskUse use, Cost cost, class Body>
 INLINE void sweep(const Work& work, std::int64_t first, std::int64_t last, Body body) {
-  constexpr int width = Computed<T>::V::width;
+  using V = typename Computed<T>::V;
+  constexpr int width = V::width, count = kBlock / width;
   constexpr std::uint64_t lanes = (std::uint64_t(1) << width) - 1;
   const T* input = static_cast<const T*>(work.input);
   const T* kept = static_cast<const T*>(work.kept);
   T* output = static_cast<T*>(work.output);
   std::uint8_t* mask = work.mask;
+  const auto run = [&](V x, V k, int j, std::uint64_t in, std::uint64_t& out) INLINE_LAMBDA {
+    unsigned bits = 0;
+    const V y = body(x, k, static_cast<unsigned>(in >> j & lanes), bits);
+    out |= static_cast<std::uint64_t>(bits) << j;
+    return y;
+  };
   std::int64_t i = first;
   for (; i + kBlock <= last; i += kBlock) {
     std::uint64_t in = 0, out = 0;
     if constexpr (use == MaskUse::kRead) __builtin_memcpy(&in, mask + i / 8, 8);
-    const auto one = [&](int j) __attribute__((always_inline)) {
-      const unsigned bits = static_cast<unsigned>(in >> j & lanes);
-      const T* kept_here = kept == nullptr ? nullptr : kept + i + j;
-      out |= static_cast<std::uint64_t>(body(input + i + j, kept_here, output + i + j, bits)) << j;
-    };
     if constexpr (cost == Cost::kCheap && PYREVGRAD_UNROLLS) {
+      V x[count];
 #pragma GCC unroll 8
-      for (int j = 0; j < kBlock; j += width) one(j);
+      for (int j = 0; j < count; ++j) x[j] = load(input + i + j * width);
+#pragma GCC unroll 8
+      for (int j = 0; j < count; ++j) x[j] = run(x[j], x[j], j * width, in, out);
+#pragma GCC unroll 8
+      for (int j = 0; j < count; ++j) store(x[j], output + i + j * width);
     } else {
 #pragma GCC unroll 1
-      for (int j = 0; j < kBlock; j += width) one(j);
+      for (int j = 0; j < kBlock; j += width) {
+        const V x = load(input + i + j), k = reads_kept ? load(kept + i + j) : x;
+        store(run(x, k, j, in, out), output + i + j);
+      }
     }
     if constexpr (use == MaskUse::kWrite) __builtin_memcpy(mask + i / 8, &out, 8);
   }
   for (; i < last; i += width) {
     const int rest = last - i < width ? static_cast<int>(last - i) : width;
     const int bytes = (rest + 7) / 8;
-    T inputs[width] = {}, keeps[width] = {}, outputs[width];
-    unsigned bits = 0;
+    T inputs[width] = {}, keeps[width] = {};
+    std::uint64_t in = 0, out = 0;
     __builtin_memcpy(inputs, input + i, rest * sizeof(T));
-    if (kept) __builtin_memcpy(keeps, kept + i, rest * sizeof(T));
-    if constexpr (use == MaskUse::kRead) __builtin_memcpy(&bits, mask + i / 8, bytes);
-    bits = body(inputs, keeps, outputs, bits) & ((1u << rest) - 1);
-    if constexpr (use == MaskUse::kWrite) __builtin_memcpy(mask + i / 8, &bits, bytes);
-    __builtin_memcpy(output + i, outputs, rest * sizeof(T));
+    if constexpr (reads_kept) __builtin_memcpy(keeps, kept + i, rest * sizeof(T));
+    if constexpr (use == MaskUse::kRead) __builtin_memcpy(&in, mask + i / 8, bytes);
+    store(run(load(inputs), load(keeps), 0, in, out), inputs);
+    out &= (std::uint64_t(1) << rest) - 1;
+    if constexpr (use == MaskUse::kWrite) __builtin_memcpy(mask + i / 8, &out, bytes);
+    __builtin_memcpy(output + i, inputs, rest * sizeof(T));
   }
 }
 
@@ -100,38 +115,40 @@ void forward(const Work& work, std::int64_t first, std::int64_t last) {
   const auto p = parameters<V>(work.program);
   [[maybe_unused]] const V low(work.program.low), high(work.program.high);
   constexpr MaskUse use = bit == MaskBit::kNone ? MaskUse::kNone : MaskUse::kWrite;
-  constexpr Cost cost =
-      A::kind == Kind::kConstant || A::kind == Kind::kMask ? Cost::kCheap : Cost::kDear;
-  sweep<T, use, cost>(work, first, last, [&](const T* x_, const T*, T* y_, unsigned) __attribute__((always_inline)) {
-    const V x = load(x_);
-    store(A::value(x, p), y_);
-    if constexpr (bit == MaskBit::kOwn) return bits_of(A::passes(x, p));
-    if constexpr (bit == MaskBit::kPositive) return bits_of(positive(x));
-    if constexpr (bit == MaskBit::kInterval) return bits_of(inside(x, low, high));
-    return 0u;
-  });
+  constexpr bool selects = A::kind == Kind::kConstant || A::kind == Kind::kMask;
+  const auto body = [&](V x, V, unsigned, unsigned& bits) INLINE_LAMBDA {
+    if constexpr (bit == MaskBit::kOwn) bits = bits_of(A::passes(x, p));
+    if constexpr (bit == MaskBit::kPositive) bits = bits_of(positive(x));
+    if constexpr (bit == MaskBit::kInterval) bits = bits_of(inside(x, low, high));
+    return A::value(x, p);
+  };
+  sweep<T, false, use, selects ? Cost::kCheap : Cost::kDear>(work, first, last, body);
 }
 
-template <class T, bool plain>
+// The gates that a backward by g alone or by a mask may meet: any, none, or g <= 0 alone.
+enum class Gates { kAny, kNone, kGradient };
+template <Gates gates>
+constexpr Cost cost_of = gates == Gates::kAny ? Cost::kDear : Cost::kCheap;
+
+template <class T, Gates gates>
 void backward_nothing(const Work& work, std::int64_t first, std::int64_t last) {
   using V = typename Computed<T>::V;
   const Rule<V> rule = rule_of<V>(work.program);
   const V slope(work.program.slope_high), factor = rule.scale * slope;
-  const bool blocked = work.program.slope_high == 0;
-  sweep<T, MaskUse::kNone, plain ? Cost::kCheap : Cost::kDear>(work, first, last, [&](const T* g_, const T*, T* gx_, unsigned) __attribute__((always_inline)) {
-    if constexpr (plain) {
-      store(blocked ? V(0) : factor * load(g_), gx_);
+  const auto pass = work.program.slope_high == 0 ? !all<V>() : all<V>();
+  const auto body = [&](V g, V, unsigned, unsigned&) INLINE_LAMBDA {
+    if constexpr (gates == Gates::kGradient) {
+      return select(pass & !(g <= V(0)), factor * g, V(0));
+    } else if constexpr (gates == Gates::kNone) {
+      return select(pass, factor * g, V(0));
     } else {
-      const auto pass = blocked ? !all<V>() : all<V>();
-      store(gated(load(g_), slope, V(0), pass, rule), gx_);
+      return gated(g, slope, V(0), pass, rule);
     }
-    return 0u;
-  });
+  };
+  sweep<T, false, MaskUse::kNone, cost_of<gates>>(work, first, last, body);
 }
 
-enum class MaskVariant { kGeneral, kPlain, kGuided };
-
-template <class T, MaskVariant variant>
+template <class T, Gates gates>
 void backward_mask(const Work& work, std::int64_t first, std::int64_t last) {
   using V = typename Computed<T>::V;
   const Rule<V> rule = rule_of<V>(work.program);
@@ -139,20 +156,25 @@ void backward_mask(const Work& work, std::int64_t first, std::int64_t last) {
   const V scaled_high = rule.scale * high, scaled_low = rule.scale * low;
   // A slope of exactly 0 blocks: select, so that inf and NaN become +0 too.
   const bool low_blocks = work.program.slope_low == 0;
-  constexpr Cost cost = variant == MaskVariant::kGeneral ? Cost::kDear : Cost::kCheap;
-  sweep<T, MaskUse::kRead, cost>(work, first, last, [&](const T* g_, const T*, T* gx_, unsigned bits) __attribute__((always_inline)) {
-    const V g = load(g_);
+  const auto body = [&](V g, V, unsigned bits, unsigned&) INLINE_LAMBDA {
     const auto pass = mask_of(bits, g);
-    if constexpr (variant == MaskVariant::kGuided) {
-      store(select(pass & !(g <= V(0)), scaled_high * g, V(0)), gx_);
-    } else if constexpr (variant == MaskVariant::kPlain) {
+    if constexpr (gates == Gates::kGradient) {
+      return select(pass & !(g <= V(0)), scaled_high * g, V(0));
+    } else if constexpr (gates == Gates::kNone) {
       const V product = select(pass, scaled_high, scaled_low) * g;
-      store(low_blocks ? select(pass, product, V(0)) : product, gx_);
+      return low_blocks ? select(pass, product, V(0)) : product;
     } else {
-      store(gated(g, select(pass, high, low), V(0), low_blocks ? pass : all<V>(), rule), gx_);
+      return gated(g, select(pass, high, low), V(0), low_blocks ? pass : all<V>(), rule);
     }
-    return 0u;
-  });
+  };
+  sweep<T, false, MaskUse::kRead, cost_of<gates>>(work, first, last, body);
+}
+
+// What kept output and kept input share once the slope is known.
+template <bool plain, class V, class M>
+INLINE V finished(V g, V slope, V y, M pass, bool identity, const Rule<V>& rule) {
+  if constexpr (plain) return select(pass, (rule.scale * slope) * g, V(0));
+  return gated(g, identity ? V(1) : slope, y, pass, rule);
 }
 
 template <class A, class T, bool plain>
@@ -162,8 +184,7 @@ void backward_output(const Work& work, std::int64_t first, std::int64_t last) {
   const Rule<V> rule = rule_of<V>(work.program);
   const V high(work.program.slope_high), low(work.program.slope_low);
   const bool identity = work.program.identity_slope, low_blocks = work.program.slope_low == 0;
-  sweep<T, MaskUse::kNone, Cost::kDear>(work, first, last, [&](const T* g_, const T* y_, T* gx_, unsigned) __attribute__((always_inline)) {
-    const V g = load(g_), y = load(y_);
+  const auto body = [&](V g, V y, unsigned, unsigned&) INLINE_LAMBDA {
     V slope = high;
     auto pass = all<V>();
     if constexpr (A::kind == Kind::kOutput) {
@@ -173,13 +194,9 @@ void backward_output(const Work& work, std::int64_t first, std::int64_t last) {
       slope = select(own, high, low);
       if (low_blocks && !identity) pass = own;
     }
-    if constexpr (plain) {
-      store(select(pass, (rule.scale * slope) * g, V(0)), gx_);
-    } else {
-      store(gated(g, identity ? V(1) : slope, y, pass, rule), gx_);
-    }
-    return 0u;
-  });
+    return finished<plain>(g, slope, y, pass, identity, rule);
+  };
+  sweep<T, true, MaskUse::kNone, Cost::kDear>(work, first, last, body);
 }
 
 template <class A, class T, bool plain>
@@ -191,9 +208,8 @@ void backward_input(const Work& work, std::int64_t first, std::int64_t last) {
   const bool identity = work.program.identity_slope, low_blocks = work.program.slope_low == 0;
   const MaskBit bit = work.program.mask_bit;
   const bool needs_value = rule.gradient_gate == GradientGate::kOutput;
-  sweep<T, MaskUse::kNone, Cost::kDear>(work, first, last, [&](const T* g_, const T* x_, T* gx_, unsigned) __attribute__((always_inline)) {
-    const V g = load(g_), x = load(x_);
-    V slope = high;
+  const auto body = [&](V g, V x, unsigned, unsigned&) INLINE_LAMBDA {
+    V slope = high, y(0);
     auto pass = all<V>();
     if constexpr (A::kind == Kind::kInput || A::kind == Kind::kOutput) {
       slope = A::slope(x, p);
@@ -205,16 +221,14 @@ void backward_input(const Work& work, std::int64_t first, std::int64_t last) {
       slope = select(own, high, low);
       if (low_blocks && !identity) pass = own;
     }
-    if constexpr (plain) {
-      store(select(pass, (rule.scale * slope) * g, V(0)), gx_);
-    } else {
+    if constexpr (!plain) {
       if (bit == MaskBit::kPositive) pass = pass & positive(x);
       if (bit == MaskBit::kInterval) pass = pass & inside(x, rule.low, rule.high);
-      const V y = needs_value ? as_stored(A::value(x, p), g_) : V(0);
-      store(gated(g, identity ? V(1) : slope, y, pass, rule), gx_);
+      if (needs_value) y = as_stored(A::value(x, p), static_cast<const T*>(nullptr));
     }
-    return 0u;
-  });
+    return finished<plain>(g, slope, y, pass, identity, rule);
+  };
+  sweep<T, true, MaskUse::kNone, Cost::kDear>(work, first, last, body);
 }
 
 template <class A, class T, MaskBit bit>
@@ -247,13 +261,12 @@ namespace pyrevgrad {
    PAIR_OF(KERNEL, A, Half)},
 #define OUTPUT_ROW(A, NAME) PAIR_ROW(backward_output, A)
 #define INPUT_ROW(A, NAME) PAIR_ROW(backward_input, A)
-#define NOTHING_OF(T) \
-  {PYREVGRAD_ISA::backward_nothing<T, false>, PYREVGRAD_ISA::backward_nothing<T, true>}
-#define MASK_OF(T)                                                                     \
-  {PYREVGRAD_ISA::backward_mask<T, PYREVGRAD_ISA::MaskVariant::kGeneral>,              \
-   PYREVGRAD_ISA::backward_mask<T, PYREVGRAD_ISA::MaskVariant::kPlain>,                \
-   PYREVGRAD_ISA::backward_mask<T, PYREVGRAD_ISA::MaskVariant::kGuided>}
-
+#define GATES_OF(KERNEL, T)                                    \
+  {PYREVGRAD_ISA::KERNEL<T, PYREVGRAD_ISA::Gates::kAny>,       \
+   PYREVGRAD_ISA::KERNEL<T, PYREVGRAD_ISA::Gates::kNone>,      \
+   PYREVGRAD_ISA::KERNEL<T, PYREVGRAD_ISA::Gates::kGradient>}
+#define NOTHING_OF(T) GATES_OF(backward_nothing, T)
+#define MASK_OF(T) GATES_OF(backward_mask, T)
 #define PYREVGRAD_STRING_(x) #x
 #define PYREVGRAD_STRING(x) PYREVGRAD_STRING_(x)
 
