@@ -207,15 +207,16 @@ struct Gelu : Row<Kind::kInput> {
 struct GeluTanh : Row<Kind::kInput> {
   static constexpr double beta = 0.79788456080286535588;
   static constexpr double kappa = 0.044715;
+  // (1 + tanh(z)) / 2 = 1 / (1 + e^(−2z)), which does not cancel where z < 0.
   template <class V>
-  static PYREVGRAD_HD V tangent(V x) {
-    return hyperbolic_tangent(V(beta) * (x + V(kappa) * x * x * x));
+  static PYREVGRAD_HD V share(V x) {
+    return logistic(V(2 * beta) * (x + V(kappa) * x * x * x));
   }
-  PYREVGRAD_FORMULA(value, x) { return V(0.5) * x * (V(1) + tangent(x)); }
+  PYREVGRAD_FORMULA(value, x) { return x * share(x); }
   PYREVGRAD_FORMULA(slope, x) {
-    const V t = tangent(x);
-    const V inner = V(beta) * (V(1) + V(3 * kappa) * x * x);
-    return V(0.5) * (V(1) + t) + V(0.5) * x * (V(1) - t * t) * inner;
+    const V s = share(x);
+    const V inner = V(2 * beta) * (V(1) + V(3 * kappa) * x * x);
+    return s + x * (s * (V(1) - s)) * inner;
   }
 };
 

@@ -191,7 +191,8 @@ _ROWS = (
         ((_NAN, 1.0), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (-0.0, 1.0)),
         parameters=(Parameter("min_val", -1.0), Parameter("max_val", 1.0)),
         ascending=True, slopes=(1.0, 0.0), flat="x <= min_val or x >= max_val",
-        kinks=("min_val", "max_val"), output_gives_slope=True, torch_name="nn.functional.hardtanh",
+        kinks=("min_val", "max_val"), output_gives_slope=True, input_in_half=True,
+        torch_name="nn.functional.hardtanh",
     ),
     Activation(
         "relu_squared", "max(x, 0)²", "2·max(x, 0)", INPUT,

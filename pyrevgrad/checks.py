@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 def closest(word: object, known: Iterable[str]) -> str:
     """The end of an error message: the names most like `word`, or all of `known`."""
     names = sorted(known)
-    near = difflib.get_close_matches(str(word), names, n=3, cutoff=0.5)
+    folded = {name.casefold(): name for name in names}
+    found = difflib.get_close_matches(str(word).casefold(), folded, n=3, cutoff=0.5)
+    near = [folded[name] for name in found]
     if near:
         return "did you mean " + " or ".join(repr(name) for name in near) + "?"
     return "choose from " + ", ".join(names) if names else "it takes none"

@@ -12,6 +12,8 @@ from typing import Any
 from .activations import CONSTANT, MASK, Activation
 from .rules import NOTHING, Rule, plan_kind
 
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+
 
 @dataclass(frozen=True, eq=False)
 class Pair:
@@ -31,6 +33,8 @@ class Pair:
         For ``bit="interval"``.
     slope_high, slope_low : float
         The two slopes of a mask (or the constant slope and 0), the rule's slope applied.
+    fits_float32 : bool
+        Whether no finite number of the pair overflows float32.
     exact : bool
         Whether the rule is the ordinary backward (a tensor scale aside).
     passes_through : bool
@@ -47,6 +51,7 @@ class Pair:
     interval: tuple[float, float]
     slope_high: float
     slope_low: float
+    fits_float32: bool = True
     exact: bool = False
     passes_through: bool = False
     program: Any = None
@@ -79,4 +84,6 @@ def make_pair(row: Activation, numbers: tuple[float, ...], rule: Rule, half: boo
         and rule.gradient_gate is None
         and math.isinf(rule.clip)
     )
-    return Pair(row, numbers, rule, keeps, bit, interval, high, low, rule.is_exact, through)
+    all_numbers = (*numbers, *interval, high, low, rule.threshold, rule.clip, rule.scale)
+    fits = all(abs(number) <= FLOAT32_MAX or math.isinf(number) for number in all_numbers)
+    return Pair(row, numbers, rule, keeps, bit, interval, high, low, fits, rule.is_exact, through)

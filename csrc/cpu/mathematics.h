@@ -35,7 +35,7 @@ INLINE F32 exponential(F32 x) {
 INLINE F32 exponential_minus_one(F32 x) {
   const Reduced e = reduced(x);
   const F32 power = power_of_two_times(F32(1), e.power);
-  return fused(power, e.rest, power - F32(1));
+  return select(x == F32(0), x, fused(power, e.rest, power - F32(1)));
 }
 
 // For u in [0, 1], all that the formulas ask: log(1 + u) = 2·artanh(u / (2 + u)), by its series.

@@ -6,15 +6,16 @@ torch, the tables and pairs.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..activations import CONSTANT, MASK, SELU_ALPHA, SELU_SCALE
-from ..pairs import Pair
+from ..pairs import FLOAT32_MAX, Pair
 
 Function = Callable[..., Tensor]
 
@@ -69,14 +70,15 @@ def _gelu_distribution(x: Tensor) -> Tensor:
     return 0.5 * (1 + torch.erf(x * math.sqrt(0.5)))
 
 
-def _gelu_tangent(x: Tensor) -> Tensor:
-    return torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
+def _gelu_share(x: Tensor) -> Tensor:
+    """(1 + tanh(z)) / 2 = 1 / (1 + e^(−2z)), which does not cancel where z < 0."""
+    return torch.sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x * x * x))
 
 
 def _gelu_tanh_slope(x: Tensor) -> Tensor:
-    t = _gelu_tangent(x)
-    inner = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
-    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * inner
+    s = _gelu_share(x)
+    inner = math.sqrt(8 / math.pi) * (1 + 3 * 0.044715 * x * x)
+    return s + x * (s * (1 - s)) * inner
 
 
 def _silu_slope(x: Tensor) -> Tensor:
@@ -175,7 +177,7 @@ FORMULAS: dict[str, Formula] = {
             _gelu_distribution(x) + x * (torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi))
         ),
     ),
-    "gelu_tanh": Formula(lambda x: 0.5 * x * (1 + _gelu_tangent(x)), slope=_gelu_tanh_slope),
+    "gelu_tanh": Formula(lambda x: x * _gelu_share(x), slope=_gelu_tanh_slope),
     "silu": Formula(lambda x: x / (1 + torch.exp(-x)), slope=_silu_slope),
     "mish": Formula(
         lambda x: x * _mish_tangent(x),
@@ -202,6 +204,30 @@ def _wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def _fitted(pair: Pair, x: Tensor) -> Pair:
+    """`pair` with what overflows the compute type of `x` as infinite, as a cast would make it."""
+    return pair if pair.fits_float32 or x.dtype == torch.float64 else _narrowed(pair)
+
+
+@functools.cache
+def _narrowed(pair: Pair) -> Pair:
+    def cast(number: float) -> float:
+        return number if abs(number) <= FLOAT32_MAX else math.copysign(math.inf, number)
+
+    rule = pair.rule
+    low, high = pair.interval
+    return replace(
+        pair,
+        numbers=tuple(map(cast, pair.numbers)),
+        interval=(cast(low), cast(high)),
+        slope_high=cast(pair.slope_high),
+        slope_low=cast(pair.slope_low),
+        rule=replace(
+            rule, threshold=cast(rule.threshold), clip=cast(rule.clip), scale=cast(rule.scale)
+        ),
+    )
+
+
 def _scale(pair: Pair, tensor: Tensor | None, like: Tensor) -> Tensor | float:
     """The factor λ: a number, or a tensor in the compute type of `like`, multiplied in float64."""
     if tensor is None:
@@ -212,12 +238,13 @@ def _scale(pair: Pair, tensor: Tensor | None, like: Tensor) -> Tensor | float:
 
 def value(x: Tensor, pair: Pair) -> Tensor:
     """f(x), in fresh storage."""
+    pair = _fitted(pair, x)
     return FORMULAS[pair.row.name].value(_wide(x), *pair.numbers).to(x.dtype)
 
 
 def bit(x: Tensor, pair: Pair) -> Tensor:
     """The unpacked mask: what the input says of each element, as booleans."""
-    x = _wide(x)
+    pair, x = _fitted(pair, x), _wide(x)
     if pair.bit == "positive":
         return ~(x <= 0)
     if pair.bit == "interval":
@@ -292,28 +319,28 @@ def gradient_of_nothing(g: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
     """gx from g alone."""
     if pair.slope_high == 0:
         return torch.zeros_like(g)
-    wide = _wide(g)
+    pair, wide = _fitted(pair, g), _wide(g)
     slope = torch.full_like(wide, pair.slope_high)
     return gradient(wide, slope, None, None, pair, scale).to(g.dtype)
 
 
 def gradient_of_mask(g: Tensor, mask: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
     """gx from g and the unpacked mask."""
-    wide = _wide(g)
+    pair, wide = _fitted(pair, g), _wide(g)
     slope, passes = _two_slopes(mask, pair, wide)
     return gradient(wide, slope, passes, None, pair, scale).to(g.dtype)
 
 
 def gradient_of_output(g: Tensor, y: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
     """gx from g and y; differentiable in both."""
-    wide = _wide(y)
+    pair, wide = _fitted(pair, y), _wide(y)
     slope, passes = slope_of_output(wide, pair)
     return gradient(_wide(g), slope, passes, wide, pair, scale).to(g.dtype)
 
 
 def gradient_of_input(g: Tensor, x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
     """gx from g and x, for any pair; differentiable in both."""
-    wide = _wide(x)
+    pair, wide = _fitted(pair, x), _wide(x)
     slope, passes = slope_of_input(wide, pair)
     if pair.rule.input_gate is not None:
         gate = bit(x, pair)
