@@ -223,6 +223,8 @@ def call(x: Any, pairs: Pairs, scale: Tensor | None, inplace: bool = False) -> A
 def call_view(x: Any, pairs: Pairs, scale: Tensor | None) -> Any:
     """x as a view, recorded with the rule's backward where a gradient can be needed."""
     if type(x) not in _PLAIN_TYPES or _is_special():
+        if isinstance(x, Tensor) and _in_graph():
+            return _compiled_view(x, _checked(x, pairs, scale), scale)
         return _special(x, pairs, scale, False)
     pair = _checked(x, pairs, scale)
     if not (x.requires_grad and torch.is_grad_enabled()):
@@ -328,12 +330,28 @@ def _inside_transform() -> bool:
 _inside_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _compiled(x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
+def _in_graph() -> bool:
+    """Whether torch.compile traces, for a graph that keeps custom backwards."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
+def _refuse_transform() -> None:
     if _inside_transform():
         raise TracingError(
             "torch.compile drops the backward of an autograd.Function inside a torch.func "
             "transform; apply the transform to uncompiled code"
         )
+
+
+def _compiled_view(x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
+    _refuse_transform()
+    if x.requires_grad and torch.is_grad_enabled():
+        return _View.apply(x, pair, scale, backends.choose(x, pair))
+    return x.view_as(x)
+
+
+def _compiled(x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
+    _refuse_transform()
     backend = backends.choose(x, pair)
     if x.requires_grad and torch.is_grad_enabled():
         return _Call.apply(x, pair, scale, backend)

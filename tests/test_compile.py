@@ -284,3 +284,13 @@ def test_a_changing_python_scale_compiles_again_and_is_right():
     x, g = inputs(8)
     for scale in (0.05, 0.5, 2.0, 0.05):
         torch.testing.assert_close(torch.autograd.grad(compiled(x, scale), x, g)[0], -scale * g)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_compiled_reversal_is_a_view(dynamic):
+    x, _ = inputs(8, 9)
+    layer = pyrevgrad.nn.GradientReversal(0.5)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    assert compiled(x).data_ptr() == x.data_ptr()
+    with torch.no_grad():
+        assert compiled(x).data_ptr() == x.data_ptr()
