@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from . import functional, nn, schedules
 from .activations import ACTIVATIONS
-from .autograd import TracingError
 from .backends import BackendError, backend, show_config
 from .functional import activation, reverse_gradient
 from .rules import (
@@ -20,6 +19,7 @@ from .rules import (
     rectgrad,
     reverse,
 )
+from .transforms import TracingError
 
 __version__ = "0.1.0"
 

@@ -1,6 +1,6 @@
-"""The one binding of pairs to PyTorch's autograd: eager, torch.func, torch.compile, tracers.
+"""The one binding of pairs to PyTorch's autograd: save, call, double backward, torch.compile.
 
-Imports backends and the reference. A backward runs on its forward's backend.
+Imports backends, transforms and the reference. A backward runs on its forward's backend.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from .backends import BackendError, Pairs
 from .pairs import Pair
 from .reference import eager
 from .rules import EXACT
+from .transforms import TracingError, exported, refuse_modified, transformed
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _FULL_TYPES = (torch.float32, torch.float64)
@@ -24,10 +25,6 @@ _transforms_active = torch._C._are_functorch_transforms_active
 _tracing_state = torch._C._get_tracing_state
 _forward_ad = torch.autograd.forward_ad
 _ORDINARY_VIEW = torch._C._autograd.CreationMeta.DEFAULT
-
-
-class TracingError(RuntimeError):
-    """A modified backward met a tracer or transform that would drop it silently."""
 
 
 # What a call leaves for its backward beside the saved tensor, as ctx.call: the pair, the tensor
@@ -158,45 +155,6 @@ class _Attach(Function):
         return eager.derivative_of_output(g, y, ctx.pair), None
 
 
-class _Transformed(Function):
-    """For torch.func and forward mode: the reference's formulas, and x itself as state."""
-
-    @staticmethod
-    def forward(x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
-        return eager.value(x, pair)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        x, ctx.pair, ctx.scale = inputs
-        ctx.save_for_backward(x)
-        ctx.save_for_forward(x)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        (x,) = ctx.saved_tensors
-        return eager.gradient_of_input(g, x, ctx.pair, ctx.scale), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
-        rule = ctx.pair.rule
-        if not rule.is_linear:
-            raise TracingError(
-                f"forward-mode: {rule} is not linear in the gradient, so it has no jvp; "
-                "use reverse mode (torch.func.vjp, grad or jacrev)"
-            )
-        (x,) = ctx.saved_tensors
-        return eager.gradient_of_input(tangent, x, ctx.pair, ctx.scale)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, pair: Pair, scale: Tensor | None) -> Any:
-        if in_dims[2] is None:
-            return _Transformed.apply(x, pair, scale), in_dims[0]
-        x = x.unsqueeze(0) if in_dims[0] is None else x.movedim(in_dims[0], 0)
-        x = x.expand(info.batch_size, *x.shape[1:])
-        scale = scale.reshape(-1, *[1] * (x.dim() - 1))  # type: ignore[union-attr]
-        return _Transformed.apply(x, pair, scale), 0
-
-
 def _is_special() -> bool:
     """Whether a compiler, tracer or transform is at work."""
     return (
@@ -305,18 +263,18 @@ def _special(x: Any, pairs: Pairs, scale: Tensor | None, inplace: bool) -> Any:
         raise TypeError(f"x must be a torch.Tensor, not {type(x).__name__}")
     pair = _checked(x, pairs, scale)
     if torch.compiler.is_exporting():
-        y = _exported(x, pair, scale)
+        y = exported(x, pair, scale)
     elif torch.compiler.is_compiling():
         y = _compiled(x, pair, scale)
     elif _tracing_state() is not None:
-        y = _exported(x, pair, scale)
+        y = exported(x, pair, scale)
     elif _transforms_active() or _forward_ad._current_level >= 0:
         if backends.forced() not in (None, "reference"):
             raise BackendError(
                 f"backend {backends.forced()!r} was asked for and does not serve torch.func "
                 "transforms or forward-mode gradients; the reference does"
             )
-        y = _transformed(x.clone() if inplace else x, pair, scale)
+        y = transformed(x.clone() if inplace else x, pair, scale)
     else:
         y = _recorded(x, pair, scale, backends.reference_for_subclass(x))
     return x.copy_(y) if inplace else y
@@ -358,37 +316,8 @@ def _compiled(x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
     return backend.value(x, pair)
 
 
-def _transformed(x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
-    kind = torch._C._functorch.TransformType.Jvp
-    levels = torch._C._functorch.get_interpreter_stack() or ()
-    if sum(level.key() == kind for level in levels) < 2:
-        return _Transformed.apply(x, pair, scale)
-    if pair.exact and scale is None:
-        return eager.value(x, pair)
-    raise TracingError(
-        "forward-mode of forward-mode: PyTorch drops the outer derivative of an autograd.Function; "
-        "use reverse mode for one of the two (jacfwd of jacrev, or jacrev of jacfwd)"
-    )
-
-
-def _refuse_modified(pair: Pair, scale: Tensor | None, tracer: str) -> None:
-    if torch.is_grad_enabled() and not (pair.exact and scale is None):
-        raise TracingError(
-            f"{tracer} would replace the backward of {pair.rule} by the plain gradient; "
-            "trace under torch.no_grad() for inference, or train the module itself "
-            "(torch.compile keeps the rule)"
-        )
-
-
-def _exported(x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
-    _refuse_modified(pair, scale, "torch.export or torch.jit.trace")
-    y = eager.value(x, pair)
-    # A modified rule leaves no gradient at all rather than a plain one.
-    return y if pair.exact and scale is None else y.detach()
-
-
 def _traced_proxy(x: Any, pairs: Pairs, scale: Tensor | None) -> Any:
-    _refuse_modified(pairs.full, scale, "torch.fx.symbolic_trace")
+    refuse_modified(pairs.full, scale, "torch.fx.symbolic_trace")
     row = pairs.full.row
     names = [parameter.name for parameter in row.parameters]
     params = dict(zip(names, pairs.full.numbers, strict=True))

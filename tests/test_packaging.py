@@ -24,7 +24,7 @@ from pyrevgrad import __main__, backends
 SLEEF = {
     f"Sleef_{function}{lanes}_u10"
     for function in ("erf", "exp", "expm1", "log1p", "tanh")
-    for lanes in ("d4", "d8", "f8", "f16")
+    for lanes in ("d4", "d8")
 }
 #: Of the limited API of Python 3.10.
 PYTHON = {"PyModule_Create2"}

@@ -1,0 +1,90 @@
+"""Where PyTorch would drop a custom backward: torch.func, forward mode, exporters and tracers.
+
+Each gives the modified gradient or a sentence. Imports pairs and the reference.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import Function
+
+from .pairs import Pair
+from .reference import eager
+
+
+class TracingError(RuntimeError):
+    """A modified backward met a tracer or transform that would drop it silently."""
+
+
+class _Transformed(Function):
+    """For torch.func and forward mode: the reference's formulas, and x itself as state."""
+
+    @staticmethod
+    def forward(x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
+        return eager.value(x, pair)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        x, ctx.pair, ctx.scale = inputs
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        return eager.gradient_of_input(g, x, ctx.pair, ctx.scale), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        rule = ctx.pair.rule
+        if not rule.is_linear:
+            raise TracingError(
+                f"forward-mode: {rule} is not linear in the gradient, so it has no jvp; "
+                "use reverse mode (torch.func.vjp, grad or jacrev)"
+            )
+        (x,) = ctx.saved_tensors
+        return eager.gradient_of_input(tangent, x, ctx.pair, ctx.scale)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, pair: Pair, scale: Tensor | None) -> Any:
+        if in_dims[2] is None:
+            return _Transformed.apply(x, pair, scale), in_dims[0]
+        x = x.unsqueeze(0) if in_dims[0] is None else x.movedim(in_dims[0], 0)
+        x = x.expand(info.batch_size, *x.shape[1:])
+        scale = scale.reshape(-1, *[1] * (x.dim() - 1))  # type: ignore[union-attr]
+        return _Transformed.apply(x, pair, scale), 0
+
+
+def transformed(x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
+    """f(x) inside a torch.func transform or forward mode, or TracingError."""
+    kind = torch._C._functorch.TransformType.Jvp
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    if sum(level.key() == kind for level in levels) < 2:
+        return _Transformed.apply(x, pair, scale)
+    if pair.exact and scale is None:
+        return eager.value(x, pair)
+    raise TracingError(
+        "forward-mode of forward-mode: PyTorch drops the outer derivative of an autograd.Function; "
+        "use reverse mode for one of the two (jacfwd of jacrev, or jacrev of jacfwd)"
+    )
+
+
+def refuse_modified(pair: Pair, scale: Tensor | None, tracer: str) -> None:
+    """TracingError for a modified rule while a gradient can be needed."""
+    if torch.is_grad_enabled() and not (pair.exact and scale is None):
+        raise TracingError(
+            f"{tracer} would replace the backward of {pair.rule} by the plain gradient; "
+            "trace under torch.no_grad() for inference, or train the module itself "
+            "(torch.compile keeps the rule)"
+        )
+
+
+def exported(x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
+    """f(x) in plain operations for an exporter, or TracingError."""
+    refuse_modified(pair, scale, "torch.export or torch.jit.trace")
+    y = eager.value(x, pair)
+    # A modified rule leaves no gradient at all rather than a plain one.
+    return y if pair.exact and scale is None else y.detach()
