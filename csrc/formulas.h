@@ -4,7 +4,8 @@
 //   kConstant  nothing more (the slope is a number of the program)
 //   kMask      passes(x, p): which of the two slopes holds; passes_output(y, p) where y tells too
 //   kOutput    slope(x, p) and slope_of_output(y, p)
-//   kInput     slope(x, p); flat(x, p), with has_flat, where a slope of exactly 0 blocks like a gate
+//   kInput     slope(x, p); flat(x, p), with has_flat, where a slope of exactly 0 blocks like a
+//   gate
 // Comparisons are false at NaN, so `!(x <= 0)` lets NaN pass and `x > 0` does not.
 #pragma once
 
@@ -26,9 +27,10 @@ struct Row {
   static constexpr bool has_flat = has_flat_;
 };
 
-#define PYREVGRAD_FORMULA(NAME, ARGUMENT) \
-  template <class V>                      \
-  static PYREVGRAD_HD auto NAME([[maybe_unused]] V ARGUMENT, [[maybe_unused]] const Parameters<V>& p)
+#define PYREVGRAD_FORMULA(NAME, ARGUMENT)                    \
+  template <class V>                                         \
+  static PYREVGRAD_HD auto NAME([[maybe_unused]] V ARGUMENT, \
+                                [[maybe_unused]] const Parameters<V>& p)
 
 template <class V>
 PYREVGRAD_HD V logistic(V x) {
@@ -281,32 +283,32 @@ struct Heaviside : Row<Kind::kConstant> {
 #undef PYREVGRAD_FORMULA
 
 // The one list of activations: the library's codes, tables and names come from it.
-#define PYREVGRAD_ACTIVATIONS(X)    \
-  X(Identity, "identity")           \
-  X(Relu, "relu")                   \
-  X(LeakyRelu, "leaky_relu")        \
-  X(Relu6, "relu6")                 \
-  X(Hardtanh, "hardtanh")           \
-  X(ReluSquared, "relu_squared")    \
-  X(Elu, "elu")                     \
-  X(Selu, "selu")                   \
-  X(Celu, "celu")                   \
-  X(Softplus, "softplus")           \
-  X(Softsign, "softsign")           \
-  X(Sigmoid, "sigmoid")             \
-  X(Logsigmoid, "logsigmoid")       \
-  X(Tanh, "tanh")                   \
-  X(Tanhshrink, "tanhshrink")       \
-  X(Hardshrink, "hardshrink")       \
-  X(Softshrink, "softshrink")       \
-  X(Gelu, "gelu")                   \
-  X(GeluTanh, "gelu_tanh")          \
-  X(Silu, "silu")                   \
-  X(Mish, "mish")                   \
-  X(Hardswish, "hardswish")         \
-  X(Hardsigmoid, "hardsigmoid")     \
-  X(Sign, "sign")                   \
-  X(Round, "round")                 \
+#define PYREVGRAD_ACTIVATIONS(X) \
+  X(Identity, "identity")        \
+  X(Relu, "relu")                \
+  X(LeakyRelu, "leaky_relu")     \
+  X(Relu6, "relu6")              \
+  X(Hardtanh, "hardtanh")        \
+  X(ReluSquared, "relu_squared") \
+  X(Elu, "elu")                  \
+  X(Selu, "selu")                \
+  X(Celu, "celu")                \
+  X(Softplus, "softplus")        \
+  X(Softsign, "softsign")        \
+  X(Sigmoid, "sigmoid")          \
+  X(Logsigmoid, "logsigmoid")    \
+  X(Tanh, "tanh")                \
+  X(Tanhshrink, "tanhshrink")    \
+  X(Hardshrink, "hardshrink")    \
+  X(Softshrink, "softshrink")    \
+  X(Gelu, "gelu")                \
+  X(GeluTanh, "gelu_tanh")       \
+  X(Silu, "silu")                \
+  X(Mish, "mish")                \
+  X(Hardswish, "hardswish")      \
+  X(Hardsigmoid, "hardsigmoid")  \
+  X(Sign, "sign")                \
+  X(Round, "round")              \
   X(Heaviside, "heaviside")
 
 }  // namespace pyrevgrad

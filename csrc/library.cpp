@@ -97,8 +97,12 @@ Tensor empty_mask(const Tensor& x, std::int64_t elements) {
 void run_forward(const Tensor& x, Tensor& y, Tensor* mask, const Program& program) {
   const std::int64_t elements = x.numel();
   if (mask) *mask = empty_mask(x, elements);
-  Work work{program, x.data(), nullptr, y.data(),
-            mask ? static_cast<std::uint8_t*>(mask->data()) : nullptr, elements};
+  Work work{program,
+            x.data(),
+            nullptr,
+            y.data(),
+            mask ? static_cast<std::uint8_t*>(mask->data()) : nullptr,
+            elements};
   cpu::forward(work, dtype_of(x), parallel_for);
 }
 
@@ -221,8 +225,7 @@ void backward(StableIValue* stack, std::uint64_t, std::uint64_t) {
   if (program.keeps == Keeps::kNothing) {
     stack[0] = to_stack(backward_with_nothing(std::move(gradient), program));
   } else if (program.keeps == Keeps::kMask) {
-    stack[0] = to_stack(
-        backward_with_mask(std::move(gradient), kept, program, std::move(strides)));
+    stack[0] = to_stack(backward_with_mask(std::move(gradient), kept, program, std::move(strides)));
   } else {
     stack[0] = to_stack(backward_with_tensor(std::move(gradient), std::move(kept), program));
   }
@@ -266,7 +269,7 @@ STABLE_TORCH_LIBRARY_IMPL(pyrevgrad, CompositeExplicitAutograd, m) {
 
 // Importing the module loads the library, which registers the operations above.
 PyMODINIT_FUNC __attribute__((visibility("default"))) PyInit__native() {
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", nullptr, -1, nullptr,
-                                   nullptr, nullptr, nullptr, nullptr};
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_native", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&definition);
 }

@@ -23,9 +23,9 @@ struct Computed<double> {
 
 enum class MaskUse { kNone, kRead, kWrite };
 
-// out = body(input, kept, bits in, bits out) over whole vectors, a block of 64 elements at a time so
-// that its mask is one load or store; what is left goes through a copy of one vector, so that every
-// element takes the same path wherever it lies.
+// out = body(input, kept, bits in, bits out) over whole vectors, a block of 64 elements at a time
+// so that its mask is one load or store; what is left goes through a copy of one vector, so that
+// every element takes the same path wherever it lies.
 //
 // A cheap body runs on the whole block at once: every load before the first store, since a load
 // whose address agrees with an earlier store's in the last 12 bits waits for it, and fresh outputs
@@ -90,8 +90,7 @@ INLINE Parameters<V> parameters(const Program& program) {
 
 template <class V>
 INLINE Rule<V> rule_of(const Program& p) {
-  return {V(p.scale), V(p.low),        V(p.high), V(p.threshold),
-          V(p.clip),  p.gradient_gate, p.clipped};
+  return {V(p.scale), V(p.low), V(p.high), V(p.threshold), V(p.clip), p.gradient_gate, p.clipped};
 }
 
 // The vector after one rounding to the stored type, as a reader of memory would see it.
@@ -247,23 +246,23 @@ constexpr Kernel forward_or_none() {
 
 namespace pyrevgrad {
 
-#define FORWARD_OF(A, T)                                                                  \
-  {PYREVGRAD_ISA::forward_or_none<A, T, MaskBit::kNone>(),                                \
-   PYREVGRAD_ISA::forward_or_none<A, T, MaskBit::kOwn>(),                                 \
-   PYREVGRAD_ISA::forward_or_none<A, T, MaskBit::kPositive>(),                            \
+#define FORWARD_OF(A, T)                                       \
+  {PYREVGRAD_ISA::forward_or_none<A, T, MaskBit::kNone>(),     \
+   PYREVGRAD_ISA::forward_or_none<A, T, MaskBit::kOwn>(),      \
+   PYREVGRAD_ISA::forward_or_none<A, T, MaskBit::kPositive>(), \
    PYREVGRAD_ISA::forward_or_none<A, T, MaskBit::kInterval>()}
 #define FORWARD_ROW(A, NAME) \
   {FORWARD_OF(A, float), FORWARD_OF(A, double), FORWARD_OF(A, Bfloat16), FORWARD_OF(A, Half)},
 #define PAIR_OF(KERNEL, A, T) \
   {PYREVGRAD_ISA::KERNEL<A, T, false>, PYREVGRAD_ISA::KERNEL<A, T, true>}
-#define PAIR_ROW(KERNEL, A)                                                       \
+#define PAIR_ROW(KERNEL, A)                                                             \
   {PAIR_OF(KERNEL, A, float), PAIR_OF(KERNEL, A, double), PAIR_OF(KERNEL, A, Bfloat16), \
    PAIR_OF(KERNEL, A, Half)},
 #define OUTPUT_ROW(A, NAME) PAIR_ROW(backward_output, A)
 #define INPUT_ROW(A, NAME) PAIR_ROW(backward_input, A)
-#define GATES_OF(KERNEL, T)                                    \
-  {PYREVGRAD_ISA::KERNEL<T, PYREVGRAD_ISA::Gates::kAny>,       \
-   PYREVGRAD_ISA::KERNEL<T, PYREVGRAD_ISA::Gates::kNone>,      \
+#define GATES_OF(KERNEL, T)                               \
+  {PYREVGRAD_ISA::KERNEL<T, PYREVGRAD_ISA::Gates::kAny>,  \
+   PYREVGRAD_ISA::KERNEL<T, PYREVGRAD_ISA::Gates::kNone>, \
    PYREVGRAD_ISA::KERNEL<T, PYREVGRAD_ISA::Gates::kGradient>}
 #define NOTHING_OF(T) GATES_OF(backward_nothing, T)
 #define MASK_OF(T) GATES_OF(backward_mask, T)
@@ -272,12 +271,9 @@ namespace pyrevgrad {
 
 extern const KernelTable PYREVGRAD_TABLE;
 const KernelTable PYREVGRAD_TABLE = {
-    PYREVGRAD_STRING(PYREVGRAD_ISA),
-    {PYREVGRAD_ACTIVATIONS(FORWARD_ROW)},
-    PYREVGRAD_BY_DTYPE(NOTHING_OF),
-    PYREVGRAD_BY_DTYPE(MASK_OF),
-    {PYREVGRAD_ACTIVATIONS(OUTPUT_ROW)},
-    {PYREVGRAD_ACTIVATIONS(INPUT_ROW)},
+    PYREVGRAD_STRING(PYREVGRAD_ISA),     {PYREVGRAD_ACTIVATIONS(FORWARD_ROW)},
+    PYREVGRAD_BY_DTYPE(NOTHING_OF),      PYREVGRAD_BY_DTYPE(MASK_OF),
+    {PYREVGRAD_ACTIVATIONS(OUTPUT_ROW)}, {PYREVGRAD_ACTIVATIONS(INPUT_ROW)},
 };
 
 }  // namespace pyrevgrad

@@ -49,10 +49,10 @@ INLINE Mask64 operator!(Mask64 a) {
   return {_mm256_xor_pd(a.lo, ones), _mm256_xor_pd(a.hi, ones)};
 }
 
-#define PYREVGRAD_BINARY(OPERATOR, NAME)                                                     \
-  INLINE F32 operator OPERATOR(F32 a, F32 b) { return F32(_mm256_##NAME##_ps(a.v, b.v)); }   \
-  INLINE F64 operator OPERATOR(F64 a, F64 b) {                                               \
-    return F64(_mm256_##NAME##_pd(a.lo, b.lo), _mm256_##NAME##_pd(a.hi, b.hi));              \
+#define PYREVGRAD_BINARY(OPERATOR, NAME)                                                   \
+  INLINE F32 operator OPERATOR(F32 a, F32 b) { return F32(_mm256_##NAME##_ps(a.v, b.v)); } \
+  INLINE F64 operator OPERATOR(F64 a, F64 b) {                                             \
+    return F64(_mm256_##NAME##_pd(a.lo, b.lo), _mm256_##NAME##_pd(a.hi, b.hi));            \
   }
 PYREVGRAD_BINARY(+, add)
 PYREVGRAD_BINARY(-, sub)
@@ -60,10 +60,10 @@ PYREVGRAD_BINARY(*, mul)
 PYREVGRAD_BINARY(/, div)
 #undef PYREVGRAD_BINARY
 
-#define PYREVGRAD_COMPARISON(OPERATOR, CODE)                                                 \
-  INLINE Mask32 operator OPERATOR(F32 a, F32 b) { return {_mm256_cmp_ps(a.v, b.v, CODE)}; }  \
-  INLINE Mask64 operator OPERATOR(F64 a, F64 b) {                                            \
-    return {_mm256_cmp_pd(a.lo, b.lo, CODE), _mm256_cmp_pd(a.hi, b.hi, CODE)};               \
+#define PYREVGRAD_COMPARISON(OPERATOR, CODE)                                                \
+  INLINE Mask32 operator OPERATOR(F32 a, F32 b) { return {_mm256_cmp_ps(a.v, b.v, CODE)}; } \
+  INLINE Mask64 operator OPERATOR(F64 a, F64 b) {                                           \
+    return {_mm256_cmp_pd(a.lo, b.lo, CODE), _mm256_cmp_pd(a.hi, b.hi, CODE)};              \
   }
 PYREVGRAD_COMPARISON(<, _CMP_LT_OQ)
 PYREVGRAD_COMPARISON(<=, _CMP_LE_OQ)
@@ -86,10 +86,8 @@ INLINE F64 absolute(F64 a) {
 INLINE F32 round_even(F32 a) { return F32(_mm256_round_ps(a.v, 0)); }
 INLINE F64 round_even(F64 a) { return F64(_mm256_round_pd(a.lo, 0), _mm256_round_pd(a.hi, 0)); }
 
-#define PYREVGRAD_SLEEF(NAME, SLEEF)                              \
-  INLINE F64 NAME(F64 a) {                                        \
-    return F64(Sleef_##SLEEF##d4_u10(a.lo), Sleef_##SLEEF##d4_u10(a.hi)); \
-  }
+#define PYREVGRAD_SLEEF(NAME, SLEEF) \
+  INLINE F64 NAME(F64 a) { return F64(Sleef_##SLEEF##d4_u10(a.lo), Sleef_##SLEEF##d4_u10(a.hi)); }
 PYREVGRAD_SLEEF(exponential, exp)
 PYREVGRAD_SLEEF(exponential_minus_one, expm1)
 PYREVGRAD_SLEEF(log_one_plus, log1p)

@@ -43,19 +43,19 @@ struct F64 {
   INLINE explicit F64(double x) : v(_mm512_set1_pd(x)) {}
 };
 
-#define PYREVGRAD_VECTOR(V, S, T)                                                        \
-  INLINE V operator+(V a, V b) { return V(_mm512_add_##S(a.v, b.v)); }                          \
-  INLINE V operator-(V a, V b) { return V(_mm512_sub_##S(a.v, b.v)); }                          \
-  INLINE V operator*(V a, V b) { return V(_mm512_mul_##S(a.v, b.v)); }                          \
-  INLINE V operator/(V a, V b) { return V(_mm512_div_##S(a.v, b.v)); }                          \
-  INLINE V operator-(V a) { return V(_mm512_xor_##S(a.v, _mm512_set1_##S(T(-0.0)))); }          \
-  INLINE V::Mask operator<(V a, V b) { return {_mm512_cmp_##S##_mask(a.v, b.v, _CMP_LT_OQ)}; }  \
-  INLINE V::Mask operator<=(V a, V b) { return {_mm512_cmp_##S##_mask(a.v, b.v, _CMP_LE_OQ)}; } \
-  INLINE V::Mask operator>(V a, V b) { return {_mm512_cmp_##S##_mask(a.v, b.v, _CMP_GT_OQ)}; }  \
-  INLINE V::Mask operator>=(V a, V b) { return {_mm512_cmp_##S##_mask(a.v, b.v, _CMP_GE_OQ)}; } \
-  INLINE V::Mask operator==(V a, V b) { return {_mm512_cmp_##S##_mask(a.v, b.v, _CMP_EQ_OQ)}; } \
-  INLINE V::Mask operator!=(V a, V b) { return {_mm512_cmp_##S##_mask(a.v, b.v, _CMP_NEQ_UQ)}; }\
-  INLINE V absolute(V a) { return V(_mm512_abs_##S(a.v)); }                                     \
+#define PYREVGRAD_VECTOR(V, S, T)                                                                \
+  INLINE V operator+(V a, V b) { return V(_mm512_add_##S(a.v, b.v)); }                           \
+  INLINE V operator-(V a, V b) { return V(_mm512_sub_##S(a.v, b.v)); }                           \
+  INLINE V operator*(V a, V b) { return V(_mm512_mul_##S(a.v, b.v)); }                           \
+  INLINE V operator/(V a, V b) { return V(_mm512_div_##S(a.v, b.v)); }                           \
+  INLINE V operator-(V a) { return V(_mm512_xor_##S(a.v, _mm512_set1_##S(T(-0.0)))); }           \
+  INLINE V::Mask operator<(V a, V b) { return {_mm512_cmp_##S##_mask(a.v, b.v, _CMP_LT_OQ)}; }   \
+  INLINE V::Mask operator<=(V a, V b) { return {_mm512_cmp_##S##_mask(a.v, b.v, _CMP_LE_OQ)}; }  \
+  INLINE V::Mask operator>(V a, V b) { return {_mm512_cmp_##S##_mask(a.v, b.v, _CMP_GT_OQ)}; }   \
+  INLINE V::Mask operator>=(V a, V b) { return {_mm512_cmp_##S##_mask(a.v, b.v, _CMP_GE_OQ)}; }  \
+  INLINE V::Mask operator==(V a, V b) { return {_mm512_cmp_##S##_mask(a.v, b.v, _CMP_EQ_OQ)}; }  \
+  INLINE V::Mask operator!=(V a, V b) { return {_mm512_cmp_##S##_mask(a.v, b.v, _CMP_NEQ_UQ)}; } \
+  INLINE V absolute(V a) { return V(_mm512_abs_##S(a.v)); }                                      \
   INLINE V round_even(V a) { return V(_mm512_roundscale_##S(a.v, 0)); }
 
 PYREVGRAD_VECTOR(F32, ps, float)

@@ -40,10 +40,10 @@ INLINE EightMask<I> operator!(EightMask<I> a) {
   return {~a.m};
 }
 
-#define PYREVGRAD_OPERATOR(OPERATOR, RESULT)                                         \
-  template <class T, class I>                                                        \
-  INLINE RESULT operator OPERATOR(const Eight<T, I>& a, const Eight<T, I>& b) {      \
-    return RESULT{a.v OPERATOR b.v};                                                 \
+#define PYREVGRAD_OPERATOR(OPERATOR, RESULT)                                    \
+  template <class T, class I>                                                   \
+  INLINE RESULT operator OPERATOR(const Eight<T, I>& a, const Eight<T, I>& b) { \
+    return RESULT{a.v OPERATOR b.v};                                            \
   }
 #define VECTOR Eight<T, I>
 PYREVGRAD_OPERATOR(+, VECTOR)
@@ -69,8 +69,8 @@ INLINE Eight<T, I> select(const EightMask<I>& m, const Eight<T, I>& a, const Eig
 }
 template <class T, class I>
 INLINE Eight<T, I> absolute(const Eight<T, I>& a) {
-  return Eight<T, I>((typename Eight<T, I>::Raw)((typename EightMask<I>::Raw)a.v &
-                                                 (static_cast<I>(~I(0)) ^ (I(1) << (8 * sizeof(I) - 1)))));
+  return Eight<T, I>((typename Eight<T, I>::Raw)(
+      (typename EightMask<I>::Raw)a.v & (static_cast<I>(~I(0)) ^ (I(1) << (8 * sizeof(I) - 1)))));
 }
 
 // Kept out of line, here and in the conversions: the bodies are small, 26 activations of them not.
@@ -80,10 +80,10 @@ template <class T, class I>
   EACH r.v[i] = function(a.v[i]);
   return r;
 }
-#define PYREVGRAD_UNARY(NAME)                                               \
-  template <class T, class I>                                               \
-  INLINE Eight<T, I> NAME(const Eight<T, I>& a) {                           \
-    return each(a, +[](T x) -> T { return pyrevgrad::NAME(x); });           \
+#define PYREVGRAD_UNARY(NAME)                                     \
+  template <class T, class I>                                     \
+  INLINE Eight<T, I> NAME(const Eight<T, I>& a) {                 \
+    return each(a, +[](T x) -> T { return pyrevgrad::NAME(x); }); \
   }
 PYREVGRAD_UNARY(round_even)
 PYREVGRAD_UNARY(exponential)
