@@ -268,7 +268,7 @@ STABLE_TORCH_LIBRARY_IMPL(pyrevgrad, CompositeExplicitAutograd, m) {
 }
 
 // Importing the module loads the library, which registers the operations above.
-PyMODINIT_FUNC __attribute__((visibility("default"))) PyInit__native() {
+PyMODINIT_FUNC PyInit__native() {
   static PyModuleDef definition = {
       PyModuleDef_HEAD_INIT, "_native", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&definition);

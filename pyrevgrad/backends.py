@@ -88,13 +88,16 @@ _native_missing = ""
 def _load_native() -> None:
     global _native, _native_missing
     if os.environ.get("PYREVGRAD_DISABLE_NATIVE"):
-        _native_missing = "PYREVGRAD_DISABLE_NATIVE is set"
+        _native_missing = "PYREVGRAD_DISABLE_NATIVE is set. Cure: unset it."
         return
     try:
         _native = importlib.import_module("pyrevgrad.native").Native()
     except ImportError as error:
         report = BUILD_REPORT.read_text().strip() if BUILD_REPORT.exists() else ""
-        _native_missing = report or f"the compiled library did not load: {error}"
+        _native_missing = report or (
+            f"the compiled library did not load ({error}). Cure: with a C++ compiler, run "
+            "`pip install --no-build-isolation --no-deps --force-reinstall .` in the checkout."
+        )
 
 
 _load_native()
@@ -267,9 +270,7 @@ def choose(x: Tensor, pair: Pair) -> Any:
 @functools.cache
 def _say_once() -> None:
     warnings.warn(
-        f"pyrevgrad runs on its reference backend (plain PyTorch): {_native_missing}. "
-        "Cure: install a C++ compiler and run "
-        "`pip install --no-build-isolation --force-reinstall --no-deps pyrevgrad`.",
+        f"pyrevgrad runs on its reference backend (plain PyTorch): {_native_missing}",
         RuntimeWarning,
         stacklevel=4,
     )

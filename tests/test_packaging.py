@@ -254,6 +254,18 @@ def test_failed_compilation_is_reported_and_leaves_no_stale_library(
     assert not stale.exists()
 
 
+def test_too_old_torch_is_named_in_the_report(checkout, tmp_path):
+    torch = tmp_path / "torch"
+    torch.mkdir()
+    (torch / "__init__.py").touch()
+    (torch / "version.py").write_text("__version__ = '2.4.1+cpu'\n")
+    command = (sys.executable, "setup.py", "build", "--build-base", tmp_path / "build")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    output(*command, "--build-lib", tmp_path, cwd=checkout, env=environment)
+    report = (tmp_path / "pyrevgrad" / "_build_report.txt").read_text()
+    assert "needs torch 2.10 or newer, and this is 2.4.1+cpu. Cure: upgrade it" in report
+
+
 @pytest.fixture(scope="module")
 def wheel(checkout, repository, objects, tmp_path_factory) -> Path:
     """A wheel from the objects that are there; compiled again only where they are out of date."""
