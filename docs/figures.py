@@ -107,7 +107,7 @@ def targets(run: Row) -> str:
     if not missed:
         return said
     lines = [
-        f"* {found['target']}{where(found)}: {found['met']} of {found['of']} rows"
+        f"* {found['target']}{where(found)}: met in {found['met']} of {found['of']} rows"
         for found in missed
     ]
     return f"{said} Missed:\n\n" + "\n".join(lines)

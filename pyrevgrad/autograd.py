@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import Function
 
 from . import backends
-from .backends import BackendError, Pairs
+from .backends import HALF_TYPES, BackendError, Pairs
 from .pairs import Pair
 from .reference import eager
 from .rules import EXACT
@@ -20,7 +20,6 @@ from .transforms import TracingError, exported, refuse_modified, transformed
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _FULL_TYPES = (torch.float32, torch.float64)
-_HALF_TYPES = (torch.bfloat16, torch.float16)
 _transforms_active = torch._C._are_functorch_transforms_active
 _tracing_state = torch._C._get_tracing_state
 _forward_ad = torch.autograd.forward_ad
@@ -200,7 +199,7 @@ def _checked(x: Tensor, pairs: Pairs, scale: Tensor | None) -> Pair:
     """The pair for the dtype of `x`, or a TypeError or ValueError that says what is wrong."""
     if x.dtype in _FULL_TYPES:
         pair = pairs.full
-    elif x.dtype in _HALF_TYPES:
+    elif x.dtype in HALF_TYPES:
         pair = pairs.half
     else:
         raise TypeError(

@@ -27,7 +27,6 @@ from .reference import eager
 from .rules import Rule, check_rule
 
 NAMES = ("native", "triton", "reference")
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 HALF_TYPES = (torch.float16, torch.bfloat16)
 BUILD_REPORT = Path(__file__).with_name("_build_report.txt")
 

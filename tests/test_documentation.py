@@ -101,7 +101,7 @@ def test_figures_come_from_the_records_and_losses_are_shown(figures, tmp_path):
         in text
     )
     assert "1 of 2 targets met in every row. Missed:" in text
-    assert "* reversed relu is fast (float32, fresh): 1 of 4 rows" in text
+    assert "* reversed relu is fast (float32, fresh): met in 1 of 4 rows" in text
 
 
 def test_without_a_record_no_figure_is_printed(figures, tmp_path):

@@ -1,5 +1,6 @@
 // exp and its kin for the F32 of an instruction set, inline: a call into Sleef spills every vector
-// register. Errors, against float64: exp, expm1 and log1p within 2 ulp, tanh within 3.
+// register. Largest errors seen over 4 million points against float64: elu .8 ulp, tanh 2.5,
+// softplus and logsigmoid 2.8.
 //
 // The including file defines F32 with fused(a, b, c) = a·b + c, power_of_two_times(y, n) and
 // minimum/maximum that return their second operand at NaN. Coefficients of exp: Cephes, expf.
