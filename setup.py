@@ -31,17 +31,23 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 REPORT = "_build_report.txt"
+# "torch " and the version that the nodes are for, or why there are none.
+NODES_RECORD = "_autograd.txt"
 INSTALL = "`pip install --no-build-isolation --no-deps --force-reinstall .` in the checkout"
 OLDEST_TORCH = (2, 10)
 FLAGS = ["-O2", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
 # GCC 12 takes the undefined values of its own vector headers for mistakes.
 FLAGS += ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized"]
 SOURCES = ("csrc/cpu/dispatch.cpp", "csrc/library.cpp")
+NODES = "csrc/autograd.cpp"
 KERNELS = {
     "portable": "",
-    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c",
-    "avx2": "-mavx2 -mfma -mf16c",
+    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mbmi2 -mprfchw",
+    "avx2": "-mavx2 -mfma -mf16c -mprfchw",
 }
+
+
+EXTENSION_SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 
 
 class NotBuilt(Exception):
@@ -152,13 +158,14 @@ class Toolchain:
                 "use an ordinary build of Python",
             )
         self.objects = objects
-        self.torch, version = find_torch()
+        self.objects.mkdir(parents=True, exist_ok=True)
+        self.torch, self.version = find_torch()
         self.compiler = find_compiler()
         self.kernels = wanted_kernels()
         said = subprocess.run([*self.compiler, "--version"], capture_output=True, text=True)
-        self.identity = [version, said.stdout]
-        python = sysconfig.get_path("include")
-        if not Path(python, "Python.h").is_file():
+        self.identity = [self.version, said.stdout]
+        self.python = sysconfig.get_path("include")
+        if not Path(self.python, "Python.h").is_file():
             raise NotBuilt(
                 "the native library needs Python's headers, and Python.h is not there",
                 "install them (Debian and Ubuntu: `apt install python3-dev`)",
@@ -166,7 +173,7 @@ class Toolchain:
         self.for_library = [
             "-DTORCH_TARGET_VERSION=0x020a000000000000",
             "-DPy_LIMITED_API=0x030a0000",
-            f"-I{python}",
+            f"-I{self.python}",
         ]
 
     def flags_of(self, source):
@@ -201,24 +208,38 @@ class Toolchain:
         command = [*self.compiler, *self.flags_of(source), "-c", source]
         return self.make(target, command, included(source), f"compiling {source}")
 
-    def link(self, objects, name):
+    def link(self, objects, name, libraries=("-ltorch_cpu",)):
         """One module that exports its init function alone and has no path of this machine in it."""
+        module = name.partition(".")[0]
         if sys.platform == "darwin":
             kind = ["-bundle", "-undefined", "dynamic_lookup"]
-            kind += ["-Wl,-exported_symbol,_PyInit__native"]
+            kind += [f"-Wl,-exported_symbol,_PyInit_{module}"]
         else:
-            script = self.objects / "exported"
-            script.write_text("{ global: PyInit__native; local: *; };\n")
+            script = self.objects / f"exported{module}"
+            script.write_text(f"{{ global: PyInit_{module}; local: *; }};\n")
             kind = ["-shared", f"-Wl,--version-script={script}", "-Wl,--as-needed"]
         # libstdc++ comes before torch, which exports copies of some of its symbols.
-        libraries = ["-lstdc++", "-lm", f"-L{self.torch / 'lib'}", "-ltorch_cpu"]
+        libraries = ["-lstdc++", "-lm", f"-L{self.torch / 'lib'}", *libraries]
         command = [*self.compiler, *kind, *map(str, objects), *libraries]
         command += shlex.split(os.environ.get("LDFLAGS", ""))
         contents = [path.read_bytes() for path in objects]
         return self.make(self.objects / name, command, contents, f"linking {name}")
 
+    def build_nodes(self, name):
+        """The nodes of csrc/autograd.cpp, for this torch and this Python alone."""
+        flags = [flag for flag in FLAGS if not flag.startswith("-std=")]
+        # NDEBUG as torch itself was built: its headers change with it.
+        flags += ["-std=c++20", "-DNDEBUG"]
+        include = self.torch / "include"
+        for folder in (include, include / "torch/csrc/api/include", self.python):
+            flags += [f"-ffile-prefix-map={folder}=include", "-isystem", str(folder)]
+        flags += shlex.split(os.environ.get("CXXFLAGS", ""))
+        target = self.objects / "autograd.o"
+        command = [*self.compiler, *flags, "-c", NODES]
+        made = self.make(target, command, included(NODES), f"compiling {NODES}")
+        return self.link([made], name, ["-ltorch_python", "-ltorch_cpu", "-lc10"])
+
     def build(self, name, jobs):
-        self.objects.mkdir(parents=True, exist_ok=True)
         # The longest compilation first: it would otherwise run alone at the end.
         sources = [f"csrc/cpu/kernels_{kind}.cpp" for kind in self.kernels] + list(SOURCES)
         pool = ThreadPoolExecutor(jobs)
@@ -250,7 +271,11 @@ class BuildNative(build_ext):
         base = ROOT / self.get_finalized_command("build").build_base
         jobs = int(self.parallel or os.environ.get("MAX_JOBS") or min(os.cpu_count() or 1, 4))
         try:
-            put(Toolchain(base / "objects").build(name, jobs), library)
+            toolchain = Toolchain(base / "objects")
+            with ThreadPoolExecutor(1) as beside:
+                nodes = beside.submit(toolchain.build_nodes, "_autograd" + EXTENSION_SUFFIX)
+                put(toolchain.build(name, jobs), library)
+            self.install_nodes(folder, nodes, toolchain.version)
             report.unlink(missing_ok=True)
         except (NotBuilt, OSError) as reason:
             if os.environ.get("PYREVGRAD_REQUIRE_NATIVE", "0") != "0":
@@ -259,8 +284,25 @@ class BuildNative(build_ext):
             folder.mkdir(parents=True, exist_ok=True)
             library.unlink(missing_ok=True)
             report.write_text(f"{reason}\n", encoding="utf-8")
+            self.remove_nodes(folder)
             # Nothing compiled is left to install: the wheel's tag follows from this.
             self.extensions, self.distribution.ext_modules = [], None
+
+    def remove_nodes(self, folder):
+        for stale in (*folder.glob("_autograd.*.so"), folder / NODES_RECORD):
+            stale.unlink(missing_ok=True)
+
+    def install_nodes(self, folder, nodes, version):
+        """The optional part: without it every call works, and show_config() says why it is not."""
+        self.remove_nodes(folder)
+        try:
+            made = nodes.result()
+        except NotBuilt as reason:
+            print(f"pyrevgrad: autograd in Python alone is installed: {reason}", flush=True)
+            (folder / NODES_RECORD).write_text(f"{reason}\n", encoding="utf-8")
+            return
+        put(made, folder / made.name)
+        (folder / NODES_RECORD).write_text(f"torch {version}\n", encoding="utf-8")
 
 
 class HonestWheel(bdist_wheel):

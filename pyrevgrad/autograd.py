@@ -1,6 +1,8 @@
 """The one binding of pairs to PyTorch's autograd: save, call, double backward, torch.compile.
 
-Imports backends, transforms and the reference. A backward runs on its forward's backend.
+Imports backends, binding, transforms and the reference. A backward runs on its forward's backend.
+Where the C++ nodes are there, they record a plain eager call on the CPU; the Functions below record
+every other, and say the same.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from torch.autograd.function import Function
 
 from . import backends
 from .backends import HALF_TYPES, BackendError, Pairs
+from .binding import NODES
 from .pairs import Pair
 from .reference import eager
 from .rules import EXACT
@@ -20,6 +23,7 @@ from .transforms import TracingError, exported, refuse_modified, transformed
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _FULL_TYPES = (torch.float32, torch.float64)
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _transforms_active = torch._C._are_functorch_transforms_active
 _tracing_state = torch._C._get_tracing_state
 _forward_ad = torch.autograd.forward_ad
@@ -41,20 +45,29 @@ def _first_order(ctx: Any, g: Tensor) -> Tensor:
     return backend.backward(g, None, pair, scale)
 
 
-def _any_order(ctx: Any, g: Tensor, edge: bool = False) -> Tensor:
+def _any_order(
+    g: Tensor, kept: Tensor | None, pair: Pair, scale: Tensor | None, backend: Any, strides: Any
+) -> Tensor:
     """gx by the reference, differentiable in g and in x, gates held fixed."""
-    pair, scale, backend, strides = ctx.call
-    if pair.keeps == "nothing":
+    if kept is None:
         return eager.gradient_of_nothing(g, pair, scale)
-    (kept,) = ctx.saved_tensors
     if pair.keeps == "mask":
         mask = backend.unpacked(kept, g.shape, strides)
         return eager.gradient_of_mask(g, mask, pair, scale)
-    if edge:
-        kept = _Attach.apply(kept, pair)
     if pair.keeps == "output":
         return eager.gradient_of_output(g, kept, pair, scale)
     return eager.gradient_of_input(g, kept, pair, scale)
+
+
+def _gradient(ctx: Any, g: Tensor, edge: bool = False) -> Tensor:
+    """gx in a backward; where it is recorded in turn, differentiable."""
+    if not torch.is_grad_enabled():
+        return _first_order(ctx, g)
+    pair, scale, backend, strides = ctx.call
+    kept = None if pair.keeps == "nothing" else ctx.saved_tensors[0]
+    if edge:
+        kept = _Attach.apply(kept, pair)
+    return _any_order(g, kept, pair, scale, backend, strides)
 
 
 class _Call(Function):
@@ -77,8 +90,7 @@ class _Call(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        gx = _any_order(ctx, g) if torch.is_grad_enabled() else _first_order(ctx, g)
-        return gx, None, None, None
+        return _gradient(ctx, g), None, None, None
 
 
 class _CallWithEdge(Function):
@@ -101,7 +113,7 @@ class _CallWithEdge(Function):
     def backward(ctx: Any, g: Tensor | None, edge: Tensor | None) -> Any:
         gx = None
         if g is not None:
-            gx = _any_order(ctx, g, True) if torch.is_grad_enabled() else _first_order(ctx, g)
+            gx = _gradient(ctx, g, True)
         if edge is not None:
             gx = edge if gx is None else gx + edge
         return gx, None, None, None
@@ -157,15 +169,37 @@ class _Attach(Function):
 def _is_special() -> bool:
     """Whether a compiler, tracer or transform is at work."""
     return (
-        torch.compiler.is_dynamo_compiling()
+        _is_dynamo_compiling()
         or _transforms_active()
         or _forward_ad._current_level >= 0
         or _tracing_state() is not None
     )
 
 
+def _nodes_for(pairs: Pairs) -> Any:
+    """The C++ nodes where they may serve; what they are given decides the rest."""
+    if _is_dynamo_compiling() or not pairs.handles or not backends.allows_native():
+        return None
+    return NODES
+
+
+def _any_order_for_nodes(
+    g: Tensor, kept: Tensor | None, pair: Pair, scale: Tensor | None, strides: Any
+) -> Tensor:
+    return _any_order(g, kept, pair, scale, backends.native(), strides)
+
+
+if NODES is not None:
+    NODES.configure(_any_order_for_nodes, eager.derivative_of_output)
+
+
 def call(x: Any, pairs: Pairs, scale: Tensor | None, inplace: bool = False) -> Any:
     """y = f(x), recorded with the rule's backward where a gradient can be needed."""
+    nodes = None if inplace else _nodes_for(pairs)
+    if nodes is not None:
+        y = nodes.call(x, *pairs.handles, scale)
+        if y is not NotImplemented:
+            return y
     if type(x) not in _PLAIN_TYPES or _is_special():
         return _special(x, pairs, scale, inplace)
     pair = _checked(x, pairs, scale)
@@ -179,6 +213,11 @@ def call(x: Any, pairs: Pairs, scale: Tensor | None, inplace: bool = False) -> A
 
 def call_view(x: Any, pairs: Pairs, scale: Tensor | None) -> Any:
     """x as a view, recorded with the rule's backward where a gradient can be needed."""
+    nodes = _nodes_for(pairs)
+    if nodes is not None:
+        y = nodes.call_view(x, *pairs.handles, scale)
+        if y is not NotImplemented:
+            return y
     if type(x) not in _PLAIN_TYPES or _is_special():
         if isinstance(x, Tensor) and _in_graph():
             return _compiled_view(x, _checked(x, pairs, scale), scale)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .activations import ACTIVATIONS, Activation, find
+from .binding import WHY
 from .checks import closest
 from .pairs import Pair, make_pair
 from .reference import eager
@@ -108,10 +109,17 @@ def _pair(row: Activation, numbers: tuple[float, ...], rule: Rule, half: bool) -
     return pair if _native is None else replace(pair, program=_native.program(pair))
 
 
+def _handles(*pairs: Pair) -> tuple[Any, ...]:
+    """The pairs as csrc/autograd.cpp reads them; empty where native does not serve them."""
+    if any(pair.program is None for pair in pairs):
+        return ()
+    return tuple((pair.program, pair.exact, pair.passes_through, pair) for pair in pairs)
+
+
 class Pairs:
     """An activation with a rule, at full width and for half types, and the tensor scale."""
 
-    __slots__ = ("full", "given", "half", "rule", "tensor")
+    __slots__ = ("full", "given", "half", "handles", "rule", "tensor")
 
     def __init__(self, name: str, rule: Rule, params: dict[str, Any]) -> None:
         row = find(name)
@@ -122,6 +130,7 @@ class Pairs:
         bare = rule if rule.tensor is None else replace(rule, tensor=None)
         self.full = _pair(row, numbers, bare, False)
         self.half = _pair(row, numbers, bare, True)
+        self.handles = _handles(self.full, self.half)
 
     def __reduce__(self) -> Any:
         return Pairs, (self.full.row.name, self.rule, self.given)
@@ -137,6 +146,7 @@ class Pairs:
     def _sharing(self, rule: Rule) -> Pairs:
         made = Pairs.__new__(Pairs)
         made.full, made.half, made.given = self.full, self.half, self.given
+        made.handles = self.handles
         made.rule, made.tensor = rule, rule.tensor
         return made
 
@@ -188,6 +198,11 @@ _forced = _named_by_environment and _check_name(_named_by_environment)
 _blocks: list[list[str]] = []
 
 
+def allows_native() -> bool:
+    """Whether neither `backend()` nor PYREVGRAD_BACKEND names another backend than native."""
+    return _forced is None or _forced == "native"
+
+
 def forced() -> str | None:
     """The backend named by `backend()` or PYREVGRAD_BACKEND, or None."""
     return _forced
@@ -234,6 +249,11 @@ def _require(name: str) -> None:
         raise BackendError(
             "backend 'triton' was asked for and is not there: this version has no Triton kernels"
         )
+
+
+def native() -> Any:
+    """The native backend, where one is there."""
+    return _native
 
 
 def reference_for_subclass(x: Tensor) -> Reference:
@@ -286,6 +306,7 @@ def configuration() -> dict[str, str]:
         "python": f"{platform.python_version()} on {platform.machine()}",
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
         "native": native,
+        "autograd": WHY if _native is not None else "Python functions",
         "triton": "no kernels in this version",
         "asked for": forced() or "nothing: the fastest that serves a tensor runs",
         "cpu tensors": cpu,

@@ -1,4 +1,4 @@
-"""What every test shares: fixed seeds, the repository's path."""
+"""What every test shares: fixed seeds, who records a call, the repository's path."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import hypothesis
 import numpy
 import pytest
 import torch
+
+from pyrevgrad import autograd
+from pyrevgrad.binding import NODES
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("repeatable")
@@ -21,6 +24,14 @@ def seeds():
     random.seed(0)
     numpy.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=["c++", "python"] if NODES is not None else ["python"])
+def nodes(request, monkeypatch) -> str:
+    """Who records a plain eager call: the C++ nodes, where they are built, or the Functions."""
+    if request.param == "python":
+        monkeypatch.setattr(autograd, "NODES", None)
+    return request.param
 
 
 @pytest.fixture(scope="session")

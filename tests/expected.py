@@ -10,6 +10,7 @@ import functools
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyrevgrad
 from pyrevgrad.activations import ACTIVATIONS
@@ -24,6 +25,27 @@ def _native_is_built() -> bool:
 
 
 BACKENDS = ["reference", *(["native"] if _native_is_built() else [])]
+
+
+class Serving(TorchDispatchMode):
+    """Which backend computes inside the block, by the operations that PyTorch dispatches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._namespaces: set[str] = set()
+
+    @property
+    def backend(self) -> str | None:
+        """The one that has computed since this was last asked."""
+        seen, self._namespaces = self._namespaces, set()
+        if not seen:
+            return None
+        return "native" if "pyrevgrad" in seen else "reference"
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self._namespaces.add(func.namespace)
+        return func(*args, **(kwargs or {}))
+
 
 #: One pair for each plan, and for each way to a double backward.
 SAMPLE = [

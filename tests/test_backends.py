@@ -9,7 +9,7 @@ import threading
 
 import pytest
 import torch
-from expected import BACKENDS
+from expected import BACKENDS, Serving
 
 import pyrevgrad
 from pyrevgrad import BackendError, activation, backends
@@ -33,41 +33,20 @@ def python(code, *arguments, **environment):
     )
 
 
-@pytest.fixture
-def served(monkeypatch):
-    """The names of the backends that compute a value, in order."""
-    names = []
-    original = backends.Reference.value
-
-    def counted(x, pair):
-        names.append("reference")
-        return original(x, pair)
-
-    monkeypatch.setattr(backends.Reference, "value", staticmethod(counted))
-    if "native" in BACKENDS:
-        inner = type(backends._native).value
-
-        def native(self, x, pair):
-            names.append("native")
-            return inner(self, x, pair)
-
-        monkeypatch.setattr(type(backends._native), "value", native)
-    return names
-
-
 @needs_native
-def test_native_serves_the_cpu_where_nothing_is_asked_for(served):
-    activation(torch.ones(3), "relu")
-    assert served == ["native"]
+def test_native_serves_the_cpu_where_nothing_is_asked_for():
+    with Serving() as serving:
+        activation(torch.ones(3), "relu")
+    assert serving.backend == "native"
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_a_block_is_served_by_the_backend_it_names_and_restores(name, served):
+def test_a_block_is_served_by_the_backend_it_names_and_restores(name):
     before = backends.forced()
-    with pyrevgrad.backend(name):
+    with pyrevgrad.backend(name), Serving() as serving:
         assert backends.forced() == name
         activation(torch.ones(3), "relu")
-    assert served == [name] and backends.forced() == before
+    assert serving.backend == name and backends.forced() == before
 
 
 def test_blocks_nest_and_end_with_an_exception():

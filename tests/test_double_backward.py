@@ -10,6 +10,8 @@ from pyrevgrad import EXACT, GUIDED, activation, reverse, reverse_gradient
 from pyrevgrad.activations import ACTIVATIONS
 from pyrevgrad.rules import RULES
 
+pytestmark = pytest.mark.usefixtures("nodes")
+
 every_pair = [
     pytest.mark.parametrize("name", ACTIVATIONS),
     pytest.mark.parametrize("rule", RULES),

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import pyrevgrad
-from pyrevgrad import __main__, backends
+from pyrevgrad import __main__, backends, binding
 
 #: Vector mathematics that libtorch_cpu exports beside the stable ABI, and all that we take of it.
 SLEEF = {
@@ -99,6 +99,23 @@ def test_library_holds_no_path_of_the_machine_that_built_it(library, repository)
 
 def test_library_is_named_for_every_python_of_the_limited_api(library):
     assert library.name == "_native.abi3.so"
+
+
+@pytest.fixture(scope="module")
+def nodes_library() -> Path:
+    """The C++ nodes that `import pyrevgrad` loaded."""
+    if binding.NODES is None:
+        pytest.skip(f"no C++ nodes: {binding.WHY}")
+    return Path(binding.NODES.__file__)
+
+
+def test_nodes_export_their_init_function_alone_and_hold_no_path(nodes_library, repository):
+    exported = {name for _, name in symbols(nodes_library, "-D", "--defined-only")}
+    assert {name for name in exported if not name.startswith("_Z")} == {"PyInit__autograd"}
+    assert not re.search(r"RPATH|RUNPATH", output(tool("readelf"), "-d", nodes_library))
+    torch = Path(sys.modules["torch"].__file__).parent
+    for place in (repository, torch, Path(sys.prefix), Path.home()):
+        assert os.fsencode(f"{place}/") not in nodes_library.read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +271,28 @@ def test_failed_compilation_is_reported_and_leaves_no_stale_library(
     assert not stale.exists()
 
 
+def test_nodes_that_do_not_compile_leave_the_library_and_a_reason(checkout, objects, tmp_path):
+    built = tmp_path / "built"
+    shutil.copytree(objects[0].parent, built / "objects")
+    package = tmp_path / "pyrevgrad"
+    package.mkdir()
+    stale = package / "_autograd.of.another.so"
+    stale.write_text("of another time")
+    source = checkout / "csrc" / "autograd.cpp"
+    content = source.read_text()
+    source.write_text(f"#error beyond me\n{content}")
+    try:
+        command = (sys.executable, "setup.py", "build", "--build-base", built)
+        output(*command, "--build-lib", tmp_path, cwd=checkout)
+    finally:
+        source.write_text(content)
+    assert (package / "_native.abi3.so").is_file() and not stale.exists()
+    assert re.match(
+        r"compiling csrc/autograd\.cpp failed: .*error beyond me.* Cure: mend what it names",
+        (package / "_autograd.txt").read_text(),
+    )
+
+
 def test_too_old_torch_is_named_in_the_report(checkout, tmp_path):
     torch = tmp_path / "torch"
     torch.mkdir()
@@ -290,6 +329,11 @@ def test_wheel_holds_every_package_the_library_and_no_report(wheel):
     assert {"reference", "demonstration", "kernels"} <= folders
     assert "pyrevgrad/_native.abi3.so" in names
     assert "pyrevgrad/_build_report.txt" not in names
+    if binding.NODES is not None:
+        assert {
+            "pyrevgrad/_autograd.txt",
+            f"pyrevgrad/{Path(binding.NODES.__file__).name}",
+        } <= names
     assert not [name for name in names if name.startswith(("csrc", "tests", "kernels", "bench"))]
 
 

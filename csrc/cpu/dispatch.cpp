@@ -23,7 +23,8 @@ const KernelTable& choose() {
                                      __builtin_cpu_supports("f16c");
   [[maybe_unused]] const bool avx512 =
       avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("bmi2");
 #endif
   const Candidate candidates[] = {
 #if defined(__x86_64__) && !defined(PYREVGRAD_WITHOUT_AVX512)

@@ -23,6 +23,39 @@ struct Computed<double> {
 
 enum class MaskUse { kNone, kRead, kWrite };
 
+// Whether a block is taken as elements at even and at odd places.
+template <class T>
+constexpr bool alternates = false;
+template <>
+constexpr bool alternates<Bfloat16> = true;
+
+// The bits at even places of a block's mask, and back. By shifts where BMI2 is not asked for: it is
+// microcode on the first machines that have AVX2.
+constexpr std::uint64_t kEvenPlaces = 0x5555555555555555;
+INLINE std::uint64_t even_bits(std::uint64_t bits) {
+#ifdef __BMI2__
+  return _pext_u64(bits, kEvenPlaces);
+#else
+  bits &= kEvenPlaces;
+  bits = (bits | bits >> 1) & 0x3333333333333333;
+  bits = (bits | bits >> 2) & 0x0f0f0f0f0f0f0f0f;
+  bits = (bits | bits >> 4) & 0x00ff00ff00ff00ff;
+  bits = (bits | bits >> 8) & 0x0000ffff0000ffff;
+  return (bits | bits >> 16) & 0xffffffff;
+#endif
+}
+INLINE std::uint64_t to_even_places(std::uint64_t bits) {
+#ifdef __BMI2__
+  return _pdep_u64(bits, kEvenPlaces);
+#else
+  bits = (bits | bits << 16) & 0x0000ffff0000ffff;
+  bits = (bits | bits << 8) & 0x00ff00ff00ff00ff;
+  bits = (bits | bits << 4) & 0x0f0f0f0f0f0f0f0f;
+  bits = (bits | bits << 2) & 0x3333333333333333;
+  return (bits | bits << 1) & kEvenPlaces;
+#endif
+}
+
 // out = body(input, kept, bits in, bits out) over whole vectors, a block of 64 elements at a time
 // so that its mask is one load or store; what is left goes through a copy of one vector, so that
 // every element takes the same path wherever it lies.
@@ -31,6 +64,11 @@ enum class MaskUse { kNone, kRead, kWrite };
 // whose address agrees with an earlier store's in the last 12 bits waits for it, and fresh outputs
 // lie like that beside their inputs. Eight copies of a dear body would only lengthen the build.
 enum class Cost { kCheap, kDear };
+
+// Lines of the output are asked for this many bytes ahead. A store waits for its line as a load
+// does, and the machine foresees loads better: with a mask as a third stream, .69 of a copy's
+// bandwidth without this and .90 with it at 2^16 float32, .90 and 1.24 at 2^24.
+constexpr std::int64_t kAhead = 2048, kLine = 64;
 
 template <class T, bool reads_kept, MaskUse use, Cost cost, class Body>
 INLINE void sweep(const Work& work, std::int64_t first, std::int64_t last, Body body) {
@@ -51,7 +89,29 @@ INLINE void sweep(const Work& work, std::int64_t first, std::int64_t last, Body 
   for (; i + kBlock <= last; i += kBlock) {
     std::uint64_t in = 0, out = 0;
     if constexpr (use == MaskUse::kRead) __builtin_memcpy(&in, mask + i / 8, 8);
-    if constexpr (cost == Cost::kCheap && PYREVGRAD_UNROLLS) {
+    const char* line = reinterpret_cast<const char*>(output + i) + kAhead;
+#pragma GCC unroll 8
+    for (std::int64_t j = 0; j < kBlock * std::int64_t(sizeof(T)); j += kLine) {
+      __builtin_prefetch(line + j, 1);
+    }
+    if constexpr (cost == Cost::kCheap && PYREVGRAD_UNROLLS && alternates<T>) {
+      constexpr int half = count / 2;
+      std::uint64_t in_even = 0, in_odd = 0, out_even = 0, out_odd = 0;
+      if constexpr (use == MaskUse::kRead) in_even = even_bits(in), in_odd = even_bits(in >> 1);
+      decltype(load_alternate(input)) x[half];
+#pragma GCC unroll 8
+      for (int j = 0; j < half; ++j) x[j] = load_alternate(input + i + 2 * j * width);
+#pragma GCC unroll 8
+      for (int j = 0; j < half; ++j) {
+        x[j].even = run(x[j].even, x[j].even, j * width, in_even, out_even);
+        x[j].odd = run(x[j].odd, x[j].odd, j * width, in_odd, out_odd);
+      }
+#pragma GCC unroll 8
+      for (int j = 0; j < half; ++j) store(x[j], output + i + 2 * j * width);
+      if constexpr (use == MaskUse::kWrite) {
+        out = to_even_places(out_even) | to_even_places(out_odd) << 1;
+      }
+    } else if constexpr (cost == Cost::kCheap && PYREVGRAD_UNROLLS) {
       V x[count];
 #pragma GCC unroll 8
       for (int j = 0; j < count; ++j) x[j] = load(input + i + j * width);

@@ -27,6 +27,10 @@ struct F32 {
   INLINE explicit F32(double x) : v(_mm256_set1_ps(static_cast<float>(x))) {}
 };
 
+struct Alternate {
+  F32 even, odd;
+};
+
 struct F64 {
   static constexpr int width = 8;
   using Scalar = double;
@@ -145,20 +149,35 @@ INLINE void store(F64 x, double* p) {
   _mm256_storeu_pd(p, x.lo);
   _mm256_storeu_pd(p + 4, x.hi);
 }
-INLINE void store(F32 x, Bfloat16* p) {
+INLINE __m256i rounded_to_bfloat16(F32 x) {
   const __m256i bits = _mm256_castps_si256(x.v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i sum = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
-  rounded = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), nan);
-  rounded = _mm256_srli_epi32(rounded, 16);
+  return _mm256_blendv_epi8(sum, _mm256_set1_epi32(0x7fc00000), nan);
+}
+INLINE void store(F32 x, Bfloat16* p) {
+  const __m256i high = _mm256_srli_epi32(rounded_to_bfloat16(x), 16);
   const __m128i packed =
-      _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
+      _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
 }
 INLINE void store(F32 x, Half* p) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                    _mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+// Sixteen bfloat16 as those at even and those at odd places: a shift and a mask each way, where
+// neighbours would have to be moved between lanes.
+INLINE Alternate load_alternate(const Bfloat16* p) {
+  const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {F32(_mm256_castsi256_ps(_mm256_slli_epi32(raw, 16))),
+          F32(_mm256_castsi256_ps(_mm256_and_si256(raw, _mm256_set1_epi32(-65536))))};
+}
+INLINE void store(Alternate x, Bfloat16* p) {
+  const __m256i even = _mm256_srli_epi32(rounded_to_bfloat16(x.even), 16);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm256_blend_epi16(even, rounded_to_bfloat16(x.odd), 0xaa));
 }
 
 }  // namespace pyrevgrad::avx2

@@ -33,6 +33,10 @@ struct F32 {
   INLINE explicit F32(double x) : v(_mm512_set1_ps(static_cast<float>(x))) {}
 };
 
+struct Alternate {
+  F32 even, odd;
+};
+
 struct F64 {
   static constexpr int width = 8;
   using Scalar = double;
@@ -101,18 +105,32 @@ INLINE F32 load(const Half* p) {
 
 INLINE void store(F32 x, float* p) { _mm512_storeu_ps(p, x.v); }
 INLINE void store(F64 x, double* p) { _mm512_storeu_pd(p, x.v); }
-INLINE void store(F32 x, Bfloat16* p) {
+INLINE __m512i rounded_to_bfloat16(F32 x) {
   const __m512i bits = _mm512_castps_si512(x.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
-  rounded = _mm512_mask_blend_epi32(nan, rounded, _mm512_set1_epi32(0x7fc00000));
+  const __mmask16 number = _mm512_cmp_ps_mask(x.v, x.v, _CMP_ORD_Q);
+  const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+  return _mm512_mask_add_epi32(_mm512_set1_epi32(0x7fc00000), number, bits, bias);
+}
+INLINE void store(F32 x, Bfloat16* p) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                      _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+                      _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded_to_bfloat16(x), 16)));
 }
 INLINE void store(F32 x, Half* p) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                       _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+// Thirty-two bfloat16 as those at even and those at odd places: a shift and a mask each way, where
+// neighbours would have to be moved between lanes.
+INLINE Alternate load_alternate(const Bfloat16* p) {
+  const __m512i raw = _mm512_loadu_si512(p);
+  return {F32(_mm512_castsi512_ps(_mm512_slli_epi32(raw, 16))),
+          F32(_mm512_castsi512_ps(_mm512_and_si512(raw, _mm512_set1_epi32(-65536))))};
+}
+INLINE void store(Alternate x, Bfloat16* p) {
+  const __m512i even = _mm512_srli_epi32(rounded_to_bfloat16(x.even), 16);
+  _mm512_storeu_si512(p, _mm512_mask_blend_epi16(0xaaaaaaaa, even, rounded_to_bfloat16(x.odd)));
 }
 
 }  // namespace pyrevgrad::avx512

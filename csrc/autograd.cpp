@@ -1,0 +1,319 @@
+// Autograd's part of a call on PyTorch's own C++ interface: for a plain eager tensor, the nodes
+// that pyrevgrad/autograd.py writes as Functions, at the host time of a built-in activation
+// (forward and backward of 16 elements: 30 microseconds as relu's, where the Functions take 50).
+//
+// Unlike the rest of csrc it is bound to the torch and the Python that it was built with. So it is
+// optional: where it is missing or is another torch's, the Functions serve. The operations are
+// called through the dispatcher, so that modes and profilers see them.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/SafePyObject.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/PyInterpreter.h>
+#include <torch/csrc/autograd/VariableTypeUtils.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/jit/frontend/tracer.h>
+
+#include <initializer_list>
+#include <utility>
+#include <vector>
+
+#include "rule.h"
+
+namespace pyrevgrad {
+namespace {
+
+using at::Tensor;
+using torch::autograd::Node;
+using torch::autograd::SavedVariable;
+using torch::autograd::variable_list;
+
+// Nodes are counted by c10's pointers in newer versions of torch and by the standard's in older.
+constexpr bool intrusive = std::is_base_of_v<c10::intrusive_ptr_target, Node>;
+template <class N, class... Arguments>
+auto make_node(Arguments&&... arguments) {
+  if constexpr (intrusive) {
+    return c10::make_intrusive<N>(std::forward<Arguments>(arguments)...);
+  } else {
+    return std::make_shared<N>(std::forward<Arguments>(arguments)...);
+  }
+}
+template <class N>
+auto pointer_to(N* node) {
+  if constexpr (intrusive) {
+    return c10::intrusive_ptr<Node>::reclaim_copy(node);
+  } else {
+    return node->shared_from_this();
+  }
+}
+
+// An operation of csrc/library.cpp, called below autograd.
+struct Operation {
+  explicit Operation(const char* name)
+      : handle(c10::Dispatcher::singleton().findSchemaOrThrow(name, "")) {}
+  torch::jit::Stack operator()(torch::jit::Stack stack) const {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    handle.callBoxed(stack);
+    return stack;
+  }
+  c10::OperatorHandle handle;
+};
+Tensor value(const Tensor& x, const Tensor& program) {
+  static const Operation operation("pyrevgrad::value");
+  return operation({x, program})[0].toTensor();
+}
+c10::IValue optional(const Tensor& tensor) {
+  return tensor.defined() ? c10::IValue(tensor) : c10::IValue();
+}
+
+// What raised in Python, to be raised again where backward was called.
+[[noreturn]] void raise() {
+  python_error error;
+  error.persist();
+  throw error;
+}
+
+class Reference {
+ public:
+  explicit Reference(PyObject* made) : object_(made) {
+    if (made == nullptr) raise();
+  }
+  Reference(const Reference&) = delete;
+  ~Reference() { Py_DECREF(object_); }
+  PyObject* get() const { return object_; }
+
+ private:
+  PyObject* object_;
+};
+
+// Functions of pyrevgrad/autograd.py for what is differentiated again; set once, by `configure`.
+PyObject* any_order = nullptr;
+PyObject* derivative_of_output = nullptr;
+
+PyObject* wrapped(const Tensor& tensor) {
+  return tensor.defined() ? THPVariable_Wrap(tensor) : Py_NewRef(Py_None);
+}
+
+// The tensor that `function` returns; it takes over the arguments.
+Tensor called(PyObject* function, std::initializer_list<PyObject*> arguments) {
+  const Reference tuple(PyTuple_New(static_cast<Py_ssize_t>(arguments.size())));
+  Py_ssize_t i = 0;
+  for (PyObject* argument : arguments) PyTuple_SET_ITEM(tuple.get(), i++, argument);
+  const Reference result(PyObject_CallObject(function, tuple.get()));
+  return THPVariable_Unpack(result.get());
+}
+
+// y as a function of x with slope f'(x), whatever rule y itself was recorded under.
+struct DerivativeOfOutput : Node {
+  explicit DerivativeOfOutput(c10::SafePyObject p) : pair(std::move(p)) {}
+  std::string name() const override { return "DerivativeOfOutput"; }
+  void release_variables() override { y.reset_data(); }
+
+  variable_list apply(variable_list&& gradients) override {
+    if (!gradients[0].defined()) return {Tensor()};
+    const Tensor kept = y.unpack(pointer_to(this));
+    const pybind11::gil_scoped_acquire gil;
+    PyObject* own = Py_NewRef(pair.ptr(getPyInterpreter()));
+    return {called(derivative_of_output, {wrapped(gradients[0]), wrapped(kept), own})};
+  }
+
+  SavedVariable y;
+  c10::SafePyObject pair;
+};
+
+// A pair as Python hands it over: (program, exact, passes_through, pair).
+struct Handle {
+  explicit Handle(PyObject* tuple)
+      : program(THPVariable_Unpack(PyTuple_GET_ITEM(tuple, 0))),
+        keeps(static_cast<Keeps>(static_cast<int>(program.const_data_ptr<double>()[kKeeps]))),
+        exact(PyTuple_GET_ITEM(tuple, 1) == Py_True),
+        passes_through(PyTuple_GET_ITEM(tuple, 2) == Py_True),
+        pair(PyTuple_GET_ITEM(tuple, 3)) {}
+  const Tensor& program;
+  Keeps keeps;
+  bool exact, passes_through;
+  PyObject* pair;
+};
+
+struct ModifiedBackward : Node {
+  ModifiedBackward(const Tensor& x, const Handle& handle, const Tensor& live)
+      : keeps(handle.keeps),
+        passes_through(handle.passes_through && !live.defined()),
+        detached(keeps == Keeps::kOutput && (live.defined() || !handle.exact)),
+        program(handle.program),
+        scale(live),
+        pair(Py_NewRef(handle.pair), getPyInterpreter()) {
+    set_next_edges(torch::autograd::collect_next_edges(x));
+  }
+  std::string name() const override { return "ModifiedBackward"; }
+  void release_variables() override { kept.reset_data(); }
+
+  variable_list apply(variable_list&& gradients) override {
+    const Tensor& g = gradients[0];
+    if (!g.defined()) return {Tensor()};
+    Tensor saved;
+    if (keeps != Keeps::kNothing) saved = kept.unpack(pointer_to(this));
+    if (at::GradMode::is_enabled()) return {differentiable(g, saved)};
+    if (passes_through) return {g};
+    static const Operation operation("pyrevgrad::backward");
+    c10::IValue laid = strides.empty() ? c10::IValue() : c10::IValue(strides);
+    return {
+        operation({g, optional(saved), program, optional(scale), std::move(laid)})[0].toTensor()};
+  }
+
+  Tensor differentiable(const Tensor& g, Tensor saved) {
+    if (detached) saved = leading_to_x(saved);
+    const pybind11::gil_scoped_acquire gil;
+    PyObject* laid = Py_NewRef(Py_None);
+    if (!strides.empty()) {
+      laid = PyTuple_New(static_cast<Py_ssize_t>(strides.size()));
+      for (std::size_t i = 0; i < strides.size(); ++i) {
+        PyTuple_SET_ITEM(laid, static_cast<Py_ssize_t>(i), PyLong_FromLongLong(strides[i]));
+      }
+    }
+    PyObject* own = Py_NewRef(pair.ptr(getPyInterpreter()));
+    return called(any_order, {wrapped(g), wrapped(saved), own, wrapped(scale), laid});
+  }
+
+  // The kept output with a history of its own: through this node it would meet the rule.
+  Tensor leading_to_x(const Tensor& y) {
+    auto node = make_node<DerivativeOfOutput>(pair);
+    node->set_next_edges({next_edge(0)});
+    Tensor leading = y.detach();
+    torch::autograd::set_history(leading, node);
+    node->y = SavedVariable(leading, true);
+    return leading;
+  }
+
+  Keeps keeps;
+  bool passes_through;
+  bool detached;  // what is kept has no history
+  Tensor program, scale;
+  c10::SafePyObject pair;
+  SavedVariable kept;
+  std::vector<std::int64_t> strides;  // of a mask whose tensor was not contiguous
+};
+
+Tensor recorded(const Tensor& x, const Handle& handle, const Tensor& scale) {
+  auto node = make_node<ModifiedBackward>(x, handle, scale);
+  Tensor y;
+  if (handle.keeps == Keeps::kMask) {
+    static const Operation operation("pyrevgrad::value_and_mask");
+    auto made = operation({x, handle.program});
+    y = std::move(made[0]).toTensor();
+    if (!y.is_contiguous()) node->strides = y.strides().vec();
+    node->kept = SavedVariable(std::move(made[1]).toTensor(), false);
+  } else {
+    y = value(x, handle.program);
+    if (handle.keeps == Keeps::kInput) node->kept = SavedVariable(x, false);
+  }
+  torch::autograd::set_history(y, node);
+  if (handle.keeps == Keeps::kOutput) {
+    node->kept = node->detached ? SavedVariable(y.detach(), false) : SavedVariable(y, true);
+  }
+  return y;
+}
+
+// The identity as a view of x, which PyTorch lets nobody overwrite, as any view made in a Function.
+Tensor recorded_view(const Tensor& x, const Handle& handle, const Tensor& scale) {
+  auto node = make_node<ModifiedBackward>(x, handle, scale);
+  Tensor alias;
+  {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    alias = x.view_as(x);
+  }
+  Tensor y = torch::autograd::as_view(x, alias, true, false, nullptr, nullptr,
+                                      torch::autograd::CreationMeta::IN_CUSTOM_FUNCTION);
+  torch::autograd::set_history(y, node);
+  return y;
+}
+
+// What the Functions, or their errors, must serve: subclasses, transforms, tracers, other types.
+bool is_plain(const Tensor& x) {
+  using Key = c10::DispatchKey;
+  static const c10::DispatchKeySet special({Key::Python, Key::Negative, Key::Conjugate,
+                                            Key::ZeroTensor, Key::Functionalize,
+                                            Key::FuncTorchBatched, Key::FuncTorchGradWrapper});
+  static const c10::DispatchKeySet transforms(
+      {Key::FuncTorchDynamicLayerFrontMode, Key::FuncTorchDynamicLayerBackMode});
+  return x.layout() == at::kStrided && !x.is_nested() && !x.key_set().has_any(special) &&
+         !c10::impl::tls_local_dispatch_key_set().included_.has_any(transforms) &&
+         !torch::jit::tracer::isTracing() && !torch::autograd::isFwGradDefined(x);
+}
+
+bool is_half(const Tensor& x) {
+  return x.scalar_type() == at::kHalf || x.scalar_type() == at::kBFloat16;
+}
+bool is_full(const Tensor& x) {
+  return x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble;
+}
+
+// (x, full, half, scale): y by `record`, or by `plain` where no gradient is needed. NotImplemented
+// where the Functions must serve.
+template <class Record, class Plain>
+PyObject* served(PyObject* const* arguments, Record record, Plain plain) {
+  if (!THPVariable_CheckExact(arguments[0])) return Py_NewRef(Py_NotImplemented);
+  const Tensor& x = THPVariable_Unpack(arguments[0]);
+  if (!(x.is_cpu() && (is_full(x) || is_half(x)) && is_plain(x))) {
+    return Py_NewRef(Py_NotImplemented);
+  }
+  Tensor scale;
+  if (arguments[3] != Py_None) {
+    scale = THPVariable_Unpack(arguments[3]);
+    if (scale.requires_grad() || !scale.is_cpu()) return Py_NewRef(Py_NotImplemented);
+  }
+  const Handle handle(arguments[is_half(x) ? 2 : 1]);
+  Tensor y;
+  {
+    const pybind11::gil_scoped_release others_run;
+    const bool records = x.requires_grad() && at::GradMode::is_enabled();
+    y = records ? record(x, handle, scale) : plain(x, handle);
+  }
+  return THPVariable_Wrap(std::move(y));
+}
+
+PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  return served(arguments, recorded,
+                [](const Tensor& x, const Handle& handle) { return value(x, handle.program); });
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* call_view(PyObject*, PyObject* const* arguments, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  return served(arguments, recorded_view,
+                [](const Tensor& x, const Handle&) { return x.view_as(x); });
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* configure(PyObject*, PyObject* arguments) {
+  if (!PyArg_ParseTuple(arguments, "OO", &any_order, &derivative_of_output)) return nullptr;
+  Py_INCREF(any_order);
+  Py_INCREF(derivative_of_output);
+  Py_RETURN_NONE;
+}
+
+#define PYREVGRAD_FAST(NAME) \
+  {#NAME, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(NAME)), METH_FASTCALL, nullptr}
+PyMethodDef methods[] = {PYREVGRAD_FAST(call),
+                         PYREVGRAD_FAST(call_view),
+                         {"configure", configure, METH_VARARGS, nullptr},
+                         {nullptr, nullptr, 0, nullptr}};
+
+}  // namespace
+}  // namespace pyrevgrad
+
+PyMODINIT_FUNC PyInit__autograd() {
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT,
+                                   "_autograd",
+                                   nullptr,
+                                   -1,
+                                   pyrevgrad::methods,
+                                   nullptr,
+                                   nullptr,
+                                   nullptr,
+                                   nullptr};
+  return PyModule_Create(&definition);
+}

@@ -1,0 +1,129 @@
+"""The C++ nodes of autograd: when they serve, when they must not be loaded, what they refuse."""
+
+import gc
+import os
+import subprocess
+import sys
+import weakref
+
+import pytest
+import torch
+
+import pyrevgrad
+from pyrevgrad import GUIDED, autograd, binding, reverse, reverse_gradient
+
+needs_nodes = pytest.mark.skipif(binding.NODES is None, reason=f"no C++ nodes: {binding.WHY}")
+FUNCTIONS = ("_CallBackward", "_CallWithEdgeBackward", "_ViewBackward")
+
+
+def name_of(y):
+    return y.grad_fn.name()
+
+
+def python(code, **variables):
+    """What a fresh Python prints, its errors included."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def x():
+    return torch.randn(5, requires_grad=True) * 1.0
+
+
+@needs_nodes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_nodes_record_a_plain_call_and_a_plain_reversal(x, dtype):
+    x = x.to(dtype)
+    assert name_of(pyrevgrad.tanh(x, reverse(2.0))) == "ModifiedBackward"
+    assert name_of(reverse_gradient(x)) == "ModifiedBackward"
+    assert name_of(pyrevgrad.nn.GradientReversal(0.5)(x)) == "ModifiedBackward"
+    assert name_of(pyrevgrad.relu(torch.nn.Parameter(x.detach()))) == "ModifiedBackward"
+
+
+@needs_nodes
+def test_nodes_leave_another_backend_subclasses_and_in_place_calls_to_the_functions(x):
+    class Own(torch.Tensor):
+        pass
+
+    with pyrevgrad.backend("reference"):
+        assert name_of(pyrevgrad.relu(x)) in FUNCTIONS
+    assert name_of(pyrevgrad.relu(x.as_subclass(Own))) in FUNCTIONS
+    assert name_of(pyrevgrad.relu(x.clone(), inplace=True)) == "_CallInPlaceBackward"
+    assert name_of(pyrevgrad.relu(torch.view_as_complex(x[:4].view(2, 2)).conj().imag)) in FUNCTIONS
+
+
+def test_nothing_is_recorded_where_no_gradient_is_needed(x, nodes):
+    with torch.no_grad():
+        assert pyrevgrad.relu(x, GUIDED).grad_fn is None
+        assert reverse_gradient(x).grad_fn is None
+    assert not pyrevgrad.relu(x.detach(), GUIDED).requires_grad
+    with torch.inference_mode():
+        assert pyrevgrad.gelu(torch.ones(3)).is_inference()
+
+
+def test_an_error_in_a_double_backward_reaches_the_caller(x, nodes, monkeypatch):
+    def fails(*_):
+        raise ArithmeticError("as asked")
+
+    monkeypatch.setattr(autograd.eager, "gradient_of_input", fails)
+    g = torch.ones(5, requires_grad=True)
+    y = pyrevgrad.gelu(x, reverse(2.0))
+    with pytest.raises(ArithmeticError, match="as asked"):
+        torch.autograd.grad(y, x, g, create_graph=True)
+
+
+def test_a_graph_frees_its_pair_and_its_tensors(x, nodes):
+    scale = torch.tensor(0.5)
+    y = pyrevgrad.tanh(x, reverse(scale))
+    torch.autograd.grad(y, x, torch.ones(5), create_graph=True)
+    alive = weakref.ref(scale)
+    del y, scale
+    gc.collect()
+    assert alive() is None
+
+
+@needs_nodes
+def test_nodes_for_another_torch_are_not_loaded(monkeypatch, tmp_path):
+    record = tmp_path / "_autograd.txt"
+    record.write_text("torch 2.9.9+other\n")
+    monkeypatch.setattr(binding, "RECORD", record)
+    monkeypatch.delenv("PYREVGRAD_AUTOGRAD", raising=False)
+    nodes, why = binding._load()
+    assert nodes is None
+    assert f"are for torch 2.9.9+other, and this is {torch.__version__}; the cure" in why
+    monkeypatch.setenv("PYREVGRAD_AUTOGRAD", "c++")
+    with pytest.raises(
+        ImportError, match=r"PYREVGRAD_AUTOGRAD is c\+\+, and the compiled nodes are"
+    ):
+        binding._load()
+
+
+def test_why_nodes_were_not_built_is_said(monkeypatch, tmp_path):
+    record = tmp_path / "_autograd.txt"
+    record.write_text("compiling csrc/autograd.cpp failed: error: no.\n")
+    monkeypatch.setattr(binding, "RECORD", record)
+    monkeypatch.delenv("PYREVGRAD_AUTOGRAD", raising=False)
+    assert "compiling csrc/autograd.cpp failed: error: no." in binding._load()[1]
+    record.unlink()
+    assert "none were built" in binding._load()[1]
+
+
+def test_python_functions_are_used_where_they_are_asked_for():
+    printed = python(
+        "import torch, pyrevgrad; x = torch.ones(2, requires_grad=True)\n"
+        "print(pyrevgrad.relu(x).grad_fn.name()); pyrevgrad.show_config()",
+        PYREVGRAD_AUTOGRAD="python",
+    ).stdout
+    assert printed.startswith("_CallBackward")
+    assert "Python functions (PYREVGRAD_AUTOGRAD is python)" in printed
+
+
+def test_an_unknown_choice_is_an_error():
+    failed = python("import pyrevgrad", PYREVGRAD_AUTOGRAD="rust")
+    assert "ValueError: PYREVGRAD_AUTOGRAD is python or c++, not 'rust'" in failed.stderr
