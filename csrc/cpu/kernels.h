@@ -111,6 +111,21 @@ INLINE void sweep(const Work& work, std::int64_t first, std::int64_t last, Body 
       if constexpr (use == MaskUse::kWrite) {
         out = to_even_places(out_even) | to_even_places(out_odd) << 1;
       }
+    } else if constexpr (PYREVGRAD_UNROLLS && alternates<T>) {
+      std::uint64_t ins[2] = {}, outs[2] = {};
+      if constexpr (use == MaskUse::kRead) ins[0] = even_bits(in), ins[1] = even_bits(in >> 1);
+#pragma GCC unroll 1
+      for (int j = 0; j < kBlock; j += 2 * width) {
+        auto a = load_alternate(input + i + j), b = reads_kept ? load_alternate(kept + i + j) : a;
+        V x[2] = {a.even, a.odd}, k[2] = {b.even, b.odd};
+#pragma GCC unroll 1
+        for (int h = 0; h < 2; ++h) x[h] = run(x[h], k[h], j / 2, ins[h], outs[h]);
+        a.even = x[0], a.odd = x[1];
+        store(a, output + i + j);
+      }
+      if constexpr (use == MaskUse::kWrite) {
+        out = to_even_places(outs[0]) | to_even_places(outs[1]) << 1;
+      }
     } else if constexpr (cost == Cost::kCheap && PYREVGRAD_UNROLLS) {
       V x[count];
 #pragma GCC unroll 8

@@ -8,6 +8,8 @@
 
 namespace pyrevgrad::PYREVGRAD_ISA {
 
+INLINE F32 multiply_add(F32 a, F32 b, F32 c) { return fused(a, b, c); }
+
 struct Reduced {
   F32 rest;   // e^r − 1
   F32 power;  // n, where x = n·log(2) + r

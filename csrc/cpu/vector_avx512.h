@@ -77,6 +77,14 @@ INLINE F32 minimum(F32 a, F32 b) { return F32(_mm512_min_ps(a.v, b.v)); }
 INLINE F32 maximum(F32 a, F32 b) { return F32(_mm512_max_ps(a.v, b.v)); }
 INLINE F32 power_of_two_times(F32 y, F32 n) { return F32(_mm512_scalef_ps(y.v, n.v)); }
 
+// One Newton step from 14 bits: a third of a division's time. Up to 2^100, so that inf, whose
+// reciprocal nothing multiplies but zeros, does not become NaN.
+INLINE F32 reciprocal_from_one(F32 x) {
+  const __m512 bounded = _mm512_min_ps(x.v, _mm512_set1_ps(0x1p100f));
+  const __m512 r = _mm512_rcp14_ps(bounded);
+  return F32(_mm512_mul_ps(r, _mm512_fnmadd_ps(bounded, r, _mm512_set1_ps(2))));
+}
+
 INLINE F32 select(F32::Mask m, F32 a, F32 b) {
   return F32(_mm512_mask_blend_ps(static_cast<__mmask16>(m.bits), b.v, a.v));
 }
