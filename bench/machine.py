@@ -75,6 +75,7 @@ def describe() -> dict[str, Any]:
         "torch_kernels": torch.backends.cpu.get_cpu_capability(),
         "pyrevgrad": pyrevgrad.__version__,
         "native": backends.configuration()["native"],
+        "autograd": backends.configuration()["autograd"],
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if changes is None else bool(changes),
     }

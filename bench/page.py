@@ -326,7 +326,7 @@ def _machine_section(run: dict[str, Any]) -> str:
         f"* {machine['processor']}, {machine['processors']} processors; {machine['system']}, "
         f"{machine['libc']}; transparent huge pages: {machine['transparent_huge_pages']}",
         f"* Python {machine['python']}, torch {machine['torch']} ({machine['torch_kernels']}), "
-        f"pyrevgrad {machine['pyrevgrad']} ({machine['native']}), "
+        f"pyrevgrad {machine['pyrevgrad']} ({machine['native']}; {machine['autograd']}), "
         f"commit {machine['commit'] or 'unknown'}{dirty}",
         f"* {run['date']}, {run['minutes']:.1f} minutes, `{run['command']}`; load average "
         f"{run['load'][0]} at the start, {run['load'][1]} at the end",

@@ -105,7 +105,7 @@ def measure_cases(settings: dict[str, Any]) -> None:
             without = dict.fromkeys(settings["without"], "left out by --without")
             compiled = settings["compile"]
             if compiled is not None and [name, dtype, torch.get_num_threads()] not in compiled:
-                reason = "the quick form compiles one case in one dtype"
+                reason = "compiled for the cases whose targets speak of it; by --filter for any"
                 without.setdefault("idiom+compile", reason)
             made = providers.build(case, getattr(torch, dtype), without)
             for elements in settings["curved_sizes" if case.is_curved else "sizes"]:
