@@ -93,7 +93,7 @@ def _compiled(
         return [[chosen[0].name, dtypes[0], threads[0]]]
     if options.filter:
         return None
-    return [[case.name, d, n] for case in cases.RELU_CASES for d in dtypes for n in threads]
+    return [[case.name, d, threads[0]] for case in cases.RELU_CASES for d in dtypes]
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     quick = options.quick
     chosen = cases.select(options.filter, quick)
     sizes = options.sizes or [1 << e for e in ((10, 16, 20, 22) if quick else range(10, 25, 2))]
-    curved = options.sizes or [1 << e for e in ((10, 20) if quick else (10, 16, 20, 22))]
+    curved = options.sizes or [1 << e for e in ((10, 20) if quick else (10, 16, 20))]
     kernel = options.sizes or [1 << e for e in ((20, 22) if quick else (16, 18, 20, 22, 24))]
     available = machine.usable_processors()
     threads = options.threads or [n for n in (1, 2) if n <= available]
