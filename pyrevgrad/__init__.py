@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import functional, nn, schedules
+from . import compat, functional, nn, schedules
 from .activations import ACTIVATIONS
 from .backends import BackendError, backend, show_config
 from .functional import activation, reverse_gradient
@@ -39,6 +39,7 @@ __all__ = [
     "activation",
     "backend",
     "clipped_straight_through",
+    "compat",
     "functional",
     "guided",
     "nn",

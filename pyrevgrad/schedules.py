@@ -1,6 +1,6 @@
-"""λ over training steps: what a GradientReversal or a training loop reads and a checkpoint keeps.
+"""λ and the learning rate over training steps: what a layer or a loop reads and a checkpoint keeps.
 
-Imports checks of single values only.
+Imports PyTorch's scheduler of learning rates and checks of single values.
 """
 
 from __future__ import annotations
@@ -9,7 +9,18 @@ import math
 import weakref
 from typing import Any
 
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
 from .checks import check_finite
+
+
+def _check_steps(max_steps: object) -> int:
+    if isinstance(max_steps, bool) or not isinstance(max_steps, int):
+        raise TypeError(f"max_steps must be an int, not {type(max_steps).__name__}")
+    if max_steps < 1:
+        raise ValueError(f"max_steps must be >= 1, got {max_steps}")
+    return max_steps
 
 
 class Schedule:
@@ -27,11 +38,7 @@ class Schedule:
     """
 
     def __init__(self, max_steps: int) -> None:
-        if isinstance(max_steps, bool) or not isinstance(max_steps, int):
-            raise TypeError(f"max_steps must be an int, not {type(max_steps).__name__}")
-        if max_steps < 1:
-            raise ValueError(f"max_steps must be >= 1, got {max_steps}")
-        self.max_steps = max_steps
+        self.max_steps = _check_steps(max_steps)
         self.steps = 0
         self._followers: list[weakref.ref[Any]] = []
 
@@ -157,3 +164,80 @@ class LinearSchedule(Schedule):
 
     def __repr__(self) -> str:
         return f"LinearSchedule(max_steps={self.max_steps}, low={self.low:g}, high={self.high:g})"
+
+
+class ConstantSchedule(Schedule):
+    """The same `value` at every step: for code that takes a schedule, and for comparisons.
+
+    Examples
+    --------
+    >>> ConstantSchedule(0.5).step()
+    0.5
+    """
+
+    def __init__(self, value: float = 1.0) -> None:
+        super().__init__(max_steps=1)
+        self._constant = check_finite("value", value)
+
+    def at(self, progress: float) -> float:
+        return self._constant
+
+    def __repr__(self) -> str:
+        return f"ConstantSchedule({self._constant:g})"
+
+
+class GaninLearningRate(LRScheduler):
+    """``μ = μ0 / (1 + alpha · p)^beta`` at progress p = steps / max_steps, then constant.
+
+    The learning rate of Ganin & Lempitsky (2015), section 4.1, and Ganin et al. (2016), section
+    5.2.2, there with μ0 = .01 and momentum .9. μ0 is each parameter group's own learning rate.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+    max_steps : int
+        Calls of `step()` until p reaches 1; later ones change nothing.
+    alpha, beta : float
+        Both > 0; the papers' 10 and .75 if not given.
+    last_epoch : int
+        The steps taken before, as in every scheduler of PyTorch; -1 at a start.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `max_steps` is no int >= 1, or a number is NaN or out of bounds.
+
+    Examples
+    --------
+    >>> import torch
+    >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.01, momentum=0.9)
+    >>> rate = GaninLearningRate(optimizer, max_steps=2)
+    >>> optimizer.step(); rate.step()
+    >>> round(rate.get_last_lr()[0] / 0.01, 4)
+    0.2608
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        max_steps: int,
+        alpha: float = 10.0,
+        beta: float = 0.75,
+        last_epoch: int = -1,
+    ) -> None:
+        self.max_steps = _check_steps(max_steps)
+        self.alpha = check_finite("alpha", alpha, low=0.0)
+        self.beta = check_finite("beta", beta, low=0.0)
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[Any]:
+        """The learning rate of each parameter group at the current progress."""
+        progress = min(self.last_epoch / self.max_steps, 1.0)
+        share = (1.0 + self.alpha * progress) ** -self.beta
+        return [rate * share for rate in self.base_lrs]
+
+    def __repr__(self) -> str:
+        return (
+            f"GaninLearningRate(max_steps={self.max_steps}, alpha={self.alpha:g}, "
+            f"beta={self.beta:g})"
+        )

@@ -330,6 +330,10 @@ def test_an_activation_takes_no_schedule():
         ),
         (GradientReversal(0.5), "GradientReversal(scale=0.5)"),
         (
+            GradientReversal(0.5, record_norm=True),
+            "GradientReversal(scale=0.5, record_norm=True)",
+        ),
+        (
             GradientReversal(GaninSchedule(10)),
             "GradientReversal(scale=0, schedule=GaninSchedule(max_steps=10, gamma=10, low=0, "
             "high=1))",

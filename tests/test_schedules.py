@@ -7,10 +7,17 @@ import pickle
 import weakref
 
 import pytest
+import torch
 from torch import nn
 
 from pyrevgrad.nn import GradientReversal
-from pyrevgrad.schedules import GaninSchedule, LinearSchedule, Schedule
+from pyrevgrad.schedules import (
+    ConstantSchedule,
+    GaninLearningRate,
+    GaninSchedule,
+    LinearSchedule,
+    Schedule,
+)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +42,13 @@ def test_ganins_schedule_is_a_hyperbolic_tangent(p, gamma, low, high):
 def test_a_linear_schedule_rises_in_equal_steps():
     schedule = LinearSchedule(4, low=1.0, high=3.0)
     assert [schedule.value] + [schedule.step() for _ in range(4)] == [1.0, 1.5, 2.0, 2.5, 3.0]
+
+
+def test_a_constant_schedule_stays():
+    schedule = ConstantSchedule(0.5)
+    layer = GradientReversal(schedule)
+    assert [schedule.step() for _ in range(3)] == [0.5] * 3 and layer.scale.item() == 0.5
+    assert schedule.state_dict() == {"steps": 3}
 
 
 @pytest.mark.parametrize("make", [GaninSchedule, LinearSchedule])
@@ -151,6 +165,11 @@ def test_a_schedule_of_ones_own_needs_a_formula_alone():
         (lambda: GaninSchedule(5, high=math.inf), ValueError, "high must be finite"),
         (lambda: GaninSchedule(5, gamma=math.inf), ValueError, "gamma must be finite"),
         (lambda: LinearSchedule(5, low=-math.inf), ValueError, "low must be finite"),
+        (lambda: ConstantSchedule("1"), TypeError, "value must be a number, not str"),
+        (lambda: GaninLearningRate(sgd(), 0), ValueError, "max_steps must be >= 1, got 0"),
+        (lambda: GaninLearningRate(sgd(), 1.0), TypeError, "max_steps must be an int, not float"),
+        (lambda: GaninLearningRate(sgd(), 5, alpha=0), ValueError, "alpha must be > 0, got 0"),
+        (lambda: GaninLearningRate(sgd(), 5, beta=math.nan), ValueError, "beta must not be NaN"),
     ],
 )
 def test_a_bad_argument_is_named(make, kind, message):
@@ -163,7 +182,58 @@ def test_a_bad_argument_is_named(make, kind, message):
     [
         (GaninSchedule(7), "GaninSchedule(max_steps=7, gamma=10, low=0, high=1)"),
         (LinearSchedule(7, high=0.5), "LinearSchedule(max_steps=7, low=0, high=0.5)"),
+        (ConstantSchedule(0.5), "ConstantSchedule(0.5)"),
     ],
 )
 def test_a_schedule_reads_as_it_was_made(schedule, text):
     assert repr(schedule) == text
+
+
+# The learning rate.
+
+
+def sgd(*rates):
+    groups = [{"params": [torch.zeros(1)], "lr": rate} for rate in rates or (0.01,)]
+    return torch.optim.SGD(groups, lr=1.0, momentum=0.9)
+
+
+@pytest.mark.parametrize(
+    ("progress", "published"),
+    [(0.0, 1.0), (0.1, 0.5946), (0.25, 0.3908), (0.5, 0.2608), (1, 0.1656)],
+)
+def test_the_learning_rate_gives_the_published_figures(progress, published):
+    optimizer = sgd(0.01, 0.1)
+    schedule = GaninLearningRate(optimizer, max_steps=100)
+    for _ in range(round(100 * progress)):
+        optimizer.step()
+        schedule.step()
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert rates == schedule.get_last_lr()
+    assert [round(rate, 4) for rate in (rates[0] / 0.01, rates[1] / 0.1)] == [published] * 2
+
+
+def test_the_learning_rate_stays_after_the_last_step():
+    optimizer = sgd()
+    schedule = GaninLearningRate(optimizer, max_steps=3, alpha=7.0, beta=2.0)
+    for _ in range(8):
+        optimizer.step()
+        schedule.step()
+    assert schedule.get_last_lr() == [pytest.approx(0.01 / 8.0**2)]
+
+
+def test_the_learning_rate_continues_from_its_state():
+    rates = []
+    for stop in (None, 4):
+        optimizer = sgd()
+        schedule = GaninLearningRate(optimizer, max_steps=9)
+        for step in range(9):
+            if step == stop:
+                states = copy.deepcopy((optimizer.state_dict(), schedule.state_dict()))
+                optimizer = sgd()
+                schedule = GaninLearningRate(optimizer, max_steps=9)
+                optimizer.load_state_dict(states[0])
+                schedule.load_state_dict(states[1])
+            optimizer.step()
+            schedule.step()
+        rates.append(schedule.get_last_lr())
+    assert rates[0] == rates[1]

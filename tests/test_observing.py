@@ -1,0 +1,108 @@
+"""What can be logged of a reversal: λ and the norm of the reversed gradient, without waiting."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch._dynamo.testing
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyrevgrad.nn import GradientReversal
+from pyrevgrad.schedules import GaninSchedule, LinearSchedule
+
+
+def test_the_norm_of_the_reversed_gradient_is_recorded():
+    layer = GradientReversal(0.5, record_norm=True)
+    assert layer.gradient_norm.isnan() and layer.readings()["gradient_norm"].isnan()
+    for g in ([3.0, 4.0], [0.0, 1.0]):
+        x = torch.ones(2, requires_grad=True)
+        layer(x).backward(torch.tensor(g))
+        assert layer.gradient_norm.item() == 0.5 * math.hypot(*g)
+        assert x.grad.tolist() == [-0.5 * part for part in g]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_recorded_norm_does_not_overflow_in_half_types(dtype):
+    layer = GradientReversal(1.0, record_norm=True)
+    x = torch.ones(10_000, dtype=dtype, requires_grad=True)
+    layer(x).backward(torch.full_like(x, 1024.0))
+    assert layer.gradient_norm.item() == pytest.approx(1024.0 * 100, rel=1e-6)
+    assert layer.gradient_norm.dtype == torch.float64
+
+
+def test_recording_changes_no_value_and_no_second_derivative():
+    x = torch.tensor([0.3, -2.0], dtype=torch.float64, requires_grad=True)
+    found = []
+    for record in (False, True):
+        layer = GradientReversal(0.5, record_norm=record)
+        y = layer(x)
+        (gx,) = torch.autograd.grad((y**3).sum(), x, create_graph=True)
+        found.append((y, gx, torch.autograd.grad(gx.sum(), x)[0]))
+    assert all(map(torch.equal, *found))
+
+
+def test_without_being_asked_nothing_is_recorded():
+    layer = GradientReversal(0.5)
+    assert layer.gradient_norm is None and list(layer.readings()) == ["scale"]
+
+
+def test_readings_are_copies_that_later_steps_leave_alone():
+    schedule = LinearSchedule(2)
+    layer = GradientReversal(schedule, record_norm=True)
+    readings = []
+    for _ in range(3):
+        x = torch.ones(1, requires_grad=True)
+        layer(x).backward()
+        readings.append(layer.readings())
+        schedule.step()
+    assert [reading["scale"].item() for reading in readings] == [0.0, 0.5, 1.0]
+    assert [reading["gradient_norm"].item() for reading in readings] == [0.0, 0.5, 1.0]
+
+
+class NoValueRead(TorchDispatchMode):
+    """Fails where a tensor's value is asked for, which on a device is a wait."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert "_local_scalar_dense" not in str(function), "a value was read"
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_training_step_with_readings_asks_the_device_for_no_value():
+    schedule = GaninSchedule(5)
+    layer = GradientReversal(schedule, record_norm=True)
+    with NoValueRead():
+        for _ in range(3):
+            x = torch.ones(2, requires_grad=True)
+            layer(x).sum().backward()
+            layer.readings()
+            schedule.step()
+    assert layer.scale.item() == schedule.value
+    with pytest.raises(AssertionError, match="a value was read"), NoValueRead():
+        layer.scale.item()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_layer_records_the_norm_and_compiles_once():
+    schedule = LinearSchedule(4, low=1.0, high=2.0)
+    layer = GradientReversal(schedule, record_norm=True)
+    counted = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, backend=counted, fullgraph=True)
+    counts = []
+    for _ in range(4):
+        x = torch.tensor([3.0, 4.0], requires_grad=True)
+        compiled(x).backward(torch.tensor([3.0, 4.0]))
+        assert layer.gradient_norm.item() == pytest.approx(5.0 * schedule.value)
+        counts.append(counted.frame_count)
+        schedule.step()
+    assert len(set(counts)) == 1
+
+
+def test_a_recorded_norm_is_not_saved_and_a_copy_has_its_own():
+    layer = GradientReversal(0.5, record_norm=True)
+    x = torch.ones(1, requires_grad=True)
+    layer(x).backward()
+    made = copy.deepcopy(layer)
+    layer(x).backward(torch.tensor([8.0]))
+    assert (layer.gradient_norm.item(), made.gradient_norm.item()) == (4.0, 0.5)
+    assert list(layer.state_dict()) == ["scale"]
