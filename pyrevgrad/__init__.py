@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import compat, functional, nn, schedules
 from .activations import ACTIVATIONS
 from .backends import BackendError, backend, show_config
+from .diagnosis import ReversalError, ReversalReport, check_reversal
 from .functional import activation, reverse_gradient
 from .rules import (
     DECONVNET,
@@ -34,10 +35,13 @@ __all__ = [
     "STRAIGHT_THROUGH",
     "BackendError",
     "Plan",
+    "ReversalError",
+    "ReversalReport",
     "Rule",
     "TracingError",
     "activation",
     "backend",
+    "check_reversal",
     "clipped_straight_through",
     "compat",
     "functional",

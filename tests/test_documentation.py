@@ -24,6 +24,9 @@ PUBLIC = [
     "activation", "reverse_gradient", "Rule", "reverse", "guided", "rectgrad",
     "clipped_straight_through", "plan", "backend", "show_config", "swap", "nn.Activation",
     "nn.GradientReversal", "schedules.GaninSchedule", "attribution.GuidedBackprop", *ACTIVATIONS,
+    "check_reversal", "compat.RevGrad", "compat.GradientReverseLayer",
+    "compat.WarmStartGradientReverseLayer", "schedules.GaninLearningRate",
+    "schedules.LinearSchedule", "schedules.ConstantSchedule",
 ]  # fmt: skip
 #: Names of rooms that later versions bring.
 LATER = {"swap", "attribution.GuidedBackprop"}

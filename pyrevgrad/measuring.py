@@ -1,0 +1,211 @@
+"""A copy of a model to measure on: autograd's gradient over that by differences of the forward.
+
+Imports the layers alone, to set their λ on the copy.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .nn import _Scaled
+
+#: λ that layers of ours are given on the copy: 0 could not be seen, and 1 has no sign of its own.
+PROBE = 0.5
+#: Relative step of the differences.
+STEP = {torch.float64: 1e-5, torch.float32: 1e-3}
+#: The name of the model's floating-point inputs among what is measured.
+INPUT = "input"
+
+
+class Probe:
+    """A copy of the model that can be run again and again with one random state."""
+
+    def __init__(self, model: nn.Module, inputs: Any, features: Any, dtype: torch.dtype) -> None:
+        self.dtype, self.step = dtype, STEP[dtype]
+        self.features = _name_of(model, features)
+        try:
+            self.model = copy.deepcopy(model).to(dtype)
+        except Exception as error:
+            raise TypeError(f"the model cannot be copied to be measured: {error}") from error
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        self.args, self.kwargs = self._prepared(inputs)
+        self.inputs = [it for it in (*self.args, *self.kwargs.values()) if _is_float(it)]
+        self.seed = int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(0)))
+
+    def _prepared(self, inputs: Any) -> tuple[list[Any], dict[str, Any]]:
+        def taken(it: Any) -> Any:
+            return it.detach().to(self.dtype, copy=True).requires_grad_() if _is_float(it) else it
+
+        if isinstance(inputs, Mapping):
+            return [], {name: taken(it) for name, it in inputs.items()}
+        given = inputs if isinstance(inputs, (tuple, list)) else [inputs]
+        return [taken(it) for it in given], {}
+
+    def set_scale(self) -> float:
+        """Give every live layer of ours the same λ, and say which; 1 where there is none."""
+        layers = [m for m in self.model.modules() if isinstance(m, _Scaled)]
+        live = [layer for layer in layers if layer.scale is not None]
+        for layer in live:
+            if getattr(layer, "auto_step", False):
+                layer.auto_step = False
+            layer.set_scale(PROBE)
+        return PROBE if live else 1.0
+
+    def is_feature(self, name: str) -> bool | None:
+        """Whether a module of this name lies in the features; None where nobody named them."""
+        inside = self.features
+        if inside is None:
+            return None
+        return inside == "" or name == inside or name.startswith(inside + ".")
+
+    def run(self) -> Any:
+        """What the copy returns, from the same random state each time."""
+
+        def fresh(it: Any) -> Any:
+            # The model may overwrite what it is given.
+            return it.clone() if _is_float(it) else it
+
+        args = [fresh(it) for it in self.args]
+        kwargs = {name: fresh(it) for name, it in self.kwargs.items()}
+        devices = sorted({p.device.index or 0 for p in self.model.parameters() if p.is_cuda})
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.seed)
+            return self.model(*args, **kwargs)
+
+    def chosen(self, output: Any, label: Any) -> tuple[Callable[[Any], Tensor], Any]:
+        """How to take the domain output, and the label output if it is known, from a result."""
+        with torch.no_grad():
+            result = self.run()
+        if output is None:
+            if isinstance(result, Tensor):
+                return _taker(lambda it: it, result), None
+            if not hasattr(result, "domain_loss"):
+                raise ValueError(
+                    f"the model returns a {type(result).__name__}: say by output= (an index, a "
+                    "key, an attribute or a function) which part comes from the domain head"
+                )
+            output, label = "domain_loss", "label_loss" if label is None else label
+        if label is None and isinstance(result, (tuple, list)) and output in (0, 1):
+            label = 1 - output if len(result) == 2 and _is_float(result[1 - output]) else None
+        domain = _taker(_picker(output), result)
+        return domain, None if label is None else _taker(_picker(label), result)
+
+    def factors(self, take: Callable[[Any], Tensor]) -> dict[str, float]:
+        """For each group that the output depends on: autograd's gradient over the plain one."""
+        groups = {
+            name or "(itself)": list(module._parameters.values())
+            for name, module in self.model.named_modules()
+        }
+        found = {name: [p for p in group if _is_float(p)] for name, group in groups.items()}
+        found = {INPUT: self.inputs, **found}
+        found = {name: group for name, group in found.items() if group}
+        tensors = [tensor for group in found.values() for tensor in group]
+        with torch.enable_grad():
+            value = take(self.run())
+        by_tensor: dict[int, Tensor | None] = dict.fromkeys(map(id, tensors))
+        if value.requires_grad:
+            gradients = torch.autograd.grad(value, tensors, allow_unused=True)
+            by_tensor = dict(zip(map(id, tensors), gradients, strict=True))
+        factors = {}
+        for name, group in found.items():
+            factor = self._factor(take, group, [by_tensor[id(tensor)] for tensor in group])
+            if factor is not None:
+                factors[name] = factor
+        if not factors:
+            raise ValueError("the output depends on no parameter and on no floating-point input")
+        return factors
+
+    def _factor(
+        self, take: Callable[[Any], Tensor], group: list[Tensor], gradients: list[Tensor | None]
+    ) -> float | None:
+        """Along half the gradient and half a random direction; None where nothing depends on it."""
+        slopes = [
+            torch.zeros_like(tensor) if gradient is None else gradient
+            for tensor, gradient in zip(group, gradients, strict=True)
+        ]
+        generator = torch.Generator().manual_seed(self.seed)
+        noise = [torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t) for t in group]
+        directions = [a + b for a, b in zip(_unit(slopes), _unit(noise), strict=True)]
+        ours = sum((s * d).sum().item() for s, d in zip(slopes, directions, strict=True))
+        h = self.step * (1.0 + _norm(group) / math.sqrt(sum(tensor.numel() for tensor in group)))
+        for _ in range(3):
+            behind, here, ahead = (self._moved(take, group, directions, k * h) for k in (-1, 0, 1))
+            floor = 64 * torch.finfo(self.dtype).eps * (abs(ahead) + abs(behind)) / h
+            uneven = abs(ahead - 2 * here + behind) / h
+            # One side much steeper than the other is a kink, as of a relu: look closer.
+            if uneven <= 0.01 * abs(ahead - behind) / h + floor:
+                break
+            h /= 8
+        plain = (ahead - behind) / (2 * h)
+        if abs(plain) <= floor:
+            return None if abs(ours) <= floor else math.inf
+        return ours / plain
+
+    @torch.no_grad()
+    def _moved(
+        self, take: Callable[[Any], Tensor], group: list[Tensor], directions: list[Tensor], h: float
+    ) -> float:
+        kept = [tensor.clone() for tensor in group]
+        try:
+            for tensor, direction in zip(group, directions, strict=True):
+                tensor.add_(direction, alpha=h)
+            return take(self.run()).item()
+        finally:
+            for tensor, before in zip(group, kept, strict=True):
+                tensor.copy_(before)
+
+
+def _is_float(it: Any) -> bool:
+    return isinstance(it, Tensor) and it.is_floating_point()
+
+
+def _norm(tensors: list[Tensor]) -> float:
+    return math.sqrt(sum(tensor.detach().double().square().sum().item() for tensor in tensors))
+
+
+def _unit(tensors: list[Tensor]) -> list[Tensor]:
+    norm = _norm(tensors)
+    return [tensor.detach() / norm if norm else torch.zeros_like(tensor) for tensor in tensors]
+
+
+def _name_of(model: nn.Module, features: Any) -> str | None:
+    if features is None:
+        return "features" if isinstance(getattr(model, "features", None), nn.Module) else None
+    for name, module in model.named_modules():
+        if features is module or (isinstance(features, str) and features == name):
+            return name
+    raise ValueError(f"features: the model has no submodule {features!r}")
+
+
+def _picker(which: Any) -> Callable[[Any], Any]:
+    if callable(which):
+        return which
+
+    def pick(result: Any) -> Any:
+        if isinstance(which, str) and not isinstance(result, Mapping):
+            return getattr(result, which)
+        return result[which]
+
+    return pick
+
+
+def _taker(pick: Callable[[Any], Any], result: Any) -> Callable[[Any], Tensor]:
+    """A function from what the model returns to one number: a fixed projection of the output."""
+    try:
+        first = pick(result)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(f"the chosen output is not there: {error!r}") from error
+    if not _is_float(first):
+        raise ValueError(f"the chosen output is no floating-point tensor: {type(first).__name__}")
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(first.shape, generator=generator, dtype=first.dtype).to(first.device)
+    if first.dim() == 0:
+        weights = torch.ones_like(first)
+    return lambda result: (pick(result) * weights).sum()
