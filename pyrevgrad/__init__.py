@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import compat, functional, nn, schedules
+from . import adversarial, compat, functional, nn, schedules
 from .activations import ACTIVATIONS
 from .backends import BackendError, backend, show_config
 from .diagnosis import ReversalError, ReversalReport, check_reversal
@@ -40,6 +40,7 @@ __all__ = [
     "Rule",
     "TracingError",
     "activation",
+    "adversarial",
     "backend",
     "check_reversal",
     "clipped_straight_through",

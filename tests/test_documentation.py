@@ -26,7 +26,7 @@ PUBLIC = [
     "nn.GradientReversal", "schedules.GaninSchedule", "attribution.GuidedBackprop", *ACTIVATIONS,
     "check_reversal", "compat.RevGrad", "compat.GradientReverseLayer",
     "compat.WarmStartGradientReverseLayer", "schedules.GaninLearningRate",
-    "schedules.LinearSchedule", "schedules.ConstantSchedule",
+    "schedules.LinearSchedule", "schedules.ConstantSchedule", "adversarial.DANN",
 ]  # fmt: skip
 #: Names of rooms that later versions bring.
 LATER = {"swap", "attribution.GuidedBackprop"}

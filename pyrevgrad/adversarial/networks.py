@@ -1,0 +1,339 @@
+"""The domain-adversarial network: features, a label head, and a domain head behind a reversal.
+
+Imports the layers and schedules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..checks import check_finite
+from ..nn import GradientReversal
+from ..schedules import Schedule
+
+#: One batch, or one for each of several domains.
+Batches = Tensor | Sequence[Tensor]
+
+
+class Losses(NamedTuple):
+    """What a network returns in training: 0-dim tensors, on their device.
+
+    Attributes
+    ----------
+    loss : Tensor
+        ``label_loss + domain_weight · domain_loss``; call ``backward()`` on this.
+    label_loss : Tensor
+        Of the source samples.
+    domain_loss : Tensor
+        Of all samples, unweighted.
+    label_accuracy : Tensor
+        Share of source labels that are right, ignored ones aside; NaN where labels are no classes.
+    domain_accuracy : Tensor
+        Mean over the domains of the share that the domain head recognises: 1 / (number of domains)
+        where it cannot tell them apart.
+    """
+
+    loss: Tensor
+    label_loss: Tensor
+    domain_loss: Tensor
+    label_accuracy: Tensor
+    domain_accuracy: Tensor
+
+
+class DANN(nn.Module):
+    """Domain-adversarial training of neural networks: Ganin et al. (2016), section 4.
+
+    Two numbers are often confused, so they have two names. With E the domain loss,
+
+    * **domain_weight** w: the domain head descends ``w · E``. It is the weight of the loss.
+    * **scale** λ: the features receive ``−λ · w · ∂E/∂features`` beside the label loss's gradient.
+      It is the reversal's, and has no effect on the domain head, on any loss, or at test time.
+
+    The paper's λ, with its schedule, is `scale`; weight 1 is the paper's.
+
+    Parameters
+    ----------
+    features : torch.nn.Module
+        From inputs to features, of any shape (n, …).
+    label_head : torch.nn.Module
+        From features to what `label_loss` takes first.
+    domain_head : torch.nn.Module
+        From features to domain logits: one, (n, 1, …) or (n,), for two domains, or K, (n, K, …),
+        for K domains. No sigmoid or softmax at its end. Further dimensions, as of a head per pixel,
+        are averaged.
+    label_loss : callable
+        ``label_loss(label_head(features), labels)``, a 0-dim tensor; cross-entropy if not given.
+        For imbalanced classes: ``functools.partial(cross_entropy, weight=...)``.
+    scale : float, 0-dim Tensor or Schedule
+        λ, handed to the `GradientReversal` that is ``model.reversal``.
+    domain_weight : float
+        w >= 0.
+    domain_average : {"domains", "samples"}
+        Whether the domain loss is the mean of the domains' means, so that a domain counts the same
+        whatever its batch's size, or the mean over all samples. Equal where batches are.
+    together : bool
+        Whether source and target go through `features` as one batch, which batch normalisation
+        sees, or each by itself, which their sizes may require.
+    ignore_index : int, optional
+        The label that is no class; that of `label_loss` if it has one, else −100.
+    record_norm : bool
+        Whether ``model.reversal.gradient_norm`` is recorded.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A part that is no module, a weight that is negative, an unknown average.
+
+    Examples
+    --------
+    >>> _ = torch.manual_seed(0)
+    >>> model = DANN(nn.Linear(2, 8), nn.Linear(8, 3), nn.Linear(8, 1), scale=0.5)
+    >>> losses = model(torch.randn(4, 2), torch.tensor([0, 1, 2, 0]), torch.randn(6, 2))
+    >>> losses.loss.backward()
+    >>> model.predict(torch.randn(5, 2)).shape
+    torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        features: nn.Module,
+        label_head: nn.Module,
+        domain_head: nn.Module,
+        label_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        *,
+        scale: float | Tensor | Schedule = 1.0,
+        domain_weight: float = 1.0,
+        domain_average: str = "domains",
+        together: bool = True,
+        ignore_index: int | None = None,
+        record_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        parts = {"features": features, "label_head": label_head, "domain_head": domain_head}
+        for name, part in parts.items():
+            if not isinstance(part, nn.Module):
+                raise TypeError(f"{name} must be a torch.nn.Module, not {type(part).__name__}")
+        if domain_average not in ("domains", "samples"):
+            raise ValueError(
+                f"domain_average must be 'domains' or 'samples', got {domain_average!r}"
+            )
+        self.features, self.label_head, self.domain_head = features, label_head, domain_head
+        self.reversal = GradientReversal(scale, record_norm=record_norm)
+        self.domain_weight = check_finite("domain_weight", domain_weight)
+        if self.domain_weight < 0:
+            raise ValueError(
+                f"domain_weight must be >= 0, got {domain_weight!r}: scale does the reversing"
+            )
+        self.domain_average, self.together = domain_average, bool(together)
+        found = _ignored(label_loss) if ignore_index is None else ignore_index
+        self.ignore_index: int = found
+        self.label_loss = label_loss or _CrossEntropy(found)
+
+    def forward(self, source: Batches, labels: Batches, target: Batches) -> Losses:
+        """Losses and accuracies of one training step.
+
+        Parameters
+        ----------
+        source, labels : Tensor, or a sequence of them
+            Inputs (n, …) and their labels (n, …), as `label_loss` takes them. Several source
+            domains are a sequence each.
+        target : Tensor, or a sequence of them
+            Inputs (m, …) without labels; a sequence for several target domains. Any m.
+
+        Returns
+        -------
+        Losses
+
+        Raises
+        ------
+        TypeError, ValueError
+            A domain that is missing or empty, shapes that do not fit, labels out of range (seen
+            where the labels are on the CPU, or on the way there by `fit`).
+        """
+        sources, targets = _listed("source", source), _listed("target", target)
+        answers = _listed("labels", labels)
+        _check_batches(sources, answers, targets)
+        found = self._features_of([*sources, *targets])
+        labelled = _joined("the features of the source domains", found[: len(sources)])
+        logits = self.label_head(labelled)
+        truth = _joined("the labels", answers)
+        check_labels(truth, logits, self.ignore_index)
+        label_loss = self.label_loss(logits, truth)
+        if label_loss.dim() != 0:
+            raise ValueError(
+                f"label_loss must return a 0-dim tensor, got shape {tuple(label_loss.shape)}"
+            )
+        judged, sizes = self._domain_inputs(found, logits)
+        domain_loss, domain_accuracy = self._domain_loss(judged, sizes)
+        return Losses(
+            label_loss + self.domain_weight * domain_loss,
+            label_loss,
+            domain_loss,
+            accuracy(logits, truth, self.ignore_index),
+            domain_accuracy,
+        )
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Label logits of `x`. The reversal and the domain head play no part."""
+        return self.label_head(self.features(x))
+
+    def _features_of(self, batches: list[Tensor]) -> list[Tensor]:
+        if not self.together:
+            return [self.features(batch) for batch in batches]
+        joined = self.features(_joined("source and target, which go through as one batch", batches))
+        sizes = [len(batch) for batch in batches]
+        if len(joined) != sum(sizes):
+            raise ValueError(
+                f"features made {len(joined)} samples of {sum(sizes)}: it must keep the batch "
+                "dimension first"
+            )
+        return list(joined.split(sizes))
+
+    def _domain_inputs(self, found: list[Tensor], logits: Tensor) -> tuple[Tensor, list[int]]:
+        """What the domain head judges, all domains after each other, and the size of each."""
+        joined = _joined("the features of the domains", found)
+        return self.reversal(joined), [len(part) for part in found]
+
+    def _domain_loss(self, judged: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
+        logits = self.domain_head(judged)
+        if len(logits) != sum(sizes):
+            raise ValueError(
+                f"domain_head made {len(logits)} rows of {sum(sizes)}: it must keep the batch "
+                "dimension first"
+            )
+        losses, right = [], []
+        for domain, part in enumerate(logits.split(sizes)):
+            each, hits = _judged(part, domain, len(sizes))
+            losses.append(each)
+            right.append(hits.mean())
+        accuracy_ = torch.stack(right).mean()
+        if self.domain_average == "samples":
+            return torch.cat([part.flatten() for part in losses]).mean(), accuracy_
+        return torch.stack([part.mean() for part in losses]).mean(), accuracy_
+
+
+class _CrossEntropy(nn.Module):
+    def __init__(self, ignore_index: int) -> None:
+        super().__init__()
+        self.ignore_index = ignore_index
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if not (_are_classes(labels, logits) or labels.shape == logits.shape):
+            raise ValueError(
+                f"labels of shape {tuple(labels.shape)} do not fit label logits of shape "
+                f"{tuple(logits.shape)}: cross-entropy takes integer classes without the class "
+                "dimension, or probabilities with it"
+            )
+        return F.cross_entropy(logits, labels, ignore_index=self.ignore_index)
+
+    def extra_repr(self) -> str:
+        return f"ignore_index={self.ignore_index}"
+
+
+def _ignored(label_loss: Any) -> int:
+    """The label that a loss ignores: of a module, of a partial, or cross-entropy's −100."""
+    keywords = getattr(label_loss, "keywords", {})
+    found = getattr(label_loss, "ignore_index", keywords.get("ignore_index", -100))
+    return int(found)
+
+
+def _listed(name: str, given: object) -> list[Tensor]:
+    parts = [given] if isinstance(given, Tensor) else given
+    if not isinstance(parts, (list, tuple)) or not all(isinstance(p, Tensor) for p in parts):
+        kind = type(given).__name__
+        raise TypeError(f"{name} must be a tensor or a sequence of tensors, not {kind}")
+    if not parts:
+        raise ValueError(f"{name} has no domain: domain-adversarial training needs one at least")
+    return list(parts)
+
+
+def _check_batches(sources: list[Tensor], labels: list[Tensor], targets: list[Tensor]) -> None:
+    for name, parts in (("source", sources), ("target", targets)):
+        for part in parts:
+            if part.dim() == 0 or len(part) == 0:
+                raise ValueError(
+                    f"the {name} batch of shape {tuple(part.shape)} has no sample: each domain "
+                    "must be in every batch"
+                )
+    if len(labels) != len(sources):
+        raise ValueError(f"{len(sources)} source domains come with {len(labels)} of labels")
+    for part, answers in zip(sources, labels, strict=True):
+        if answers.dim() == 0 or len(answers) != len(part):
+            raise ValueError(
+                f"{len(part)} source samples come with labels of shape {tuple(answers.shape)}"
+            )
+
+
+def _joined(what: str, parts: list[Tensor]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    shapes = {tuple(part.shape[1:]) for part in parts}
+    if len(shapes) > 1:
+        listed = " and ".join(str(tuple(part.shape)) for part in parts)
+        cure = "; pass together=False" if "one batch" in what else ""
+        raise ValueError(f"{what} have different shapes: {listed}{cure}")
+    return torch.cat(parts)
+
+
+def check_labels(labels: Tensor, logits: Tensor, ignore_index: int) -> None:
+    """ValueError where class labels on the CPU do not fit the logits."""
+    if not _are_classes(labels, logits):
+        return
+    if labels.shape[1:] != logits.shape[2:]:
+        raise ValueError(
+            f"labels of shape {tuple(labels.shape)} do not fit label logits of shape "
+            f"{tuple(logits.shape)}"
+        )
+    if labels.is_cpu and not torch.compiler.is_compiling():
+        check_range(labels, logits.shape[1], ignore_index)
+
+
+def check_range(labels: Tensor, classes: int, ignore_index: int) -> None:
+    """ValueError unless every label is in [0, classes) or is ignored; reads the values."""
+    wrong = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
+    if bool(wrong.any()):
+        first = labels[wrong][0].item()
+        raise ValueError(
+            f"label {first} is out of range: the label head has {classes} classes, 0 to "
+            f"{classes - 1} (and {ignore_index} is ignored)"
+        )
+
+
+def _are_classes(labels: Tensor, logits: Tensor) -> bool:
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    return whole and logits.dim() == labels.dim() + 1
+
+
+@torch.no_grad()
+def accuracy(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
+    """The share of class labels that are right, a 0-dim tensor; NaN where labels are no classes."""
+    if not _are_classes(labels, logits):
+        return torch.full((), float("nan"), device=logits.device)
+    counted = labels != ignore_index
+    right = (logits.argmax(1) == labels) & counted
+    return right.sum() / counted.sum()
+
+
+def _judged(logits: Tensor, domain: int, domains: int) -> tuple[Tensor, Tensor]:
+    """The loss of each sample or pixel of one domain, and whether its domain was recognised."""
+    outputs = 1 if logits.dim() == 1 else logits.shape[1]
+    if outputs == 1 and domains == 2:
+        truth = torch.full_like(logits, float(domain))
+        losses = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+        right = (logits > 0) == bool(domain)
+    elif outputs == domains:
+        shape = (logits.shape[0], *logits.shape[2:])
+        place = torch.full(shape, domain, dtype=torch.long, device=logits.device)
+        losses = F.cross_entropy(logits, place, reduction="none")
+        right = logits.argmax(1) == domain
+    else:
+        wanted = "1 or 2" if domains == 2 else str(domains)
+        raise ValueError(
+            f"domain_head gives {outputs} outputs for {domains} domains; it must give {wanted}"
+        )
+    return losses, right.detach().float()
