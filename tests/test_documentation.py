@@ -27,6 +27,7 @@ PUBLIC = [
     "check_reversal", "compat.RevGrad", "compat.GradientReverseLayer",
     "compat.WarmStartGradientReverseLayer", "schedules.GaninLearningRate",
     "schedules.LinearSchedule", "schedules.ConstantSchedule", "adversarial.DANN",
+    "adversarial.fit", "adversarial.evaluate",
 ]  # fmt: skip
 #: Names of rooms that later versions bring.
 LATER = {"swap", "attribution.GuidedBackprop"}

@@ -8,13 +8,21 @@ from ..schedules import (
     Schedule,
 )
 from .networks import DANN, Losses
+from .records import DivergedError, History, Score
+from .scoring import evaluate
+from .training import fit
 
 __all__ = [
     "DANN",
     "ConstantSchedule",
+    "DivergedError",
     "GaninLearningRate",
     "GaninSchedule",
+    "History",
     "LinearSchedule",
     "Losses",
     "Schedule",
+    "Score",
+    "evaluate",
+    "fit",
 ]

@@ -141,7 +141,8 @@ class DANN(nn.Module):
         ----------
         source, labels : Tensor, or a sequence of them
             Inputs (n, …) and their labels (n, …), as `label_loss` takes them. Several source
-            domains are a sequence each.
+            domains are a sequence each. Labels may stay on the CPU, where they are checked without
+            waiting for a device, and follow by themselves.
         target : Tensor, or a sequence of them
             Inputs (m, …) without labels; a sequence for several target domains. Any m.
 
@@ -163,6 +164,7 @@ class DANN(nn.Module):
         logits = self.label_head(labelled)
         truth = _joined("the labels", answers)
         check_labels(truth, logits, self.ignore_index)
+        truth = truth.to(logits.device, non_blocking=True)
         label_loss = self.label_loss(logits, truth)
         if label_loss.dim() != 0:
             raise ValueError(
@@ -177,6 +179,11 @@ class DANN(nn.Module):
             accuracy(logits, truth, self.ignore_index),
             domain_accuracy,
         )
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The schedule of λ, to be stepped after each training step; None where λ has none."""
+        return self.reversal.schedule
 
     def predict(self, x: Tensor) -> Tensor:
         """Label logits of `x`. The reversal and the domain head play no part."""

@@ -1,0 +1,291 @@
+"""One run of training: its data, its state, an epoch, and what a checkpoint keeps of it.
+
+Imports the networks, batches, scores and checkpoints beside it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..schedules import GaninLearningRate
+from . import checkpoints
+from .batches import Batches, Loaded, domains, parts_of
+from .networks import DANN, Losses
+from .processes import Processes
+from .records import DivergedError, History
+from .scoring import score
+
+#: Steps between looks at whether the loss is finite, where a look waits for a device.
+LOOK_EVERY = 50
+MEANS = ("loss", "label_loss", "domain_loss", "label_accuracy", "domain_accuracy")
+
+
+def check_count(name: str, number: object, least: int = 1) -> int:
+    """`number` if it is an int >= `least`, or ValueError."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        raise ValueError(f"{name} must be an int >= {least}, got {number!r}")
+    return number
+
+
+class Run:
+    """A training that goes on epoch by epoch, from its start or from a checkpoint."""
+
+    def __init__(self, model: Any, epochs: int, batch_size: int, seed: int, device: Any) -> None:
+        self.epochs = check_count("epochs", epochs)
+        self.batch_size = check_count("batch_size", batch_size)
+        self.seed = check_count("seed", seed, 0)
+        network = Processes.unwrapped(model)
+        if not isinstance(network, DANN):
+            raise TypeError(f"fit trains a DANN, not {type(network).__name__}")
+        self.network: DANN = network
+        self.processes = Processes(model)
+        if batch_size % self.processes.count:
+            raise ValueError(
+                f"batch_size {batch_size} cannot be dealt out to {self.processes.count} processes"
+            )
+        self.model = model if device is None else model.to(device)
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.step = 0
+        self.history = History()
+        self.saved: Path | None = None
+        self._best: tuple[float, dict[str, Any] | None] = (math.inf, None)
+
+    def take_data(self, source: Any, target: Any, validation: Any, scores: Any) -> None:
+        """Make batches of what the user gave."""
+        share = self.processes.rank, self.processes.count
+        self.sources = domains("source", source, 2, self.batch_size, [self.seed, 0], share)
+        self.targets = domains("target", target, 1, self.batch_size, [self.seed, 1], share)
+        labelled = {} if validation is None else {"validation": validation}
+        for name, data in (scores or {}).items():
+            if name in ("validation", "label", "domain"):
+                raise ValueError(f"a score cannot be called {name!r}: the history has that name")
+            labelled[name] = data
+        self.labelled = {
+            name: domains(name, data, 2, self.batch_size, None)[0]
+            for name, data in labelled.items()
+        }
+
+    def take_optimizer(self, optimizer: Any, scheduler: Any) -> None:
+        """Use the user's optimizer, or the paper's."""
+        if optimizer is None:
+            if scheduler is not None:
+                raise ValueError("a scheduler comes with the optimizer that it was made for")
+            steps = self.sources[0].per_pass
+            if steps is None:
+                raise ValueError(
+                    "the source loader has no length, which the default learning rate follows: "
+                    "give an optimizer"
+                )
+            parameters = [p for p in self.model.parameters() if p.requires_grad]
+            optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
+            scheduler = GaninLearningRate(optimizer, self.epochs * steps)
+        self.optimizer, self.scheduler = optimizer, scheduler
+
+    def take_patience(self, patience: int | None, keep_best: bool) -> None:
+        """When to stop early, and with which weights to end."""
+        if patience is not None:
+            check_count("patience", patience)
+        if "validation" not in self.labelled and (patience is not None or keep_best):
+            raise ValueError("patience and keep_best need a validation to go by")
+        self.patience, self.keep_best = patience, keep_best
+
+    @property
+    def steps(self) -> int | None:
+        """How many steps all epochs take, if that is known."""
+        per_epoch = self.sources[0].per_pass
+        return None if per_epoch is None else per_epoch * self.epochs
+
+    def goes_on(self) -> bool:
+        """Whether another epoch is to come."""
+        done, best = len(self.history.epochs), self.history.best_epoch
+        if self.patience is not None and done:
+            waited = done - 1 - best if best is not None else done
+            self.history.stopped_early = waited >= self.patience
+        return done < self.epochs and not self.history.stopped_early
+
+    # An epoch.
+
+    def epoch(self, bar: Any) -> dict[str, float]:
+        """Train one epoch and return its record."""
+        number = len(self.history.epochs)
+        kind = torch.float32 if self.device.type == "mps" else torch.float64
+        sums = torch.zeros(2, len(MEANS), dtype=kind, device=self.device)
+        self._first_bad = torch.full((), -1, dtype=torch.long, device=self.device)
+        for batches in self._steps(number):
+            losses = self._take_step(*batches)
+            found = torch.stack([value.detach().to(kind) for value in losses])
+            sums += torch.stack([found.nan_to_num(), ~found.isnan()])
+            self.step += 1
+            bar.update(1)
+        self._look(None)
+        self._check_weights()
+        means = self.processes.mean(sums[0] / sums[1]).tolist()
+        record = {"epoch": number + 1, "step": self.step, **dict(zip(MEANS, means, strict=True))}
+        record |= self._standing()
+        for name, data in self.labelled.items():
+            found_score = score(self.network, data)
+            record |= {f"{name}_loss": found_score.loss, f"{name}_accuracy": found_score.accuracy}
+        self.history.epochs.append(record)
+        self._compare(record)
+        return record
+
+    def _steps(self, number: int) -> Iterator[tuple[list[Any], list[Any]]]:
+        """The batches of each step of an epoch, of the sources and of the targets."""
+        every = [*self.sources, *self.targets]
+        for part in every:
+            if isinstance(part, Loaded):
+                part.begin(number)
+        first, start = self.sources[0], self.step
+        steps = None if isinstance(first, Loaded) else first.per_pass
+        while steps is None or self.step - start < steps:
+            found = []
+            for part in every:
+                try:
+                    found.append(self._next(part, part is first, number))
+                except StopIteration:
+                    if self.step == start:
+                        raise ValueError("source has no batch") from None
+                    return
+            yield found[: len(self.sources)], found[len(self.sources) :]
+
+    def _next(self, part: Batches, first: bool, number: int) -> Any:
+        if isinstance(part, Loaded):
+            return part.next() if first else part.endless(number)
+        return part.at(self.step)
+
+    def _take_step(self, sources: list[Any], targets: list[Any]) -> Losses:
+        labelled = [parts_of("source", batch, self.device) for batch in sources]
+        others = [parts_of("target", batch, self.device, labelled=False)[0] for batch in targets]
+        self.optimizer.zero_grad()
+        losses: Losses = self.model([x for x, _ in labelled], [y for _, y in labelled], others)
+        if self.device.type == "cpu":
+            self._look(losses)
+        else:
+            bad = ~losses.loss.detach().isfinite() & (self._first_bad < 0)
+            self._first_bad.masked_fill_(bad, self.step)
+            if self.step % LOOK_EVERY == LOOK_EVERY - 1:
+                self._look(None)
+        losses.loss.backward()
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        if self.network.schedule is not None:
+            self.network.schedule.step()
+        return losses
+
+    def _look(self, losses: Losses | None) -> None:
+        """DivergedError if a loss is not finite: of this step, or of one since the last look."""
+        if losses is None:
+            bad_step = int(self._first_bad.item())
+        else:
+            bad_step = -1 if math.isfinite(losses.loss.item()) else self.step
+        if not self.processes.any(bad_step >= 0, self.device):
+            return
+        step = bad_step if bad_step >= 0 else self.step
+        what = "in another process"
+        if losses is not None and bad_step >= 0:
+            label, domain = losses.label_loss.item(), losses.domain_loss.item()
+            what = f"(label loss {label:g}, domain loss {domain:g})"
+            if math.isnan(label) and losses.label_accuracy.isnan():
+                what += ", where every label of the batch is ignored or none is a class"
+        elif bad_step >= 0:
+            what = "or infinite"
+        self._diverged(f"the loss is not finite {what}", step)
+
+    def _check_weights(self) -> None:
+        """DivergedError if a weight is not finite, before that could be saved."""
+        whole = [torch.isfinite(p.detach()).all() for p in self.network.parameters()]
+        if whole and not bool(torch.stack(whole).all()):
+            names = [n for n, p in self.network.named_parameters() if not p.isfinite().all()]
+            self._diverged(f"the loss was finite, and the weights {names[0]} are not", self.step)
+
+    def _diverged(self, what: str, step: int) -> None:
+        epoch = len(self.history.epochs)
+        kept = "no checkpoint was asked for"
+        if self.saved is not None:
+            kept = f"the last good checkpoint, of the end of epoch {epoch}, is {self.saved}"
+        raise DivergedError(
+            f"at step {step} (epoch {epoch + 1}) {what}; {kept}", step, epoch, self.saved
+        )
+
+    def _standing(self) -> dict[str, float]:
+        reversal = self.network.reversal
+        standing = {name: value.item() for name, value in reversal.readings().items()}
+        return {**standing, "learning_rate": float(self.optimizer.param_groups[0]["lr"])}
+
+    def _compare(self, record: dict[str, float]) -> None:
+        loss = record.get("validation_loss", math.nan)
+        if loss < self._best[0]:
+            self.history.best_epoch = len(self.history.epochs) - 1
+            state = copy.deepcopy(self.network.state_dict()) if self.keep_best else None
+            self._best = loss, state
+
+    def finish(self) -> None:
+        """End with the best weights, if they were to be kept."""
+        if self.keep_best and self._best[1] is not None:
+            self.network.load_state_dict(self._best[1])
+
+    # Checkpoints.
+
+    def _settings(self) -> dict[str, Any]:
+        """What must be the same in a training that continues."""
+        data = [getattr(part, "samples", None) for part in (*self.sources, *self.targets)]
+        return {
+            "model": type(self.network).__name__,
+            "optimizer": type(self.optimizer).__name__,
+            "scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
+            "schedule": repr(self.network.schedule),
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "samples": data,
+            "processes": self.processes.count,
+        }
+
+    def _generators(self) -> list[torch.Generator]:
+        parts = [part for part in (*self.sources, *self.targets) if isinstance(part, Loaded)]
+        return [part.generator for part in parts if part.generator is not None]
+
+    def save(self, path: Path) -> None:
+        """Write everything that continuing needs; the first process writes for all."""
+        states = [generator.get_state() for generator in self._generators()]
+        drawn = self.processes.gathered((checkpoints.random_state(self.device), states))
+        schedule = self.network.schedule
+        if self.processes.rank == 0:
+            content = {
+                "settings": self._settings(),
+                "model": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+                "schedule": None if schedule is None else schedule.state_dict(),
+                "step": self.step,
+                "epochs": self.history.epochs,
+                "best": (self.history.best_epoch, *self._best),
+                "random": drawn,
+            }
+            checkpoints.write(path, content)
+        self.processes.wait()
+        self.saved = path
+
+    def load(self, path: Path) -> None:
+        """Continue from what `save` wrote."""
+        content = checkpoints.read(path, self._settings())
+        self.network.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(content["scheduler"])
+        if self.network.schedule is not None:
+            self.network.schedule.load_state_dict(content["schedule"])
+        self.step, self.history.epochs = content["step"], content["epochs"]
+        self.history.best_epoch, *best = content["best"]
+        self._best = best[0], best[1]
+        state, generators = content["random"][self.processes.rank]
+        checkpoints.set_random_state(state, self.device)
+        for generator, saved in zip(self._generators(), generators, strict=True):
+            generator.set_state(saved)
+        self.saved = path

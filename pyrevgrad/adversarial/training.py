@@ -1,0 +1,162 @@
+"""Training an adversarial network: `fit`. Imports the run beside it, and tqdm only for the bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from . import checkpoints
+from .records import History
+from .runs import Run
+
+
+def fit(
+    model: nn.Module,
+    source: Any,
+    target: Any,
+    *,
+    epochs: int,
+    batch_size: int = 64,
+    optimizer: Optimizer | None = None,
+    scheduler: Any = None,
+    validation: Any = None,
+    patience: int | None = None,
+    keep_best: bool = False,
+    scores: dict[str, Any] | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    after_epoch: Callable[[dict[str, float]], Any] | None = None,
+) -> History:
+    """Train `model` on labelled source and unlabelled target.
+
+    A step takes one batch of each domain, descends ``losses.loss``, then steps `scheduler` and the
+    schedule of λ. An epoch is one pass over the (first) source; shorter domains begin again.
+
+    Parameters
+    ----------
+    model : DANN, or DistributedDataParallel of one
+        Modules stay in the mode, training or eval, that they are in.
+    source : (x, y), Dataset or DataLoader, or a list of them
+        Inputs with labels; several domains are a list.
+    target : x, Dataset or DataLoader, or a list of them
+        Inputs; labels beside them are not used.
+    epochs, batch_size : int
+        The batch size is that of each domain and of all processes together; loaders have their own.
+    optimizer : torch.optim.Optimizer, optional
+        SGD with learning rate .01 and momentum .9 under `GaninLearningRate`, as in the paper, if
+        not given.
+    scheduler : scheduler of torch.optim, optional
+        Stepped after every training step.
+    validation : (x, y), Dataset or DataLoader, optional
+        Held-out source, scored after every epoch.
+    patience : int, optional
+        Stop after so many epochs without a lower validation loss. That loss is the source's: it is
+        often least before the features have adapted, so be patient.
+    keep_best : bool
+        Whether the model ends with the weights of the least validation loss.
+    scores : dict of str to (x, y), Dataset or DataLoader, optional
+        More labelled data to score after every epoch, ``{"target": (x, y)}``; no part in training.
+    seed : int
+        The order of the batches, dropout and whatever else draws random numbers. The generators of
+        Python, NumPy and torch are as before when fit returns.
+    device : torch.device or str, optional
+        Where to train; where the model is if not given.
+    checkpoint : path, optional
+        A file, written after every epoch. Its place is taken only by a whole new one.
+    resume : bool
+        Whether to continue from `checkpoint` if it is there; the result is what one run would have
+        given, bit for bit on the CPU. A file that is there is an error otherwise.
+    progress : bool
+        Whether to show a bar, which needs tqdm.
+    after_epoch : callable, optional
+        Called with the record of each epoch.
+
+    Returns
+    -------
+    History
+
+    Raises
+    ------
+    DivergedError
+        The loss is NaN or infinite. On the CPU the weights are still those before that step.
+    ValueError, TypeError
+        Labels out of range, a domain or loader without samples, shapes that do not fit, a
+        checkpoint of another training.
+    FileExistsError
+        A checkpoint is there, and `resume` is not asked for.
+    ImportError
+        `progress` without tqdm.
+
+    Examples
+    --------
+    >>> from pyrevgrad.adversarial import DANN
+    >>> _ = torch.manual_seed(0)
+    >>> x, y = torch.randn(60, 2), torch.arange(60) % 2
+    >>> model = DANN(nn.Sequential(nn.Linear(2, 8), nn.Tanh()), nn.Linear(8, 2), nn.Linear(8, 1))
+    >>> history = fit(model, (x, y), x + 1, epochs=2, batch_size=20, progress=False)
+    >>> [record["step"] for record in history.epochs]
+    [3, 6]
+    """
+    run = Run(model, epochs, batch_size, seed, device)
+    run.take_data(source, target, validation, scores)
+    run.take_optimizer(optimizer, scheduler)
+    run.take_patience(patience, keep_best)
+    path = None if checkpoint is None else Path(checkpoint)
+    there = run.processes.any(path is not None and path.exists(), run.device)
+    if there and not resume:
+        raise FileExistsError(
+            f"{path} is there: pass resume=True to continue from it, or another path"
+        )
+    bar = _bar(progress, run)
+    with bar, checkpoints.seeded(run.seed + run.processes.rank, run.device):
+        if path is not None and there:
+            run.load(path)
+            bar.update(run.step)
+        while run.goes_on():
+            record = run.epoch(bar)
+            if path is not None:
+                run.save(path)
+            bar.set_postfix_str(_shown(record))
+            if after_epoch is not None:
+                after_epoch(record)
+    run.finish()
+    return run.history
+
+
+def _shown(record: dict[str, float]) -> str:
+    names = ("label_loss", "domain_loss", "domain_accuracy", "scale", "validation_accuracy")
+    return ", ".join(f"{name} {record[name]:.3g}" for name in names if name in record)
+
+
+class _NoBar:
+    """Stands where no bar is asked for."""
+
+    def __enter__(self) -> _NoBar:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def update(self, steps: int) -> None: ...
+
+    def set_postfix_str(self, text: str) -> None: ...
+
+
+def _bar(progress: bool, run: Run) -> Any:
+    """tqdm's bar over all steps, in the first process alone."""
+    if not progress or run.processes.rank:
+        return _NoBar()
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        raise ImportError(
+            'the progress bar needs tqdm: pip install "pyrevgrad[train]", or pass progress=False'
+        ) from None
+    return tqdm(total=run.steps, unit="step", desc="training", mininterval=0.5)
