@@ -7,12 +7,14 @@ from ..schedules import (
     LinearSchedule,
     Schedule,
 )
+from .conditional import CDAN, OuterProduct, RandomizedProduct
 from .networks import DANN, Losses
 from .records import DivergedError, History, Score
 from .scoring import evaluate
 from .training import fit
 
 __all__ = [
+    "CDAN",
     "DANN",
     "ConstantSchedule",
     "DivergedError",
@@ -21,6 +23,8 @@ __all__ = [
     "History",
     "LinearSchedule",
     "Losses",
+    "OuterProduct",
+    "RandomizedProduct",
     "Schedule",
     "Score",
     "evaluate",

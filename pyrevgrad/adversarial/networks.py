@@ -170,8 +170,9 @@ class DANN(nn.Module):
             raise ValueError(
                 f"label_loss must return a 0-dim tensor, got shape {tuple(label_loss.shape)}"
             )
-        judged, sizes = self._domain_inputs(found, logits)
-        domain_loss, domain_accuracy = self._domain_loss(judged, sizes)
+        judged, weights = self._domain_inputs(found[: len(sources)], found[len(sources) :], logits)
+        sizes = [len(part) for part in found]
+        domain_loss, domain_accuracy = self._domain_loss(judged, sizes, weights)
         return Losses(
             label_loss + self.domain_weight * domain_loss,
             label_loss,
@@ -201,27 +202,34 @@ class DANN(nn.Module):
             )
         return list(joined.split(sizes))
 
-    def _domain_inputs(self, found: list[Tensor], logits: Tensor) -> tuple[Tensor, list[int]]:
-        """What the domain head judges, all domains after each other, and the size of each."""
-        joined = _joined("the features of the domains", found)
-        return self.reversal(joined), [len(part) for part in found]
+    def _domain_inputs(
+        self, sources: list[Tensor], targets: list[Tensor], logits: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the domain head judges, all domains in order, and the weights of the samples."""
+        joined = _joined("the features of the domains", [*sources, *targets])
+        return self.reversal(joined), None
 
-    def _domain_loss(self, judged: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
+    def _domain_loss(
+        self, judged: Tensor, sizes: list[int], weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         logits = self.domain_head(judged)
         if len(logits) != sum(sizes):
             raise ValueError(
                 f"domain_head made {len(logits)} rows of {sum(sizes)}: it must keep the batch "
                 "dimension first"
             )
+        shares = [None] * len(sizes) if weights is None else weights.split(sizes)
         losses, right = [], []
-        for domain, part in enumerate(logits.split(sizes)):
+        for domain, (part, share) in enumerate(zip(logits.split(sizes), shares, strict=True)):
             each, hits = _judged(part, domain, len(sizes))
+            if share is not None:
+                each = each * share.reshape(-1, *[1] * (each.dim() - 1))
             losses.append(each)
             right.append(hits.mean())
-        accuracy_ = torch.stack(right).mean()
+        domain_accuracy = torch.stack(right).mean()
         if self.domain_average == "samples":
-            return torch.cat([part.flatten() for part in losses]).mean(), accuracy_
-        return torch.stack([part.mean() for part in losses]).mean(), accuracy_
+            return torch.cat([part.flatten() for part in losses]).mean(), domain_accuracy
+        return torch.stack([part.mean() for part in losses]).mean(), domain_accuracy
 
 
 class _CrossEntropy(nn.Module):
