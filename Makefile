@@ -7,12 +7,13 @@ READY := $(VENV)/ready$(subst /,-,$(PYTHON))
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CLANG_FORMAT = $(PY) -c 'import clang_format; clang_format.clang_format()'
 
-.PHONY: help demo test bench bench-quick lint format sanitize clean distclean
+.PHONY: help demo test reproduce bench bench-quick lint format sanitize clean distclean
 
 help:
 	@echo 'make demo         train, draw and time on real digits; leaves out/demo/'
 	@echo 'make test         the tests and every example in the documentation'
 	@echo 'make bench        the benchmarks; make bench-quick for a first look'
+	@echo 'make reproduce    domain adaptation over five seeds; leaves reproductions/results/'
 	@echo 'make lint         ruff, clang-format and mypy; make format mends the layout'
 	@echo 'make sanitize     the native kernels under AddressSanitizer and UBSan'
 	@echo 'make clean        remove what was built; make distclean removes .venv too'
@@ -28,6 +29,9 @@ demo: $(READY)
 test: $(READY)
 	$(PY) -m pytest --doctest-modules --doctest-glob='*.md' \
 	  tests pyrevgrad $(wildcard *.md docs/*.md) $(ARGUMENTS)
+
+reproduce: $(READY)
+	$(PY) -m reproductions $(ARGUMENTS)
 
 bench: $(READY)
 	$(PY) -m bench $(ARGUMENTS)

@@ -1,4 +1,4 @@
-"""The command line: `python -m pyrevgrad info` and `python -m pyrevgrad demo`.
+"""The command line: `python -m pyrevgrad info`, `demo` and `train`.
 
 May import everything public, each command's part only when that command runs.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 
 def parser() -> argparse.ArgumentParser:
-    """The commands that this version has; what follows `demo` belongs to the demo's own parser."""
+    """The commands of this version; what follows `demo` or `train` is for their own parsers."""
     made = argparse.ArgumentParser(
         prog="python -m pyrevgrad", description="Change what an activation sends back."
     )
@@ -20,6 +20,11 @@ def parser() -> argparse.ArgumentParser:
         "demo",
         add_help=False,
         help="train on real digits, draw gradient maps, time fused against eager (demo --help)",
+    )
+    commands.add_parser(
+        "train",
+        add_help=False,
+        help="adapt between two domains: moons, digits, or your own arrays (train --help)",
     )
     return made
 
@@ -48,6 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from . import demonstration
 
         return demonstration.main(rest)
+    if options.command == "train":
+        from . import adaptation
+
+        return adaptation.main(rest)
     if rest:
         reader.error(f"{options.command} takes no options, got {' '.join(rest)}")
     from . import show_config

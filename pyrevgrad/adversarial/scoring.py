@@ -68,7 +68,8 @@ def _all(batches: Batches) -> Iterator[Any]:
 def score(model: DANN, batches: Batches) -> Score:
     """As `evaluate`, of batches that are made already."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    losses = torch.zeros((), device=device)
+    kind = torch.float32 if device.type == "mps" else torch.float64
+    losses = torch.zeros((), dtype=kind, device=device)
     right, counted = losses.clone(), losses.clone()
     samples, classes = 0, False
     with evaluating(model):
@@ -84,7 +85,8 @@ def score(model: DANN, batches: Batches) -> Score:
                 real = (labels != model.ignore_index).sum()
                 counted += real
                 # A batch of ignored labels alone has no accuracy, and counts for nothing.
-                right += torch.nan_to_num(accuracy(logits, labels, model.ignore_index)) * real
+                share_here = accuracy(logits, labels, model.ignore_index).to(kind)
+                right += torch.nan_to_num(share_here * real).round()
     if not samples:
         raise ValueError("the data to score has no sample")
     share = (right / counted).item() if classes else float("nan")

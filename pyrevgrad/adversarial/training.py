@@ -124,7 +124,7 @@ def fit(
             record = run.epoch(bar)
             if path is not None:
                 run.save(path)
-            bar.set_postfix_str(_shown(record))
+            bar.set_postfix_str(_shown(record), refresh=False)
             if after_epoch is not None:
                 after_epoch(record)
     run.finish()
@@ -146,7 +146,7 @@ class _NoBar:
 
     def update(self, steps: int) -> None: ...
 
-    def set_postfix_str(self, text: str) -> None: ...
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None: ...
 
 
 def _bar(progress: bool, run: Run) -> Any:

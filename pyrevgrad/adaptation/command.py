@@ -1,0 +1,141 @@
+"""``python -m pyrevgrad train``: adapt between two domains, and leave metrics, plots, checkpoints.
+
+Imports the options, datasets and networks beside it; matplotlib and scikit-learn once it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..adversarial import DANN, DivergedError, History, fit
+from . import arrays, datasets, networks
+from .datasets import Domains
+from .options import parse
+
+#: What the extra `train` installs, by the name it is imported under.
+NEEDED = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "tqdm": "tqdm"}
+FAILED, WRONG = 1, 2
+
+
+def load(options: argparse.Namespace, seed: int) -> Domains:
+    """The two domains that were asked for."""
+    if options.data == "moons":
+        return datasets.moons_domains(seed)
+    if options.data == "digits":
+        return datasets.digits_domains(seed, options.shift)
+    return arrays.load(options.source, options.target, seed)
+
+
+def train(options: argparse.Namespace, data: Domains, seed: int) -> tuple[DANN, DANN, History]:
+    """The network before and after training, and its history."""
+    steps = options.epochs * -(-len(data.source[0]) // options.batch_size)
+    shape = data.target.shape[1:]
+
+    def built() -> DANN:
+        schedule = networks.schedule_of(options.schedule, steps, options.scale)
+        return networks.build(options.method, shape, data.classes, schedule, options.weight, seed)
+
+    model = built().to(options.device)
+    optimizer = torch.optim.SGD(model.parameters(), options.rate, momentum=0.5)
+    scores = {} if data.target_test is None else {"target": data.target_test}
+    history = fit(
+        model, data.source, data.target, epochs=options.epochs, batch_size=options.batch_size,
+        optimizer=optimizer, validation=data.held_out, patience=options.patience, scores=scores,
+        seed=seed, checkpoint=options.out / f"seed-{seed}.pt", resume=options.resume,
+    )  # fmt: skip
+    return built(), model.cpu(), history
+
+
+def write_metrics(path: Path, histories: dict[int, History]) -> None:
+    """One row for each seed and epoch."""
+    columns = ["seed", *next(iter(histories.values())).epochs[0]]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        for seed, history in histories.items():
+            writer.writerows({"seed": seed, **record} for record in history.epochs)
+
+
+def summary(options: argparse.Namespace, name: str, histories: dict[int, History]) -> str:
+    """What was trained and where it ended."""
+    ends = [history.epochs[-1] for history in histories.values()]
+    lines = [f"{name}, method {options.method}, {len(ends)} seed{'s' * (len(ends) > 1)}"]
+    for key, title in (
+        ("validation_accuracy", "held-out source accuracy"),
+        ("target_accuracy", "target accuracy"),
+        ("domain_accuracy", "domain accuracy (.5: they cannot be told apart)"),
+    ):
+        values = [end[key] for end in ends if key in end]
+        if values:
+            spread = f" (from {min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+            lines.append(f"{title}: {statistics.mean(values):.3f}{spread}")
+    if "target_accuracy" not in ends[0]:
+        lines.append("the target has no labels, so its accuracy is not known")
+    stopped = [str(seed) for seed, history in histories.items() if history.stopped_early]
+    if stopped:
+        lines.append(f"stopped early: seed {', '.join(stopped)}")
+    return "\n".join(lines)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train every seed and leave the files."""
+    from . import pictures
+
+    seeds = range(options.seed, options.seed + options.seeds)
+    options.out.mkdir(parents=True, exist_ok=True)
+    histories: dict[int, History] = {}
+    for seed in seeds:
+        data = load(options, seed)
+        before, after, histories[seed] = train(options, data, seed)
+        if seed == options.seed:
+            first = data, before, after
+    write_metrics(options.out / "metrics.csv", histories)
+    pictures.draw_curves(options.out / "curves.png", first[0].name, list(histories.values()))
+    pictures.draw_embedding(options.out / "embedding.png", *first)
+    print(summary(options, first[0].name, histories))
+    print(f"metrics.csv, curves.png, embedding.png and the checkpoints are in {options.out}")
+    return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        What follows ``python -m pyrevgrad train``.
+
+    Returns
+    -------
+    int
+        0; 1 if a loss was not finite; 2 for wrong data, a file in the way or a missing package.
+    """
+    options = parse(arguments)
+    absent = [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]
+    if absent:
+        print(f'train needs {", ".join(absent)}: pip install "pyrevgrad[train]"', file=sys.stderr)
+        return WRONG
+    threads = torch.get_num_threads()
+    # The layers are small, and on a busy machine threads would wait for each other.
+    torch.set_num_threads(1)
+    try:
+        return run(options)
+    except DivergedError as error:
+        print(f"{error}. Try a smaller --rate or --weight.", file=sys.stderr)
+        return FAILED
+    except FileExistsError as error:
+        print(f"{str(error).split(':')[0]}: pass --resume, or another --out", file=sys.stderr)
+        return WRONG
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return WRONG
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,71 @@
+"""The options of ``python -m pyrevgrad train``. Imports what names the choices."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from . import datasets, networks
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of ``train``."""
+    made = argparse.ArgumentParser(
+        prog="python -m pyrevgrad train",
+        description="Train on a labelled source and an unlabelled target by gradient reversal. "
+        "Leaves metrics.csv, curves.png, embedding.png and a checkpoint for each seed.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = made.add_argument_group("data: one of --data, or --source with --target").add_argument
+    add("--data", choices=("moons", "digits"), help="of scikit-learn, in two domains")
+    add("--shift", choices=datasets.SHIFTS, default="rotated", help="of the target digits")
+    add("--source", type=Path, help=".npz with x and y")
+    add("--target", type=Path, help=".npz with x; its y, if there, is only scored")
+    add = made.add_argument_group("method").add_argument
+    add("--method", choices=networks.METHODS, default="dann", help="none: the source alone trains")
+    add("--scale", type=float, default=1.0, help="λ of the reversal, where its schedule ends")
+    add("--schedule", choices=networks.SCHEDULES, default="ganin", help="of λ over the steps")
+    add("--weight", type=float, default=1.0, help="of the domain loss, for head and features")
+    add = made.add_argument_group("training").add_argument
+    add("--epochs", type=int, default=80, help="passes over the source")
+    add("--batch-size", type=int, default=32, help="samples of each domain in a step")
+    add("--rate", type=float, default=0.1, help="learning rate of SGD with momentum .5")
+    add("--patience", type=int, help="epochs without a lower validation loss before it stops")
+    add("--seed", type=int, default=0, help="the first seed")
+    add("--seeds", type=int, default=1, help="how many")
+    add("--device", default="cpu", help="where to train")
+    add("--out", type=Path, default=Path("out/train"), help="the folder to write to")
+    add("--resume", action="store_true", help="continue from the checkpoints in --out")
+    return made
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line; exits with status 2 if it is wrong."""
+    reader = parser()
+    options = reader.parse_args(arguments)
+    if (options.data is None) == (options.source is None and options.target is None):
+        reader.error("give --data, or --source and --target")
+    if options.data is None and (options.source is None or options.target is None):
+        reader.error("--source and --target go together")
+    for name in ("epochs", "batch_size", "seeds"):
+        if getattr(options, name) < 1:
+            reader.error(f"--{name.replace('_', '-')} must be at least 1")
+    if options.patience is not None and options.patience < 1:
+        reader.error("--patience must be at least 1")
+    if options.seed < 0:
+        reader.error("--seed must be at least 0")
+    for name, least in (("scale", -math.inf), ("weight", 0.0), ("rate", 0.0)):
+        value = getattr(options, name)
+        if not math.isfinite(value) or value < least:
+            reader.error(f"--{name} must be a finite number" + (" >= 0" if least == 0 else ""))
+    if options.out.exists() and not options.out.is_dir():
+        reader.error(f"--out must be a folder, and {options.out} is a file")
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        reader.error(f"--device {options.device} is not there: {str(error).splitlines()[0]}")
+    return options

@@ -1,0 +1,101 @@
+"""The plots of ``train``: curves over epochs, and features before and after in two dimensions.
+
+Imports matplotlib and scikit-learn.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from torch import Tensor
+
+from ..adversarial import DANN, History
+from .datasets import Domains
+
+#: At most so many points of each domain are drawn.
+POINTS = 400
+
+
+def _mean_and_runs(axes: Any, histories: list[History], key: str, label: str) -> None:
+    runs = [[record[key] for record in history.epochs] for history in histories]
+    if any(key not in history.epochs[0] for history in histories):
+        return
+    shortest = min(map(len, runs))
+    epochs = range(1, shortest + 1)
+    mean = [sum(run[i] for run in runs) / len(runs) for i in range(shortest)]
+    (line,) = axes.plot(epochs, mean, label=f"{label} ({mean[-1]:.3f})")
+    for run in runs if len(runs) > 1 else []:
+        axes.plot(range(1, len(run) + 1), run, color=line.get_color(), alpha=0.3, linewidth=0.8)
+
+
+def draw_curves(path: Path, name: str, histories: list[History]) -> None:
+    """Accuracies, losses and λ over epochs; thin lines are single seeds."""
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    accuracies, losses, scales = figure.subplots(1, 3)
+    keys = histories[0].epochs[0]
+    for key, label in (
+        ("validation_accuracy", "held-out source"),
+        ("target_accuracy", "target"),
+        ("domain_accuracy", "domain"),
+    ):
+        if key in keys:
+            _mean_and_runs(accuracies, histories, key, label)
+    for key, label in (("label_loss", "label"), ("domain_loss", "domain")):
+        _mean_and_runs(losses, histories, key, label)
+    _mean_and_runs(scales, histories, "scale", "λ")
+    _mean_and_runs(scales, histories, "gradient_norm", "‖reversed gradient‖")
+    accuracies.set_ylim(0, 1.02)
+    for axes, title in ((accuracies, "accuracy"), (losses, "loss"), (scales, "reversal")):
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.suptitle(name, fontsize=11)
+    figure.savefig(path, dpi=100)
+
+
+def _projected(model: DANN, source: Tensor, target: Tensor) -> tuple[Any, Any]:
+    from sklearn.decomposition import PCA
+
+    model.eval()
+    with torch.no_grad():
+        found = model.features(torch.cat([source, target])).flatten(1).double().numpy()
+    flat = PCA(2).fit_transform(found)
+    return flat[: len(source)], flat[len(source) :]
+
+
+def draw_embedding(path: Path, data: Domains, before: DANN, after: DANN) -> None:
+    """Features before and after training, by PCA of both domains together.
+
+    Circles are held-out source and crosses target; colours are classes, grey where the target has
+    no labels.
+    """
+    source, labels = (part[:POINTS] for part in data.held_out)
+    target, answers = data.target[:POINTS], None
+    if data.target_test is not None:
+        target, answers = (part[:POINTS] for part in data.target_test)
+    colours = colormaps["tab10" if data.classes <= 10 else "turbo"].resampled(data.classes)
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    for axes, model, title in zip(
+        figure.subplots(1, 2), (before, after), ("before training", "after training"), strict=True
+    ):
+        of_source, of_target = _projected(model, source, target)
+        style = {"s": 14, "linewidths": 0.9}
+        axes.scatter(*of_source.T, facecolors="none", edgecolors=colours(labels.numpy()), **style)
+        shown = "grey" if answers is None else colours(answers.numpy())
+        axes.scatter(*of_target.T, c=shown, marker="x", **style)
+        axes.set_title(f"features {title}", fontsize=10)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    marks = [
+        Line2D([], [], color="black", marker="o", markerfacecolor="none", linestyle=""),
+        Line2D([], [], color="black", marker="x", linestyle=""),
+    ]
+    figure.legend(marks, ["source", "target"], loc="outside lower center", ncols=2, fontsize=9)
+    figure.suptitle(f"{data.name}: colours are classes", fontsize=11)
+    figure.savefig(path, dpi=100)

@@ -1,0 +1,302 @@
+"""``python -m pyrevgrad train``: its data, its files, its resuming, and what it refuses."""
+
+import csv
+import math
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+pytest.importorskip("tqdm")
+
+from sklearn.datasets import load_digits, make_moons
+
+from pyrevgrad import __main__, adaptation
+from pyrevgrad.adaptation import arrays, command, datasets, networks
+from pyrevgrad.adaptation.arrays import DataError
+from pyrevgrad.adversarial import CDAN, RandomizedProduct
+
+FILES = ("metrics.csv", "curves.png", "embedding.png", "seed-0.pt")
+
+
+def run(folder, *options):
+    return adaptation.main([*map(str, options), "--out", str(folder)])
+
+
+def saved(path, **parts):
+    np.savez(path, **parts)
+    return path
+
+
+def table(folder):
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def files(tmp_path):
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(60, 6)) * [1, 10, 100, 0, 1, 1] + 5
+    y = (x[:, 0] > 5).astype("int32")
+    source = saved(tmp_path / "source.npz", x=x, y=y)
+    target = saved(tmp_path / "target.npz", x=x[:40] + 0.5)
+    return source, target
+
+
+# Data.
+
+
+def test_the_moons_are_the_published_ones():
+    (x, y), (target, answers) = datasets.moons()
+    plain, labels = make_moons(150, noise=0.05, random_state=1)
+    np.testing.assert_allclose(x, (plain - plain.mean(0)) * 2)
+    assert y.tolist() == labels.tolist() and answers.sum() == 75
+    other, _ = make_moons(150, noise=0.05, random_state=2)
+    other = (other - plain.mean(0)) * 2
+    turned = target.numpy() @ [1, 1j]
+    np.testing.assert_allclose(turned, other @ [1, 1j] * np.exp(1j * math.radians(35)))
+
+
+@pytest.mark.parametrize("shift", datasets.SHIFTS)
+def test_no_digit_is_in_two_domains_and_only_the_target_is_shifted(shift):
+    data = datasets.digits_domains(0, shift)
+    published = load_digits().images.reshape(-1, 64) / 16
+    rows = {tuple(row) for row in published.astype("float32").tolist()}
+    assert all(tuple(row) in rows for row in data.source[0].tolist())
+    assert sum(tuple(row) in rows for row in data.target.tolist()) == 0
+    assert (len(data.source[0]), len(data.target), data.target.shape[1]) == (1000, 400, 64)
+    assert data.target.min() >= 0 and data.target.max() <= 1
+    again = datasets.digits_domains(0, shift)
+    assert torch.equal(again.target, data.target)
+
+
+@pytest.mark.parametrize(("right", "down"), [(1, 1), (-2, 0), (0, 3)])
+def test_a_shift_moves_by_whole_pixels(right, down):
+    images = torch.rand(2, 5, 6)
+    wanted = torch.zeros_like(images)
+    for row in range(5):
+        for column in range(6):
+            if 0 <= row - down < 5 and 0 <= column - right < 6:
+                wanted[:, row, column] = images[:, row - down, column - right]
+    assert torch.equal(datasets.shifted(images, right, down), wanted)
+
+
+def test_own_arrays_are_made_standard_by_the_source_alone(files):
+    source, target = files
+    data = arrays.load(source, target, seed=0)
+    assert (len(data.source[0]), len(data.held_out[0]), len(data.target)) == (48, 12, 40)
+    mean, deviation = data.source[0].mean(0), data.source[0].std(0)
+    moving = torch.tensor([True, True, True, False, True, True])
+    torch.testing.assert_close(mean, torch.zeros(6), atol=1e-5, rtol=0)
+    torch.testing.assert_close(deviation[moving], torch.ones(5))
+    assert data.target.isfinite().all() and data.target_test is None and data.classes == 2
+    other = arrays.load(source, target, seed=1)
+    assert not torch.equal(other.held_out[0], data.held_out[0])
+
+
+@pytest.mark.parametrize("shape", [(12, 9), (3, 12, 10)])
+def test_images_are_made_standard_by_channel(tmp_path, shape):
+    x = np.random.default_rng(0).integers(0, 256, (20, *shape), dtype="uint8")
+    path = saved(tmp_path / "images.npz", x=x, y=np.arange(20) % 3)
+    data = arrays.load(path, path, 0)
+    channels = 1 if len(shape) == 2 else 3
+    assert data.target.shape[1:] == (channels, *shape[-2:])
+    torch.testing.assert_close(
+        data.source[0].std((0, 2, 3)), torch.ones(channels), atol=1e-4, rtol=0
+    )
+    assert data.target_test is not None
+
+
+# Networks.
+
+
+def test_every_method_begins_with_the_same_features():
+    made = {
+        method: networks.build(
+            method, torch.Size([7]), 3, networks.schedule_of("ganin", 5, 1.0), 0.5, seed=4
+        )
+        for method in networks.METHODS
+    }
+    for part in ("features", "label_head"):
+        states = [getattr(model, part).state_dict() for model in made.values()]
+        for name, value in states[0].items():
+            assert all(torch.equal(state[name], value) for state in states)
+    assert isinstance(made["cdan"], CDAN)
+    assert (made["dann"].domain_weight, made["none"].domain_weight) == (0.5, 0.0)
+
+
+def test_cdan_of_many_classes_is_randomized():
+    schedule = networks.schedule_of("constant", 5, 1.0)
+    model = networks.build("cdan", torch.Size([7]), 100, schedule, 1.0, 0)
+    assert isinstance(model.conditioning, RandomizedProduct)
+    labels = torch.arange(6)
+    assert model(torch.randn(6, 7), labels, torch.randn(4, 7)).loss.isfinite()
+
+
+@pytest.mark.parametrize(("name", "ends"), [("ganin", 1.9998), ("linear", 2.0), ("constant", 2.0)])
+def test_every_schedule_ends_at_the_scale(name, ends):
+    schedule = networks.schedule_of(name, 4, 2.0)
+    for _ in range(4):
+        schedule.step()
+    assert schedule.value == pytest.approx(ends, abs=1e-4)
+
+
+# Runs.
+
+
+@pytest.mark.parametrize("method", networks.METHODS)
+def test_a_run_leaves_its_files_and_says_where_it_ended(tmp_path, capsys, method):
+    folder = tmp_path / "deep" / "run"
+    options = ("--data", "moons", "--method", method, "--epochs", 2, "--seeds", 2)
+    assert run(folder, *options) == 0
+    for name in (*FILES, "seed-1.pt"):
+        assert (folder / name).stat().st_size > 0
+    rows = table(folder)
+    assert [(row["seed"], row["epoch"]) for row in rows] == [
+        ("0", "1"), ("0", "2"), ("1", "1"), ("1", "2"),
+    ]  # fmt: skip
+    said = capsys.readouterr().out
+    ends = [float(row["target_accuracy"]) for row in rows[1::2]]
+    assert f"moons, method {method}, 2 seeds" in said
+    assert f"target accuracy: {sum(ends) / 2:.3f} (from {min(ends):.3f}" in said
+
+
+def test_own_arrays_run_and_an_unlabelled_target_is_said(tmp_path, files, capsys):
+    source, target = files
+    assert run(tmp_path / "run", "--source", source, "--target", target, "--epochs", 2) == 0
+    said = capsys.readouterr().out
+    assert "source to target" in said and "accuracy is not known" in said
+    assert "target_accuracy" not in table(tmp_path / "run")[0]
+
+
+def test_own_images_run(tmp_path):
+    x = np.random.default_rng(0).normal(size=(24, 3, 9, 9)).astype("float16")
+    path = saved(tmp_path / "images.npz", x=x, y=np.arange(24) % 4)
+    options = ("--source", path, "--target", path, "--epochs", 1, "--method", "cdan")
+    assert run(tmp_path / "run", *options) == 0
+
+
+def test_a_killed_run_continues_to_the_same_figures(tmp_path, monkeypatch):
+    options = ("--data", "moons", "--epochs", 4, "--seeds", 2)
+    assert run(tmp_path / "whole", *options) == 0
+    plain = command.fit
+    calls = []
+
+    def killed(*arguments, **given):
+        calls.append(1)
+
+        def stop(record):
+            if len(calls) == 2 and record["epoch"] == 2:
+                raise KeyboardInterrupt
+
+        return plain(*arguments, **given, after_epoch=stop)
+
+    monkeypatch.setattr(command, "fit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", *options)
+    monkeypatch.setattr(command, "fit", plain)
+    assert run(tmp_path / "parts", *options, "--resume") == 0
+    assert table(tmp_path / "parts") == table(tmp_path / "whole")
+
+
+def test_a_run_in_the_way_is_kept(tmp_path, capsys):
+    options = ("--data", "moons", "--epochs", 1)
+    assert run(tmp_path, *options) == 0
+    before = (tmp_path / "seed-0.pt").read_bytes()
+    assert run(tmp_path, *options) == 2
+    assert "seed-0.pt is there: pass --resume, or another --out" in capsys.readouterr().err
+    assert (tmp_path / "seed-0.pt").read_bytes() == before
+    assert run(tmp_path, *options, "--seed", 0, "--batch-size", 8, "--resume") == 2
+    assert "batch_size 32 (now 8)" in capsys.readouterr().err
+
+
+def test_a_diverging_run_says_where_and_what_to_try(tmp_path, capsys):
+    assert run(tmp_path, "--data", "moons", "--epochs", 3, "--rate", 1e30) == 1
+    said = capsys.readouterr().err
+    assert "at step" in said and "not finite" in said and "smaller --rate" in said
+
+
+def test_a_missing_package_names_the_extra(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(command.NEEDED, "no_such_module", "no-such-package")
+    assert run(tmp_path / "run", "--data", "moons") == 2
+    assert 'train needs no-such-package: pip install "pyrevgrad[train]"' in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_gets_what_follows_it(monkeypatch):
+    given = []
+    monkeypatch.setattr(adaptation, "main", lambda arguments: given.append(arguments) or 5)
+    assert __main__.main(["train", "--data", "moons", "--help"]) == 5
+    assert given == [["--data", "moons", "--help"]]
+
+
+# What is refused.
+
+X, Y = np.zeros((8, 3)) + np.arange(8)[:, None], np.arange(8) % 2
+BAD_ARRAYS = [
+    ({"y": Y}, {}, "has no array 'x'; it has y"),
+    ({"x": X}, {}, "has no array 'y'; it has x"),
+    ({"x": X, "y": Y[:5]}, {}, r"y has shape \(5,\) for 8 samples"),
+    ({"x": X, "y": Y[:, None]}, {}, r"y has shape \(8, 1\)"),
+    ({"x": X, "y": Y + 0.5}, {}, "y holds float64, and must hold integers"),
+    ({"x": X, "y": Y - 1}, {}, "y holds -1, and classes begin at 0"),
+    ({"x": X, "y": Y * 0}, {}, "y holds one class alone"),
+    ({"x": X[:, 0], "y": Y}, {}, r"x has shape \(8,\); it must be features"),
+    ({"x": X[:0], "y": Y[:0]}, {}, r"x has shape \(0, 3\), too few samples"),
+    ({"x": X.astype(str), "y": Y}, {}, "must hold numbers"),
+    ({"x": np.array([None] * 8), "y": Y}, {}, "is no .npz file that can be read"),
+    ({"x": np.where(X == 3, np.nan, X), "y": Y}, {}, "3 values of x are NaN or infinite"),
+    ({"x": np.zeros((8, 9, 9, 3)), "y": Y}, {}, "with channels last; use x.transpose"),
+    ({"x": X, "y": Y}, {"x": X[:, :2]}, r"of shape \(3,\) and .* of shape \(2,\)"),
+    ({"x": X, "y": Y}, {"x": X, "y": Y + 1}, "label 2 is none of the source's 2 classes"),
+    ({"x": X, "y": Y}, {"y": Y}, "has no array 'x'"),
+]
+
+
+@pytest.mark.parametrize(("source", "target", "message"), BAD_ARRAYS)
+def test_wrong_arrays_get_a_sentence(tmp_path, source, target, message):
+    first = saved(tmp_path / "source.npz", **source)
+    second = saved(tmp_path / "target.npz", **(target or {"x": X}))
+    with pytest.raises(DataError, match=message):
+        arrays.load(first, second, 0)
+
+
+def test_a_file_that_is_none_is_said(tmp_path, capsys):
+    good = saved(tmp_path / "good.npz", x=X, y=Y)
+    text = tmp_path / "text.npz"
+    text.write_text("x, y")
+    single = tmp_path / "single.npy"
+    np.save(single, X)
+    for path, message in (
+        (tmp_path / "none.npz", "none.npz is not there"),
+        (text, "text.npz is no .npz file that can be read"),
+        (single, "single.npy is a single array; save both by numpy.savez"),
+    ):
+        assert run(tmp_path / "run", "--source", path, "--target", good) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "give --data, or --source and --target"),
+        (("--data", "moons", "--source", "s.npz"), "give --data, or --source and --target"),
+        (("--source", "s.npz"), "--source and --target go together"),
+        (("--data", "mnist"), "invalid choice: 'mnist'"),
+        (("--data", "moons", "--epochs", 0), "--epochs must be at least 1"),
+        (("--data", "moons", "--batch-size", 0), "--batch-size must be at least 1"),
+        (("--data", "moons", "--scale", "nan"), "--scale must be a finite number"),
+        (("--data", "moons", "--weight", -1), "--weight must be a finite number >= 0"),
+        (("--data", "moons", "--seed", -1), "--seed must be at least 0"),
+        (("--data", "moons", "--patience", 0), "--patience must be at least 1"),
+        (("--data", "moons", "--device", "abacus"), "--device abacus is not there"),
+    ],
+)
+def test_a_wrong_command_line_is_refused(tmp_path, options, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path / "run", *options)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
