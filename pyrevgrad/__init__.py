@@ -20,6 +20,7 @@ from .rules import (
     rectgrad,
     reverse,
 )
+from .swapping import SwapError, SwapWarning, assert_overridden, swap
 from .transforms import TracingError
 
 __version__ = "0.1.0"
@@ -38,9 +39,12 @@ __all__ = [
     "ReversalError",
     "ReversalReport",
     "Rule",
+    "SwapError",
+    "SwapWarning",
     "TracingError",
     "activation",
     "adversarial",
+    "assert_overridden",
     "backend",
     "check_reversal",
     "clipped_straight_through",
@@ -54,4 +58,5 @@ __all__ = [
     "reverse_gradient",
     "schedules",
     "show_config",
+    "swap",
 ]

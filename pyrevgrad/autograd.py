@@ -7,6 +7,7 @@ every other, and say the same.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import Function
 
 from . import backends
-from .backends import HALF_TYPES, BackendError, Pairs
+from .backends import HALF_TYPES, BackendError, Pairs, ValueOf
 from .binding import NODES
 from .pairs import Pair
 from .reference import eager
@@ -193,17 +194,36 @@ if NODES is not None:
     NODES.configure(_any_order_for_nodes, eager.derivative_of_output)
 
 
+#: What a living swap sets, to see each call of ours in a model; None where no swap lives.
+watcher: Callable[..., Any] | None = None
+
+
 def call(x: Any, pairs: Pairs, scale: Tensor | None, inplace: bool = False) -> Any:
     """y = f(x), recorded with the rule's backward where a gradient can be needed."""
-    nodes = None if inplace else _nodes_for(pairs)
+    if watcher is not None:
+        return watcher(x, pairs, scale, inplace)
+    return call_unwatched(x, pairs, scale, inplace)
+
+
+def call_unwatched(
+    x: Any,
+    pairs: Pairs,
+    scale: Tensor | None,
+    inplace: bool = False,
+    value: Callable[[Tensor], Tensor] | None = None,
+) -> Any:
+    """As `call`; in eager and torch.func, `value` computes f(x) in place of our own kernels."""
+    nodes = None if inplace or value is not None else _nodes_for(pairs)
     if nodes is not None:
         y = nodes.call(x, *pairs.handles, scale)
         if y is not NotImplemented:
             return y
     if type(x) not in _PLAIN_TYPES or _is_special():
-        return _special(x, pairs, scale, inplace)
+        return _special(x, pairs, scale, inplace, value)
     pair = _checked(x, pairs, scale)
     backend = backends.choose(x, pair)
+    if value is not None:
+        backend = ValueOf(value, backend)
     if inplace:
         return _in_place(x, pair, scale, backend)
     if not (x.requires_grad and torch.is_grad_enabled()):
@@ -293,7 +313,7 @@ def _in_place(x: Tensor, pair: Pair, scale: Tensor | None, backend: Any) -> Tens
     return _CallInPlace.apply(x, pair, scale, backend)
 
 
-def _special(x: Any, pairs: Pairs, scale: Tensor | None, inplace: bool) -> Any:
+def _special(x: Any, pairs: Pairs, scale: Tensor | None, inplace: bool, value: Any = None) -> Any:
     """Everything but a plain eager tensor: compilers, tracers, transforms, subclasses."""
     if isinstance(x, torch.fx.Proxy):
         return _traced_proxy(x, pairs, scale)
@@ -312,9 +332,10 @@ def _special(x: Any, pairs: Pairs, scale: Tensor | None, inplace: bool) -> Any:
                 f"backend {backends.forced()!r} was asked for and does not serve torch.func "
                 "transforms or forward-mode gradients; the reference does"
             )
-        y = transformed(x.clone() if inplace else x, pair, scale)
+        y = transformed(x.clone() if inplace else x, pair, scale, value)
     else:
-        y = _recorded(x, pair, scale, backends.reference_for_subclass(x))
+        backend = backends.reference_for_subclass(x)
+        y = _recorded(x, pair, scale, backend if value is None else ValueOf(value, backend))
     return x.copy_(y) if inplace else y
 
 

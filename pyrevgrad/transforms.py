@@ -5,6 +5,7 @@ Each gives the modified gradient or a sentence. Imports pairs and the reference.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch.autograd.function import Function
 
 from .pairs import Pair
 from .reference import eager
+
+Value = Callable[[Tensor], Tensor] | None
 
 
 class TracingError(RuntimeError):
@@ -23,19 +26,19 @@ class _Transformed(Function):
     """For torch.func and forward mode: the reference's formulas, and x itself as state."""
 
     @staticmethod
-    def forward(x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
-        return eager.value(x, pair)
+    def forward(x: Tensor, pair: Pair, scale: Tensor | None, value: Value) -> Tensor:
+        return eager.value(x, pair) if value is None else value(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        x, ctx.pair, ctx.scale = inputs
+        x, ctx.pair, ctx.scale, _ = inputs
         ctx.save_for_backward(x)
         ctx.save_for_forward(x)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         (x,) = ctx.saved_tensors
-        return eager.gradient_of_input(g, x, ctx.pair, ctx.scale), None, None
+        return eager.gradient_of_input(g, x, ctx.pair, ctx.scale), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
@@ -49,21 +52,26 @@ class _Transformed(Function):
         return eager.gradient_of_input(tangent, x, ctx.pair, ctx.scale)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, pair: Pair, scale: Tensor | None) -> Any:
+    def vmap(
+        info: Any, in_dims: Any, x: Tensor, pair: Pair, scale: Tensor | None, value: Value
+    ) -> Any:
         if in_dims[2] is None:
-            return _Transformed.apply(x, pair, scale), in_dims[0]
+            return _Transformed.apply(x, pair, scale, value), in_dims[0]
         x = x.unsqueeze(0) if in_dims[0] is None else x.movedim(in_dims[0], 0)
         x = x.expand(info.batch_size, *x.shape[1:])
         scale = scale.reshape(-1, *[1] * (x.dim() - 1))  # type: ignore[union-attr]
-        return _Transformed.apply(x, pair, scale), 0
+        return _Transformed.apply(x, pair, scale, value), 0
 
 
-def transformed(x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
-    """f(x) inside a torch.func transform or forward mode, or TracingError."""
+def transformed(x: Tensor, pair: Pair, scale: Tensor | None, value: Value = None) -> Tensor:
+    """f(x) inside a torch.func transform or forward mode, or TracingError.
+
+    `value` computes f(x); the reference's formula if None.
+    """
     kind = torch._C._functorch.TransformType.Jvp
     levels = torch._C._functorch.get_interpreter_stack() or ()
     if sum(level.key() == kind for level in levels) < 2:
-        return _Transformed.apply(x, pair, scale)
+        return _Transformed.apply(x, pair, scale, value)
     if pair.exact and scale is None:
         return eager.value(x, pair)
     raise TracingError(

@@ -1,0 +1,358 @@
+"""PyTorch's spellings of activations: which function of the table a call computes, on what.
+
+Imports torch and the activation table; knows nothing of swaps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..activations import ACTIVATIONS
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """One function of PyTorch: what it computes and what it takes after the input.
+
+    `kind` is a name of the activation table, ``"clamp"``, ``"threshold"`` or ``"rrelu"``, which
+    depend on their arguments, or a function that no row serves, with the `refusal` that says so.
+    """
+
+    kind: str
+    names: tuple[str, ...] = ()
+    shown: str = ""
+    inplace: bool = False
+    refusal: str | None = None
+    rectifier: bool = False
+
+
+@dataclass
+class Call:
+    """One call of an activation: ``f(x)`` with `params`, and how PyTorch computes it.
+
+    `interval` is given for a clamp, whose slope is 1 at its bounds too, where relu's is 0.
+    """
+
+    kind: str
+    shown: str
+    x: Tensor
+    params: dict[str, float] = field(default_factory=dict)
+    inplace: bool = False
+    refusal: str | None = None
+    rectifier: bool = False
+    value: Callable[[Tensor], Tensor] | None = None
+    interval: Interval | None = None
+
+
+_LEARNED = "its slope is learned, and no row of the activation table has a gradient for it"
+_RANDOM = "its slopes are drawn at random in training, and no row of the activation table is"
+_FUSED = "the activation is fused into one operation with other layers and cannot be taken apart"
+_GATED = "it multiplies one half of its input by a gate made of the other"
+
+#: (kind, names of the arguments after the input, where PyTorch has it). A trailing underscore means
+#: in place.
+_TABLE: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("relu", ("inplace",), "F.relu"),
+    ("relu", (), "torch.relu torch.relu_ Tensor.relu Tensor.relu_"),
+    ("leaky_relu", ("negative_slope", "inplace"), "F.leaky_relu"),
+    ("leaky_relu", ("negative_slope",), "F.leaky_relu_ nn.leaky_relu nn.leaky_relu_"),
+    ("relu6", ("inplace",), "F.relu6"),
+    ("relu6", (), "nn.relu6 nn.relu6_"),
+    ("hardtanh", ("min_val", "max_val", "inplace"), "F.hardtanh"),
+    ("hardtanh", ("min_val", "max_val"), "F.hardtanh_ nn.hardtanh nn.hardtanh_"),
+    ("elu", ("alpha", "inplace"), "F.elu"),
+    ("elu", ("alpha", "scale", "input_scale"), "F.elu_ nn.elu nn.elu_"),
+    ("selu", ("inplace",), "F.selu"),
+    ("selu", (), "torch.selu torch.selu_"),
+    ("celu", ("alpha", "inplace"), "F.celu"),
+    ("celu", ("alpha",), "torch.celu torch.celu_"),
+    ("softplus", ("beta", "threshold"), "F.softplus"),
+    ("softsign", (), "F.softsign"),
+    ("sigmoid", (), "torch.sigmoid torch.sigmoid_ Tensor.sigmoid Tensor.sigmoid_ special.expit"),
+    ("logsigmoid", (), "F.logsigmoid"),
+    ("tanh", (), "torch.tanh torch.tanh_ Tensor.tanh Tensor.tanh_"),
+    ("tanhshrink", (), "F.tanhshrink"),
+    ("hardshrink", ("lambd",), "F.hardshrink torch.hardshrink Tensor.hardshrink"),
+    ("softshrink", ("lambd",), "F.softshrink"),
+    ("gelu", ("approximate",), "F.gelu nn.gelu_"),
+    ("silu", ("inplace",), "F.silu"),
+    ("silu", (), "nn.silu nn.silu_"),
+    ("mish", ("inplace",), "F.mish"),
+    ("mish", (), "nn.mish nn.mish_"),
+    ("hardswish", ("inplace",), "F.hardswish"),
+    ("hardswish", (), "nn.hardswish nn.hardswish_"),
+    ("hardsigmoid", ("inplace",), "F.hardsigmoid"),
+    ("hardsigmoid", (), "nn.hardsigmoid nn.hardsigmoid_"),
+    ("threshold", ("threshold", "value", "inplace"), "F._threshold"),
+    ("threshold", ("threshold", "value"), "torch.threshold torch.threshold_"),
+    ("rrelu", ("lower", "upper", "training", "inplace"), "F.rrelu"),
+    ("rrelu", ("lower", "upper", "training"), "torch.rrelu torch.rrelu_"),
+    ("prelu", ("weight",), "torch.prelu Tensor.prelu"),
+    ("glu", ("dim",), "F.glu nn.glu"),
+    ("clamp", ("min", "max"), "torch.clamp torch.clamp_ Tensor.clamp Tensor.clamp_"),
+    ("clamp", ("min", "max"), "torch.clip torch.clip_ Tensor.clip Tensor.clip_"),
+    ("clamp", ("min",), "torch.clamp_min torch.clamp_min_ Tensor.clamp_min Tensor.clamp_min_"),
+    ("fused relu", (), "torch.rnn_relu torch.rnn_relu_cell torch.cudnn_convolution_relu"),
+    ("fused relu", (), "torch.cudnn_convolution_add_relu torch._addmm_activation"),
+    ("fused relu", (), "torch._transformer_encoder_layer_fwd"),
+    ("fused tanh", (), "torch.rnn_tanh torch.rnn_tanh_cell torch.lstm torch.lstm_cell"),
+    ("fused tanh", (), "torch.gru torch.gru_cell"),
+)
+_ROOMS = {"F": F, "torch": torch, "Tensor": Tensor, "nn": torch._C._nn, "special": torch.special}
+#: What no row serves, and why; whether it is a rectifier, which the swap is meant to reach.
+_REFUSALS = {
+    "prelu": (_LEARNED, True),
+    "glu": (_GATED, False),
+    "fused relu": (_FUSED, True),
+    "fused tanh": (_FUSED, False),
+}
+#: Their signature in ATen, where it is not that of the function of the same name.
+_ATEN_NAMES = {"gelu": ("approximate",), "log_sigmoid": (), "relu6": (), "_prelu_kernel": ()}
+
+
+def _shown(room: str, name: str) -> str:
+    if room == "nn":
+        return f"torch._C._nn.{name}"
+    return {"F": "F", "torch": "torch", "Tensor": "Tensor", "special": "torch.special"}[
+        room
+    ] + f".{name.removeprefix('_') if room == 'F' else name}"
+
+
+def _spellings() -> dict[Any, Spelling]:
+    made: dict[Any, Spelling] = {}
+    for kind, names, places in _TABLE:
+        refusal, rectifier = _REFUSALS.get(kind, (None, False))
+        for place in places.split():
+            room, name = place.split(".")
+            function = getattr(_ROOMS[room], name, None)
+            if function is not None:
+                inplace = name.endswith("_")
+                shown = _shown(room, name)
+                made.setdefault(function, Spelling(kind, names, shown, inplace, refusal, rectifier))
+    return made
+
+
+SPELLINGS = _spellings()
+
+
+@cache
+def _of_operator(name: str) -> Spelling | None:
+    """The spelling of ``torch.ops.aten.<name>``, which fx graphs of exporters call."""
+    bare = {"log_sigmoid": "logsigmoid", "_prelu_kernel": "prelu"}.get(name, name)
+    for spelling in SPELLINGS.values():
+        own = spelling.shown.rpartition(".")[2]
+        if own == bare and "inplace" not in spelling.names:
+            names = _ATEN_NAMES.get(name, spelling.names)
+            return Spelling(
+                spelling.kind,
+                names,
+                f"torch.ops.aten.{name}",
+                spelling.inplace,
+                spelling.refusal,
+                spelling.rectifier,
+            )
+    return None
+
+
+def spelling_of(function: Any) -> Spelling | None:
+    """How the table calls `function`, or None if it is no activation."""
+    found = SPELLINGS.get(function)
+    if found is not None or not isinstance(
+        function, torch._ops.OpOverload | torch._ops.OpOverloadPacket
+    ):
+        return found
+    space, _, name = str(getattr(function, "_qualified_op_name", function)).partition("::")
+    return _of_operator(name.partition(".")[0]) if space == "aten" else None
+
+
+def read(spelling: Spelling, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    """The call that these arguments make, or None if it is no activation of real numbers."""
+    given = dict(kwargs)
+    if spelling.kind.startswith("fused"):
+        tensors = [part for part in args if isinstance(part, Tensor)]
+        if not tensors:
+            return None
+        return _refused(spelling, tensors[0])
+    if args:
+        x, *rest = args
+        given.update(zip(spelling.names, rest, strict=False))
+        strays = len(rest) > len(spelling.names)
+    else:
+        x = given.pop("input", given.pop("self", None))
+        strays = False
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        return None
+    strange = [name for name in given if name not in spelling.names]
+    if strays or strange:
+        call = _refused(spelling, x)
+        call.refusal = f"it is called with {', '.join(strange) or 'arguments not known here'}="
+        return _with_kind(call, given)
+    if spelling.refusal is not None:
+        return _refused(spelling, x)
+    inplace = spelling.inplace or bool(given.pop("inplace", False))
+    call = Call(spelling.kind, spelling.shown, x, inplace=inplace)
+    return _with_kind(call, given)
+
+
+def _refused(spelling: Spelling, x: Tensor) -> Call:
+    return Call(
+        spelling.kind,
+        spelling.shown,
+        x,
+        inplace=spelling.inplace,
+        refusal=spelling.refusal,
+        rectifier=spelling.rectifier,
+    )
+
+
+def _with_kind(call: Call, given: dict[str, Any]) -> Call | None:
+    """`call` with its row, parameters and PyTorch's out-of-place function, from its arguments."""
+    special = {"clamp": _clamp, "threshold": _threshold, "rrelu": _rrelu}.get(call.kind)
+    if special is not None:
+        return special(call, given)
+    if call.kind not in ACTIVATIONS:
+        return call
+    if call.kind == "gelu" and given.pop("approximate", "none") == "tanh":
+        call.kind = "gelu_tanh"
+    if call.kind == "elu" and (given.pop("scale", 1), given.pop("input_scale", 1)) != (1, 1):
+        call.refusal = "its scale or input_scale is not 1"
+    return _resolved(call, {k: v for k, v in given.items() if k != "inplace"})
+
+
+def _resolved(call: Call, params: dict[str, Any]) -> Call:
+    row = ACTIVATIONS[call.kind]
+    names = {parameter.name for parameter in row.parameters}
+    call.params = {name: value for name, value in params.items() if name in names}
+    call.rectifier = call.rectifier or row.rectifier or _is_clipped_relu(call)
+    try:
+        row.resolve(call.params)
+    except (TypeError, ValueError) as error:
+        call.refusal = call.refusal or str(error)
+    if call.value is None and call.kind not in ("relu", "leaky_relu"):
+        call.value = plain(call.kind, call.params)
+    return call
+
+
+def _is_clipped_relu(call: Call) -> bool:
+    return call.kind == "hardtanh" and call.params.get("min_val", -1.0) == 0
+
+
+def plain(kind: str, params: dict[str, float]) -> Callable[[Tensor], Tensor]:
+    """PyTorch's own function of the row `kind`, out of place."""
+    row = ACTIVATIONS[kind]
+    assert row.torch_name is not None
+    function: Any = torch
+    for part in row.torch_name.split("."):
+        function = getattr(function, part)
+    return partial(function, **row.torch_arguments, **params)
+
+
+def _bound(given: dict[str, Any], name: str, absent: float) -> float | None:
+    """A bound of a clamp as a number; None if it is a tensor of many elements."""
+    value = given.get(name)
+    if value is None:
+        return absent
+    if isinstance(value, Tensor):
+        return value.item() if value.numel() == 1 and not value.requires_grad else None
+    return float(value)
+
+
+def _clamp(call: Call, given: dict[str, Any]) -> Call | None:
+    low, high = _bound(given, "min", -math.inf), _bound(given, "max", math.inf)
+    if low != 0 or high is None or high <= 0:
+        return None
+    call.interval = (0.0, high)
+    call.shown += "(min=0)" if math.isinf(high) else f"(min=0, max={high:g})"
+    clamp = (
+        partial(torch.clamp, min=0) if math.isinf(high) else partial(torch.clamp, min=0, max=high)
+    )
+    call.value = clamp
+    if math.isinf(high):
+        call.kind = "relu"
+        return _resolved(call, {})
+    call.kind = "relu6" if high == 6 else "hardtanh"
+    return _resolved(call, {"min_val": 0.0, "max_val": high})
+
+
+def _threshold(call: Call, given: dict[str, Any]) -> Call:
+    call.rectifier = True
+    if given.get("threshold") == 0 and given.get("value") == 0:
+        call.kind, call.value = "relu", partial(torch.threshold, threshold=0.0, value=0.0)
+        return _resolved(call, {})
+    call.refusal = "no row of the activation table is a threshold other than (0, 0)"
+    return call
+
+
+def _rrelu(call: Call, given: dict[str, Any]) -> Call:
+    call.rectifier = True
+    if given.get("training", False):
+        call.refusal = _RANDOM
+        return call
+    lower, upper = given.get("lower", 1 / 8), given.get("upper", 1 / 3)
+    call.kind = "leaky_relu"
+    call.value = partial(F.rrelu, lower=lower, upper=upper, training=False)
+    return _resolved(call, {"negative_slope": (lower + upper) / 2})
+
+
+#: The layers of PyTorch that are one activation, by class: its kind.
+LAYERS: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.LeakyReLU: "leaky_relu",
+    nn.ELU: "elu",
+    nn.SELU: "selu",
+    nn.CELU: "celu",
+    nn.GELU: "gelu",
+    nn.SiLU: "silu",
+    nn.Mish: "mish",
+    nn.Hardswish: "hardswish",
+    nn.Softplus: "softplus",
+    nn.Softsign: "softsign",
+    nn.Sigmoid: "sigmoid",
+    nn.LogSigmoid: "logsigmoid",
+    nn.Tanh: "tanh",
+    nn.Tanhshrink: "tanhshrink",
+    nn.Hardshrink: "hardshrink",
+    nn.Softshrink: "softshrink",
+    nn.Hardsigmoid: "hardsigmoid",
+    nn.Hardtanh: "hardtanh",
+    nn.PReLU: "prelu",
+    nn.RReLU: "rrelu",
+    nn.Threshold: "threshold",
+    nn.GLU: "glu",
+}
+
+
+def layer_kind(module: nn.Module) -> str | None:
+    """The kind of an activation layer or a subclass of one, None for any other module."""
+    for base in type(module).__mro__:
+        if base in LAYERS:
+            kind = LAYERS[base]
+            if kind == "gelu" and getattr(module, "approximate", "none") == "tanh":
+                return "gelu_tanh"
+            if kind == "threshold" and (
+                getattr(module, "threshold", None),
+                getattr(module, "value", None),
+            ) == (0, 0):
+                return "relu"
+            return "leaky_relu" if kind == "rrelu" and not module.training else kind
+    return None
+
+
+def layer_is_rectifier(kind: str, module: nn.Module) -> bool:
+    """Whether an activation layer of this kind is one that the swap is meant to reach."""
+    if kind == "hardtanh":
+        return getattr(module, "min_val", -1.0) == 0
+    if kind in ACTIVATIONS:
+        return ACTIVATIONS[kind].rectifier
+    return kind in ("prelu", "rrelu", "threshold")

@@ -1,0 +1,333 @@
+"""A swap while it holds: what it replaced, the strict checks, and putting everything back.
+
+Imports the other rooms of the package.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import autograd
+from ..rules import Rule
+from . import audit, interception, places, recomputation
+from .calls import Call, layer_is_rectifier, layer_kind
+from .interception import Interceptor
+from .places import Place
+from .refusals import SwapError, SwapWarning, check_model
+from .selection import Selection, described
+from .sites import Report, Site
+from .verification import Recorder, Verification, verified
+
+_FOR_LAYERS = {
+    "prelu": "its slope is learned, and no row of the activation table has a gradient for it",
+    "rrelu": "its slopes are drawn at random in training",
+    "threshold": "no row of the activation table is a threshold other than (0, 0)",
+    "glu": "it multiplies one half of its input by a gate made of the other",
+}
+
+
+class Swap:
+    """What `pyrevgrad.swap` returns: a context manager with `report`, `revert` and `verify`.
+
+    Attributes
+    ----------
+    model : torch.nn.Module
+    rule : Rule
+    strict : bool or "all"
+    report : Report
+        What was replaced and what was left; it grows as the model runs.
+    """
+
+    def __init__(self, model: nn.Module, rule: Rule, where: Any, strict: Any) -> None:
+        if strict not in (True, False, "all"):
+            raise ValueError(f"strict must be True, False or 'all', got {strict!r}")
+        check_model(model)
+        named = dict(model.named_modules(remove_duplicate=False))
+        self.model, self.rule, self.strict = model, rule, strict
+        self._selection = Selection(named, rule, where)
+        self.report = Report(type(model).__name__, rule, described(where))
+        self.interceptor = Interceptor(self)
+        self.recorder: Recorder | None = None
+        self.live = False
+        self.calls = self.shadowed = 0
+        self._lock = threading.RLock()
+        self._holds = 0
+        self._sites: dict[Any, Site] = {}
+        aliases: dict[nn.Module, list[str]] = {}
+        for name, module in named.items():
+            aliases.setdefault(module, []).append(name)
+        self._places = [Place(self, module, tuple(names)) for module, names in aliases.items()]
+        self._register_layers()
+        self.hold()
+        self.live = True
+        recomputation.LIVE.append(self)
+        autograd.watcher = _watch
+
+    def _register_layers(self) -> None:
+        for place in self._places:
+            kind = layer_kind(place.module)
+            if kind is None:
+                continue
+            site = Site(place.path, kind, place.module, place.aliases)
+            site.spelling = f"nn.{type(place.module).__name__}"
+            site.rectifier = layer_is_rectifier(kind, place.module)
+            self._selection.decide(site, _FOR_LAYERS.get(kind))
+            self._add((place.path, kind), site)
+
+    def _add(self, key: Any, site: Site) -> Site:
+        self._sites[key] = site
+        self.report.sites.append(site)
+        return site
+
+    # What the interceptor asks and tells.
+
+    def layer_site(self, path: str, kind: str) -> bool:
+        """Whether an activation layer of that kind is registered there."""
+        return (path, kind) in self._sites
+
+    def site(self, key: Any, place: Place, call: Call, source: str) -> Site:
+        """The site of a call, made and decided when it is first seen."""
+        site = self._sites.get(key)
+        if site is not None and site.source:
+            return site
+        with self._lock:
+            site = self._sites.get(key)
+            if site is None:
+                site = Site(place.path, call.kind, place.module, place.aliases)
+                site.spelling = call.shown
+                self._add(key, site)
+            if not site.source:
+                site.source, site.params = source, dict(call.params)
+                site.rectifier = call.rectifier
+                self._selection.decide(site, call.refusal)
+        return site
+
+    def note_uncertain(self, key: Any, place: Place, pattern: str, source: str) -> None:
+        """List something that looks like an activation, and warn of it once."""
+        with self._lock:
+            site = self._sites.get(key)
+            if site is None:
+                site = Site(place.path, pattern, place.module, place.aliases, source=source)
+                site.spelling, site.certain = pattern, False
+                site.reason = "it looks like an activation, and the swap cannot be sure"
+                self._add(key, site)
+                warnings.warn(f"swap left {site}: {site.reason}", SwapWarning, stacklevel=4)
+            site.forward += 1
+
+    def note_unserved(self, site: Site, reason: str) -> None:
+        """List a call of a replaced site that met a tensor that no row serves."""
+        key = (site, reason)
+        with self._lock:
+            if key not in self._sites:
+                other = Site(site.path, site.kind, site.module, site.aliases, dict(site.params))
+                other.spelling, other.source, other.reason = site.spelling, site.source, reason
+                other.meant = True
+                self._add(key, other)
+            self._sites[key].forward += 1
+
+    def count_forward(self, site: Site) -> None:
+        """One more run forward."""
+        with self._lock:
+            site.forward += 1
+
+    def count_backward(self, site: Site) -> None:
+        """One more run backward."""
+        with self._lock:
+            site.backward += 1
+
+    def substitute(self, call: Call, x: Tensor, site: Site) -> Tensor:
+        """The activation with its rule's backward."""
+        assert site.rule is not None
+        for other in recomputation.LIVE:
+            if other is not self and other.interceptor.thread.places:
+                other.shadowed += 1
+        if self.recorder is not None:
+            return self.recorder.substitute(call, x, site)
+        return interception.substitute(call, x, site.rule)
+
+    def after_call(self, place: Place, args: Any, kwargs: Any, result: Any) -> None:
+        """The checks after the outermost call of a module of the model."""
+        self.calls += 1
+        for finding in audit.unseen((args, kwargs), result):
+            self._note_finding(place, finding)
+        whole_model = place.module is self.model
+        problem = self._problem(whole_model)
+        if problem is not None:
+            self._restore()
+            raise SwapError(problem)
+
+    def _note_finding(self, place: Place, finding: audit.Finding) -> None:
+        key = (place.path, finding.kind, finding.text)
+        if key in self._sites or self._explained(finding):
+            return
+        site = Site(place.path, finding.kind, place.module, place.aliases)
+        site.spelling, site.reason = finding.kind, finding.text
+        site.forward, site.certain = 1, finding.certain
+        site.meant = finding.certain
+        self._add(key, site)
+        if not finding.certain:
+            site.reason += "; the swap cannot tell whether it is an activation"
+            warnings.warn(f"swap left {site}: {site.reason}", SwapWarning, stacklevel=6)
+
+    def _explained(self, finding: audit.Finding) -> bool:
+        """Whether a fused operation, listed already, leaves such nodes."""
+        return any(
+            site.kind == f"fused {finding.kind}" and site.forward for site in self.report.left
+        )
+
+    # The strict checks.
+
+    def _problem(self, whole_model: bool) -> str | None:
+        if not self.strict:
+            return None
+        missed = [site for site in self.report.left if site.meant and site.forward]
+        if self.strict == "all":
+            missed += [site for site in self.report.left if not site.certain]
+        if missed:
+            listed = "\n".join(f"  {site}: {site.reason}" for site in missed)
+            return (
+                f"the swap of {self.report.model} did not reach {len(missed)} "
+                f"activation{'s' * (len(missed) > 1)}:\n{listed}\n"
+                "leave them out with where={name: None}, or pass strict=False"
+            )
+        if whole_model and not self.shadowed and not self._ran():
+            return self._nothing()
+        return None
+
+    def _ran(self) -> bool:
+        return any(site.forward for site in self.report.replaced)
+
+    def _nothing(self) -> str:
+        start = f"the swap replaced no activation of {self.report.model}"
+        if not self.calls:
+            return f"{start}: no forward of it ran while the swap held"
+        left = [site for site in self.report.left if site.forward]
+        if not left:
+            return f"{start}: its forward calls none that PyTorch has a name for"
+        return f"{start}; it left\n" + "\n".join(f"  {site}: {site.reason}" for site in left)
+
+    # Holding and putting back.
+
+    def hold(self) -> None:
+        """Announce the modules, once for any number of holders."""
+        with self._lock:
+            if not self._holds:
+                places.announce(self._places)
+                recomputation.begin()
+            self._holds += 1
+
+    def release(self) -> None:
+        """Undo one `hold`."""
+        with self._lock:
+            self._holds -= 1
+            if not self._holds:
+                recomputation.end()
+                places.silence(self._places)
+
+    def _restore(self) -> bool:
+        with self._lock:
+            if not self.live:
+                return False
+            self.live = False
+            recomputation.LIVE[:] = [swap for swap in recomputation.LIVE if swap is not self]
+            if not recomputation.LIVE:
+                autograd.watcher = None
+            self.release()
+            return True
+
+    def revert(self) -> nn.Module:
+        """Put everything back, then check; returns the model. Again: does nothing.
+
+        Raises
+        ------
+        SwapError
+            Under `strict`, when nothing was replaced or something was missed.
+        """
+        if self._restore():
+            problem = self._problem(True)
+            if problem is not None:
+                raise SwapError(problem)
+        return self.model
+
+    def verify(self, *args: Any, **kwargs: Any) -> Verification:
+        """Run the model forward and back, and prove by numbers that the rule was applied.
+
+        Each activation's gradient is compared with the rule's formula in float64, and with the
+        plain gradient where the two must differ; values are compared with the plain ones. Buffers,
+        random state and ``.grad`` are left as they were.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            What the model takes.
+
+        Returns
+        -------
+        Verification
+            The numbers; ``print`` shows them as a table.
+
+        Raises
+        ------
+        SwapError
+            A gradient is not the rule's, a value changed, or nothing was proved at these inputs.
+        """
+        self._check_live()
+        return verified(self, args, kwargs)
+
+    def _check_live(self) -> None:
+        if not self.live:
+            raise SwapError("this swap was reverted already; call pyrevgrad.swap again")
+
+    def __enter__(self) -> Swap:
+        self._check_live()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None:
+            self.revert()
+        else:
+            self._restore()
+
+    def describe(self, place: Place) -> str:
+        """What ``print(model)`` says of the swap at a module."""
+        if not self.live:
+            return ""
+        here = [site for site in self.report.sites if site.path == place.path]
+        parts = [
+            f"{repr(site.rule) if site.rule else 'left'}"
+            if layer_kind(site.module)
+            else f"{site.kind}: {repr(site.rule) if site.rule else 'left'}"
+            for site in here
+        ]
+        start = f"swap({self.rule!r})" if place.module is self.model else ""
+        return ", ".join([start] * bool(start) + ([f"swapped={'; '.join(parts)}"] if parts else []))
+
+    def __repr__(self) -> str:
+        state = "holds" if self.live else "reverted"
+        return f"<swap of {self.report.model} by {self.rule!r}, {state}: {self.report!r}>"
+
+
+def _watch(x: Any, pairs: Any, scale: Any, inplace: bool) -> Any:
+    """A call of pyrevgrad's own activations, seen by the innermost swap that is at work."""
+    if not torch.compiler.is_dynamo_compiling() and isinstance(x, Tensor):
+        resumed = interception.resumed_swaps()
+        for swap in reversed(recomputation.LIVE if resumed is None else list(resumed)):
+            thread = swap.interceptor.thread
+            if not (thread.active and thread.places):
+                continue
+            full = pairs.full
+            names = [parameter.name for parameter in full.row.parameters]
+            params = dict(zip(names, full.numbers, strict=True))
+            shown = f"pyrevgrad.{full.row.name}"
+            call = Call(full.row.name, shown, x, params, inplace, None, full.row.rectifier)
+            y = swap.interceptor.own_call(call, pairs, scale)
+            if y is not None:
+                return y
+    y = autograd.call_unwatched(x, pairs, scale, inplace)
+    interception.mark(y)
+    return y

@@ -1,0 +1,234 @@
+"""The mode that sees every PyTorch call inside a swapped model and replaces the activations.
+
+Imports calls, patterns, sites and the public binding of activations with rules.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from .. import autograd, backends
+from ..rules import Rule
+from . import calls
+from .calls import Call
+from .patterns import Patterns
+from .places import Place
+from .sites import Site
+
+#: Marks a node of the autograd graph as one that a swap has seen, in its metadata.
+SEEN = "pyrevgrad: seen by a swap"
+_OWN_FOLDERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
+_resumed = threading.local()
+_inside_library: dict[Any, bool] = {}
+
+
+def resumed_swaps() -> frozenset[Any] | None:
+    """The swaps that alone hold in this thread while it recomputes a checkpoint; None elsewhere."""
+    return getattr(_resumed, "swaps", None)
+
+
+def mark(y: Any) -> None:
+    """Note on the node that made `y` that a swap has seen it."""
+    node = y.grad_fn if isinstance(y, Tensor) else None
+    if node is not None:
+        node.metadata[SEEN] = True  # type: ignore[index]
+
+
+def caller() -> tuple[Any, int, str]:
+    """The code, instruction and ``file:line`` of the innermost frame that is not PyTorch's."""
+    frame = sys._getframe(2)
+    found = frame
+    while frame is not None:
+        code = frame.f_code
+        library = _inside_library.get(code)
+        if library is None:
+            library = code.co_filename.startswith(_OWN_FOLDERS) or "<frozen" in code.co_filename
+            _inside_library[code] = library
+        if not library:
+            found = frame
+            break
+        frame = frame.f_back  # type: ignore[assignment]
+    name = Path(found.f_code.co_filename).name
+    return found.f_code, found.f_lasti, f"{name}:{found.f_lineno}"
+
+
+class _Thread(threading.local):
+    """What one thread does inside the model: the modules it is in, and whether the mode is on."""
+
+    def __init__(self) -> None:
+        self.places: list[Place] = []
+        self.active = False
+        self.suspended = False
+
+
+class Interceptor(TorchFunctionMode):
+    """On in a thread while it runs a method of one of the model's modules."""
+
+    def __init__(self, swap: Any) -> None:
+        super().__init__()
+        self.swap = swap
+        self.thread = _Thread()
+        self.patterns = Patterns()
+
+    def run(self, place: Place, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Call a method of the module of `place` with the mode on in this thread."""
+        resumed = resumed_swaps()
+        if self.swap not in resumed if resumed is not None else not self.swap.live:
+            return function(*args, **kwargs)
+        thread = self.thread
+        outermost = not thread.places
+        switched = self._switch_on(thread)
+        thread.places.append(place)
+        try:
+            result = function(*args, **kwargs)
+        finally:
+            thread.places.pop()
+            if switched:
+                thread.active = False
+                self.__exit__(None, None, None)
+        if outermost and resumed is None:
+            self.swap.after_call(place, args, kwargs, result)
+        return result
+
+    def _switch_on(self, thread: _Thread) -> bool:
+        if thread.active:
+            return False
+        self.__enter__()
+        thread.active = True
+        return True
+
+    def resume(self, places: list[Place], function: Callable[[], Any]) -> Any:
+        """Call `function` as if inside `places`, where it was called in the forward."""
+        thread = self.thread
+        before, thread.places = thread.places, list(places)
+        switched = bool(places) and self._switch_on(thread)
+        try:
+            return function()
+        finally:
+            thread.places = before
+            if switched:
+                thread.active = False
+                self.__exit__(None, None, None)
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        thread = self.thread
+        # PyTorch has taken this mode off the stack for the time of this call. A module that is
+        # called from here, as by a backward that recomputes, must put it on again.
+        thread.active = False
+        try:
+            spelling = calls.spelling_of(function)
+            call = None if spelling is None else calls.read(spelling, args, kwargs)
+            if call is None or not thread.places:
+                result = function(*args, **kwargs)
+            else:
+                result = self._activation(call, function, args, kwargs)
+            pattern = self.patterns.follow(function, args, kwargs, result)
+            if pattern is not None and thread.places:
+                self._note_pattern(pattern, thread.places[-1])
+            return result
+        finally:
+            thread.active = True
+
+    def _activation(self, call: Call, function: Any, args: Any, kwargs: Any) -> Any:
+        site = self._site(call)
+        if not self.thread.suspended:
+            self.swap.count_forward(site)
+        if site.rule is None or self.thread.suspended:
+            y = function(*args, **kwargs)
+            mark(y)
+            return y
+        if not _may_need_gradient(call.x):
+            return function(*args, **kwargs)
+        refusal = _unserved(call.x)
+        if refusal is not None:
+            y = function(*args, **kwargs)
+            mark(y)
+            self.swap.note_unserved(site, refusal)
+            return y
+        return self.apply(call, site)
+
+    def own_call(self, call: Call, pairs: Any, scale: Any) -> Any:
+        """A call of pyrevgrad's own in the model: its rule if exact is ours to replace."""
+        if not (pairs.rule.is_exact and scale is None):
+            call.refusal = f"it has a rule of its own: {pairs.rule!r}"
+            call.rectifier = False
+        site = self._site(call)
+        if self.thread.suspended:
+            return None
+        self.swap.count_forward(site)
+        if site.rule is None or not _may_need_gradient(call.x):
+            return None
+        return self.apply(call, site)
+
+    def apply(self, call: Call, site: Site) -> Any:
+        """f(x) by PyTorch, or bit for bit as PyTorch's, with the backward of the site's rule."""
+        x = _as_autocast_would(call)
+        assert site.rule is not None
+        y = self.swap.substitute(call, x, site)
+        node = y.grad_fn
+        if node is not None:
+            node.metadata[SEEN] = True
+            node.register_prehook(lambda _: self.swap.count_backward(site))
+        return y
+
+    def _site(self, call: Call) -> Site:
+        place = self.thread.places[-1]
+        code, instruction, source = caller()
+        layer = self.swap.layer_site(place.path, call.kind)
+        key = (place.path, call.kind) if layer else (place.path, call.kind, code, instruction)
+        return self.swap.site(key, place, call, source)
+
+    def _note_pattern(self, pattern: str, place: Place) -> None:
+        code, instruction, source = caller()
+        self.swap.note_uncertain((place.path, pattern, code, instruction), place, pattern, source)
+
+
+def substitute(call: Call, x: Tensor, rule: Rule) -> Tensor:
+    """The activation of `call` on `x` with the backward of `rule`."""
+    pairs = backends.pairs_of(call.kind, rule_for(call, rule), call.params)
+    return autograd.call_unwatched(x, pairs, pairs.tensor, call.inplace, call.value)
+
+
+def rule_for(call: Call, rule: Rule) -> Rule:
+    """`rule` for the row of `call`: on a clamp, with a slope of 1 at its bounds too."""
+    if call.interval is None or rule.slope != "exact" or rule.input_gate is not None:
+        return rule
+    gate = "gradient" if rule.gradient_gate == "product" else rule.gradient_gate
+    return replace(rule, slope="identity", input_gate=call.interval, gradient_gate=gate)
+
+
+def _may_need_gradient(x: Tensor) -> bool:
+    return (
+        (x.requires_grad and torch.is_grad_enabled())
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+def _unserved(x: Tensor) -> str | None:
+    """Why no row serves a tensor like `x`, or None."""
+    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return f"its input is of {x.dtype}"
+    if x.layout is not torch.strided or x.is_nested:
+        return "its input is no dense tensor"
+    return None
+
+
+def _as_autocast_would(call: Call) -> Tensor:
+    """x in the dtype in which autocast computes the activation, recorded as a cast."""
+    x = call.x
+    if call.value is None or not torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(call.value(x.detach().new_empty(0)).dtype)

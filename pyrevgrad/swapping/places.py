@@ -1,0 +1,161 @@
+"""Modules that announce their calls: while a swap holds, each has a class derived from its own.
+
+A derived class and not hooks, since it also sees methods that are called directly, in data-parallel
+replicas too, and makes torch.compile look again. Imports torch.
+"""
+
+from __future__ import annotations
+
+import copy
+import copyreg
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+
+#: The attribute of a module that holds its places, outermost swap first.
+KEY = "_pyrevgrad_places"
+
+
+class Place:
+    """One module of a swapped model: the swap, the module, and its dotted names."""
+
+    __slots__ = ("aliases", "module", "path", "swap")
+
+    def __init__(self, swap: Any, module: nn.Module, aliases: tuple[str, ...]) -> None:
+        self.swap, self.module = swap, module
+        self.path, self.aliases = aliases[0], aliases
+
+
+class Announcing(nn.Module):
+    """What a derived class adds: repr shows the swap, and a copy is a plain model of its own.
+
+    A Module itself, so that a derived class has the layout of the one that it stands for.
+    """
+
+    _pyrevgrad_original: type
+
+    def __init_subclass__(cls) -> None:
+        # The bases' own hooks are for classes that their authors wrote.
+        pass
+
+    def extra_repr(self) -> str:
+        """The module's own line, and what the swap does here."""
+        parts = [super().extra_repr()]
+        parts += [place.swap.describe(place) for place in self.__dict__.get(KEY, ())]
+        return ", ".join(part for part in parts if part)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        with as_it_was(self) as module:
+            made = copy.deepcopy(module, memo)
+        memo[id(self)] = made
+        return made
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        with as_it_was(self) as module:
+            reduced = module.__reduce_ex__(protocol)
+            # The state may be the dictionary itself, which gets its places back below.
+            parts = [dict(part) if part is module.__dict__ else part for part in reduced]
+            if parts[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
+                # pickle would compare the class with that of the swapped module.
+                parts[0] = object.__new__
+            return tuple(parts)
+
+
+class as_it_was:
+    """A block in which one module has its own class and no places, as before the swap."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def __enter__(self) -> Any:
+        self._class = type(self._module)
+        self._places = self._module.__dict__.pop(KEY, None)
+        self._module.__class__ = self._class._pyrevgrad_original
+        return self._module
+
+    def __exit__(self, *_: object) -> None:
+        if self._places is not None:
+            self._module.__dict__[KEY] = self._places
+        self._module.__class__ = self._class
+
+
+def _own_methods(cls: type) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The methods that the authors of `cls` wrote, from which calls may be made."""
+    seen = set()
+    for base in cls.__mro__:
+        if base is nn.Module:
+            return
+        for name, value in vars(base).items():
+            if name in seen or not isinstance(value, types.FunctionType):
+                continue
+            seen.add(name)
+            private = name.startswith("__") or (name != "forward" and hasattr(nn.Module, name))
+            lazy = inspect.isgeneratorfunction(value) or inspect.iscoroutinefunction(value)
+            if not (private or lazy):
+                yield name, value
+
+
+def _announced(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        places = self.__dict__.get(KEY)
+        if not places:
+            return function(self, *args, **kwargs)
+        return _through(tuple(places), function, (self, *args), kwargs)
+
+    return method
+
+
+def _through(
+    places: tuple[Place, ...], function: Callable[..., Any], args: Any, kwargs: Any
+) -> Any:
+    place, *inner = places
+    if inner:
+        function = functools.partial(_through, tuple(inner), function)
+        return place.swap.interceptor.run(place, function, (args, kwargs), {})
+    return place.swap.interceptor.run(place, function, args, kwargs)
+
+
+def _derived(cls: type) -> type:
+    body: dict[str, Any] = {name: _announced(method) for name, method in _own_methods(cls)}
+    body["__call__"] = _announced(cls.__call__)
+    body["__module__"], body["__qualname__"] = cls.__module__, cls.__qualname__
+    body["__doc__"], body["_pyrevgrad_original"] = cls.__doc__, cls
+    return types.new_class(cls.__name__, (Announcing, cls), exec_body=lambda ns: ns.update(body))
+
+
+def announce(places: list[Place]) -> None:
+    """Give each place's module a derived class and the place; undone if one cannot have it."""
+    derived: dict[type, type] = {}
+    done: list[Place] = []
+    try:
+        for place in places:
+            module = place.module
+            if not isinstance(module, Announcing):
+                cls = type(module)
+                if cls not in derived:
+                    derived[cls] = _derived(cls)
+                module.__class__ = derived[cls]
+            module.__dict__.setdefault(KEY, []).append(place)
+            done.append(place)
+    except BaseException:
+        silence(done)
+        raise
+
+
+def silence(places: list[Place]) -> None:
+    """Take the places away, and give each module that has none left its own class again."""
+    for place in places:
+        module = place.module
+        held = module.__dict__.get(KEY, [])
+        module.__dict__[KEY] = held = [other for other in held if other is not place]
+        if not held:
+            del module.__dict__[KEY]
+            # A lazy layer has taken another class by itself, and keeps it.
+            original = type(module).__dict__.get("_pyrevgrad_original")
+            if original is not None:
+                module.__class__ = original

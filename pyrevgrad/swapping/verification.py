@@ -1,0 +1,272 @@
+"""Proof by numbers that a swap changed the gradients as its rule says, and nothing else.
+
+Imports torch, the reference's formulas and interception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from .. import backends
+from ..reference import eager
+from ..rules import EXACT, Rule
+from . import interception
+from .calls import Call, plain
+from .refusals import SwapError
+from .sites import Site, table
+
+if TYPE_CHECKING:
+    from .holding import Swap
+
+#: Allowed difference from the formula in float64, relative to its largest number.
+TOLERANCES = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-4,
+    torch.float16: 1e-2,
+    torch.bfloat16: 5e-2,
+}
+
+
+@dataclass
+class Numbers:
+    """What one activation's backward did, over all its calls.
+
+    Attributes
+    ----------
+    elements : int
+        Gradients that it sent back.
+    must_differ : int
+        Those where the rule and the plain gradient are not the same number.
+    differing : int
+        Those of them that do differ from the plain gradient.
+    largest_error : float
+        Largest distance from the rule's formula, relative to the largest gradient.
+    """
+
+    site: Site
+    elements: int = 0
+    must_differ: int = 0
+    differing: int = 0
+    largest_error: float = 0.0
+
+
+@dataclass
+class Verification:
+    """The numbers of `Swap.verify`: `sites`, and their sums."""
+
+    sites: list[Numbers] = field(default_factory=list)
+    #: Largest difference between the modified and the plain gradient of the inputs.
+    input_difference: float = 0.0
+
+    @property
+    def must_differ(self) -> int:
+        """Gradients where the rule and the plain gradient are not the same number."""
+        return sum(numbers.must_differ for numbers in self.sites)
+
+    @property
+    def differing(self) -> int:
+        """Those of them that do differ from the plain gradient."""
+        return sum(numbers.differing for numbers in self.sites)
+
+    def __str__(self) -> str:
+        head = ("activation", "kind", "gradients", "must differ", "differ", "largest error")
+        rows = [
+            (
+                n.site.path or "(model)", n.site.kind, str(n.elements), str(n.must_differ),
+                str(n.differing), f"{n.largest_error:.1e}",
+            )
+            for n in self.sites
+        ]  # fmt: skip
+        last = f"input gradient: at most {self.input_difference:.3g} from the plain one"
+        return "\n".join([*table(head, rows), last])
+
+
+@dataclass
+class _Seen:
+    """One call: its site, and what went in, forward and back."""
+
+    call: Call
+    site: Site
+    x: Tensor
+    g: Tensor | None = None
+    gx: Tensor | None = None
+
+
+class Recorder:
+    """Stands between the interceptor and the binding, and keeps what each call met."""
+
+    def __init__(self) -> None:
+        self.seen: list[_Seen] = []
+
+    def substitute(self, call: Call, x: Tensor, site: Site) -> Tensor:
+        """The activation with its rule's backward, watched."""
+        seen = _Seen(call, site, x.detach().clone())
+        self.seen.append(seen)
+        assert site.rule is not None
+        y = interception.substitute(call, x, site.rule)
+        node = _own_node(y.grad_fn)
+        if node is not None:
+            node.register_hook(lambda into, out: _note(seen, into, out))
+        return y
+
+
+def _note(seen: _Seen, into: Any, out: Any) -> None:
+    if out[0] is not None and into[0] is not None:
+        # A rule that passes everything returns g itself, which PyTorch may go on to overwrite.
+        seen.g, seen.gx = out[0].detach().clone(), into[0].detach().clone()
+
+
+def _own_node(node: Any) -> Any:
+    """Our Function's node: `node` itself, or behind the copy and views of an in-place call."""
+    waiting = [node]
+    for _ in range(8):
+        if not waiting:
+            return None
+        node = waiting.pop(0)
+        if node is None:
+            continue
+        if hasattr(node, "call"):
+            return node
+        waiting += [parent for parent, _ in reversed(node.next_functions)]
+    return None
+
+
+@contextmanager
+def as_found(model: nn.Module) -> Iterator[None]:
+    """Put buffers and random state back at the end."""
+    buffers = [
+        (module, name, buffer, None if buffer is None else buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for module, name, buffer, copy in buffers:
+                    module._buffers[name] = buffer
+                    if buffer is not None and copy is not None:
+                        buffer.copy_(copy)
+
+
+def _leaf(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.detach().clone().requires_grad_()
+    return value
+
+
+def _gradients(model: nn.Module, args: Any, kwargs: Any) -> tuple[list[Tensor], list[Any]]:
+    """The outputs, and the gradients of the inputs and parameters for fixed output gradients."""
+    args, kwargs = tree_map(_leaf, (args, kwargs))
+    inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.requires_grad]
+    parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+    # In place on a leaf that requires grad is an error, and some models begin so.
+    given = tree_map(
+        lambda t: t * 1 if isinstance(t, Tensor) and t.requires_grad else t, (args, kwargs)
+    )
+    with torch.enable_grad():
+        result = model(*given[0], **given[1])
+        outputs = [
+            t for t in tree_leaves(result) if isinstance(t, Tensor) and t.grad_fn is not None
+        ]
+    if not outputs:
+        raise SwapError("verify: no output of the model requires grad, so nothing can be proved")
+    into = [
+        torch.cos(torch.arange(y.numel(), device=y.device)).reshape(y.shape).to(y.dtype)
+        for y in outputs
+    ]
+    found = torch.autograd.grad(outputs, inputs + parameters, into, allow_unused=True)
+    return [y.detach() for y in outputs], list(found[: len(inputs)])
+
+
+def verified(swap: Swap, args: Any, kwargs: Any) -> Verification:
+    """See `Swap.verify`."""
+    thread = swap.interceptor.thread
+    swap.recorder = Recorder()
+    try:
+        with as_found(swap.model):
+            outputs, modified = _gradients(swap.model, args, kwargs)
+        thread.suspended = True
+        with as_found(swap.model):
+            plain_outputs, plain_gradients = _gradients(swap.model, args, kwargs)
+        seen = swap.recorder.seen
+    finally:
+        swap.recorder, thread.suspended = None, False
+    for y, expected in zip(outputs, plain_outputs, strict=True):
+        if not torch.equal(y.nan_to_num(), expected.nan_to_num()):
+            raise SwapError("verify: the swap changed a value of the model's output")
+    proof = Verification(_judged(seen))
+    pairs = zip(modified, plain_gradients, strict=True)
+    differences = [(a - b).abs().max().item() for a, b in pairs if a is not None and b is not None]
+    proof.input_difference = max(differences, default=0.0)
+    _conclude(swap, seen, proof)
+    return proof
+
+
+def _conclude(swap: Swap, seen: list[_Seen], proof: Verification) -> None:
+    if not any(one.gx is not None for one in seen):
+        raise SwapError("verify: no gradient reached an activation that was replaced")
+    wrong = [numbers for numbers in proof.sites if numbers.differing < numbers.must_differ]
+    if wrong:
+        raise SwapError(f"verify: {wrong[0].site} sent back the plain gradient")
+    changes = any(not one.site.rule.is_exact for one in seen if one.site.rule is not None)
+    if changes and not proof.must_differ:
+        raise SwapError(
+            "verify: at these inputs the rule's gradient is the plain one everywhere, so nothing "
+            "was proved; give other inputs"
+        )
+
+
+def _judged(seen: list[_Seen]) -> list[Numbers]:
+    judged: dict[Site, Numbers] = {}
+    for one in seen:
+        numbers = judged.setdefault(one.site, Numbers(one.site))
+        if one.g is None or one.gx is None:
+            continue
+        rule = one.site.rule
+        assert rule is not None
+        g, gx = one.g.double(), one.gx.double()
+        expected, ordinary = _formula(one, rule, g), _plain_gradient(one, g)
+        size = float(expected.abs().nan_to_num(0, 0, 0).max()) if g.numel() else 1.0
+        size = max(size, 1e-30)
+        near = TOLERANCES[one.x.dtype] * size
+        distances = (gx - expected).abs()
+        distances = distances[torch.isfinite(distances)]
+        error = float(distances.max()) if distances.numel() else 0.0
+        must = (expected - ordinary).abs() > 3 * near
+        numbers.elements += g.numel()
+        numbers.must_differ += int(must.sum())
+        numbers.differing += int((must & ((gx - ordinary).abs() > near)).sum())
+        numbers.largest_error = max(numbers.largest_error, error / size)
+        if error > near:
+            raise SwapError(
+                f"verify: {one.site} sent back a gradient that is {error / size:.1e} from "
+                f"{rule!r}: {rule.formula(one.call.kind)}"
+            )
+    return list(judged.values())
+
+
+def _formula(one: _Seen, rule: Rule, g: Tensor) -> Tensor:
+    call = one.call
+    pairs = backends.pairs_of(call.kind, interception.rule_for(call, rule), call.params)
+    return eager.gradient_of_input(g, one.x.double(), pairs.full, pairs.tensor)
+
+
+def _plain_gradient(one: _Seen, g: Tensor) -> Tensor:
+    """PyTorch's own, in float64; the table's for the rows that PyTorch has no function for."""
+    call = one.call
+    x = one.x.double().requires_grad_()
+    if call.value is None and call.kind not in ("relu", "leaky_relu"):
+        pair = backends.pairs_of(call.kind, EXACT, call.params).full
+        return eager.gradient_of_input(g, x.detach(), pair, None)
+    function = call.value or plain(call.kind, call.params)
+    with torch.enable_grad():
+        return torch.autograd.grad(function(x), x, g)[0]
