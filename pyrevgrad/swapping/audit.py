@@ -34,7 +34,9 @@ NODES = {
 }
 #: Nodes of whole regions that were built elsewhere.
 REGIONS = {
-    "CompiledFunctionBackward": "a region compiled by torch.compile",
+    "CompiledFunctionBackward": (
+        "a region compiled by torch.compile; call the model itself, which runs uncompiled"
+    ),
     "DifferentiableGraphBackward": "a scripted function",
 }
 UNSEEN = (

@@ -145,6 +145,9 @@ def _spellings() -> dict[Any, Spelling]:
 SPELLINGS = _spellings()
 
 
+_OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+
+
 @cache
 def _of_operator(name: str) -> Spelling | None:
     """The spelling of ``torch.ops.aten.<name>``, which fx graphs of exporters call."""
@@ -167,12 +170,12 @@ def _of_operator(name: str) -> Spelling | None:
 def spelling_of(function: Any) -> Spelling | None:
     """How the table calls `function`, or None if it is no activation."""
     found = SPELLINGS.get(function)
-    if found is not None or not isinstance(
-        function, torch._ops.OpOverload | torch._ops.OpOverloadPacket
-    ):
+    if found is not None or not isinstance(function, _OPERATORS):
         return found
-    space, _, name = str(getattr(function, "_qualified_op_name", function)).partition("::")
-    return _of_operator(name.partition(".")[0]) if space == "aten" else None
+    if isinstance(function, torch._ops.OpOverload):
+        function = function._overloadpacket
+    space, _, name = function._qualified_op_name.partition("::")
+    return _of_operator(name) if space == "aten" else None
 
 
 def read(spelling: Spelling, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:

@@ -26,6 +26,10 @@ from .sites import Site
 
 #: Marks a node of the autograd graph as one that a swap has seen, in its metadata.
 SEEN = "pyrevgrad: seen by a swap"
+NOT_COMPILED = (
+    "pyrevgrad.swap: a swapped model runs uncompiled, so fullgraph=True is refused; call the model "
+    "and not its compiled form"
+)
 _OWN_FOLDERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
 _resumed = threading.local()
 _inside_library: dict[Any, bool] = {}
@@ -122,6 +126,8 @@ class Interceptor(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            torch._dynamo.graph_break(msg=NOT_COMPILED)
         kwargs = kwargs or {}
         thread = self.thread
         # PyTorch has taken this mode off the stack for the time of this call. A module that is
@@ -163,8 +169,10 @@ class Interceptor(TorchFunctionMode):
         """A call of pyrevgrad's own in the model: its rule if exact is ours to replace."""
         if not (pairs.rule.is_exact and scale is None):
             call.refusal = f"it has a rule of its own: {pairs.rule!r}"
-            call.rectifier = False
         site = self._site(call)
+        if call.refusal is not None:
+            # Its author has chosen already.
+            site.meant = False
         if self.thread.suspended:
             return None
         self.swap.count_forward(site)

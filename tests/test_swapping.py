@@ -1,0 +1,495 @@
+"""The swap's promises: what it selects and reports, when it raises, and that it restores."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import math
+import pickle
+import threading
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+import zoo
+from torch import nn
+
+import pyrevgrad
+from pyrevgrad import DECONVNET, EXACT, GUIDED, SwapError, SwapWarning, reverse, swap
+
+
+class Net(nn.Module):
+    """Layers, a function, a method, a gate; one layer under two names."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.act, self.gate = nn.ReLU(inplace=True), nn.Sigmoid()
+        self.alias = self.act
+        self.unused = nn.ELU()
+        self.double()
+
+    def forward(self, x):
+        h = self.act(self.a(x))
+        h = h + F.gelu(self.b(h)).relu_()
+        return self.c(h * self.gate(self.b(h)))
+
+
+class Wrapped(nn.Module):
+    """A linear layer, a relu, and any function after them."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.linear, self.relu, self.function = nn.Linear(4, 4), nn.ReLU(), function
+
+    def forward(self, x):
+        return self.function(self.relu(self.linear(x)))
+
+
+def run(model, shape=(5, 4), dtype=torch.float64):
+    x = torch.randn(*shape, dtype=dtype, requires_grad=True)
+    model(x).sum().backward()
+    return x.grad
+
+
+# The report.
+
+
+def test_the_report_names_path_kind_line_and_runs():
+    model = Net()
+    with swap(model, GUIDED) as swapped:
+        run(model)
+        run(model)
+    sites = {(site.path, site.kind): site for site in swapped.report.replaced}
+    assert set(sites) == {("act", "relu"), ("unused", "elu"), ("", "gelu"), ("", "relu")}
+    assert sites["act", "relu"].aliases == ("act", "alias")
+    assert sites["act", "relu"].source.startswith("test_swapping.py:")
+    assert (sites["", "gelu"].forward, sites["", "gelu"].backward) == (2, 2)
+    assert (sites["unused", "elu"].forward, sites["unused", "elu"].source) == (0, "")
+    (gate,) = swapped.report.left
+    assert (gate.path, gate.reason, gate.forward) == ("gate", "not a rectifier", 2)
+    text = str(swapped.report)
+    assert "GUIDED on Net: 4 activations replaced (3 of them ran), 1 left" in text
+    assert "Tensor.relu_" in text and "nn.Sigmoid" in text
+
+
+def test_two_calls_on_one_line_are_two_sites():
+    model = zoo.Layer(lambda x: F.relu(x) + F.relu(x * 2))
+    with swap(model, GUIDED) as swapped:
+        run(model)
+    assert [site.forward for site in swapped.report.replaced] == [1, 1]
+
+
+def test_the_report_is_saved_as_json_with_versions(tmp_path):
+    model = Net()
+    with swap(model, reverse(0.3), where="act") as swapped:
+        run(model)
+    swapped.report.save(tmp_path / "report.json")
+    saved = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert saved["torch"] == torch.__version__ and saved["pyrevgrad"] == pyrevgrad.__version__
+    assert saved["replaced"][0]["rule"] == "reverse(0.3)"
+    assert {left["reason"] for left in saved["left"]} == {"not selected by where"}
+
+
+def test_print_shows_the_swap_while_it_holds():
+    model = Net()
+    before = repr(model)
+    with swap(model, GUIDED):
+        run(model)
+        shown = repr(model)
+        assert "swap(GUIDED)" in shown and "ReLU(inplace=True, swapped=GUIDED)" in shown
+        assert "Sigmoid(swapped=left)" in shown
+    assert repr(model) == before
+
+
+# where.
+
+
+def replaced(model, where, rule=GUIDED, strict=False):
+    with swap(model, rule, where, strict) as swapped:
+        run(model)
+    return {(site.path, site.kind): site.rule for site in swapped.report.replaced if site.forward}
+
+
+@pytest.mark.parametrize(
+    ("where", "wanted"),
+    [
+        (None, {("act", "relu"), ("", "gelu"), ("", "relu")}),
+        ("all", {("act", "relu"), ("", "gelu"), ("", "relu"), ("gate", "sigmoid")}),
+        ("alias", {("act", "relu")}),
+        ("a*", {("act", "relu")}),
+        ("gate", {("gate", "sigmoid")}),
+        ("*ate", set()),
+        (nn.Sigmoid, {("gate", "sigmoid")}),
+        (nn.Module, {("act", "relu"), ("gate", "sigmoid"), ("", "gelu"), ("", "relu")}),
+        (Net, {("act", "relu"), ("", "gelu"), ("", "relu")}),
+        ((nn.ReLU, "gate"), {("act", "relu"), ("gate", "sigmoid")}),
+        (lambda site: site.kind == "gelu", {("", "gelu")}),
+        (lambda site: site.spelling == "Tensor.relu_", {("", "relu")}),
+        ({"act": None}, {("", "gelu"), ("", "relu")}),
+        ({"act": DECONVNET, "*": None}, {("act", "relu")}),
+    ],
+)
+def test_where_selects(where, wanted):
+    assert set(replaced(Net(), where)) == wanted
+
+
+def test_where_maps_rules_to_places():
+    found = replaced(Net(), {"act": DECONVNET, nn.Sigmoid: reverse(2.0)})
+    assert found["act", "relu"] == DECONVNET
+    assert found["gate", "sigmoid"] == reverse(2.0)
+    assert found["", "gelu"] == GUIDED
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "message"),
+    [
+        ("actt", ValueError, "no module named 'actt': did you mean 'act'"),
+        ({"nope.*": None}, ValueError, "no module named"),
+        (3, TypeError, "where must be None, 'all', a module's dotted name"),
+        (int, TypeError, "int is not a type of torch.nn.Module"),
+        ({"act": "guided"}, TypeError, "rule must be a pyrevgrad.Rule"),
+    ],
+)
+def test_a_wrong_where_is_refused_before_anything_is_changed(where, error, message):
+    model = Net()
+    with pytest.raises(error, match=message):
+        swap(model, GUIDED, where)
+    assert type(model) is Net
+
+
+def test_a_wrong_rule_or_strict_is_refused():
+    with pytest.raises(TypeError, match=r"rule must be a pyrevgrad\.Rule"):
+        swap(Net(), "guided")
+    with pytest.raises(ValueError, match="strict must be True, False or 'all'"):
+        swap(Net(), GUIDED, strict="some")
+
+
+# strict.
+
+
+def test_no_forward_raises_after_restoring():
+    model = Net()
+    with (
+        pytest.raises(SwapError, match="no forward of it ran while the swap held"),
+        swap(model, GUIDED),
+    ):
+        pass
+    assert type(model) is Net and type(model.act) is nn.ReLU
+    with pytest.raises(SwapError, match="no forward"):
+        swap(model, GUIDED).revert()
+
+
+def test_a_model_of_saturating_activations_raises_after_its_forward():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh()).double()
+    swapped = swap(model, GUIDED)
+    with pytest.raises(SwapError, match=r"replaced no activation.*\n.*nn\.Tanh.*not a rectifier"):
+        run(model)
+    assert type(model) is nn.Sequential
+    assert swapped.revert() is model
+    with swap(model, GUIDED, strict=False) as swapped:
+        run(model)
+    assert not swapped.report.replaced
+
+
+def test_a_model_without_activations_raises():
+    with (
+        pytest.raises(SwapError, match="calls none that PyTorch has a name for"),
+        swap(model := nn.Linear(4, 4).double(), GUIDED),
+    ):
+        run(model)
+
+
+def test_strict_does_not_hide_another_exception():
+    with pytest.raises(ZeroDivisionError), swap(Net(), GUIDED):
+        raise ZeroDivisionError
+
+
+class Squash(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+def scripted(x):
+    return torch.jit.script(shifted_relu)(x)
+
+
+def shifted_relu(x):
+    return torch.relu(x - 0.1)
+
+
+def in_a_thread(x):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(F.relu(x - 0.1)))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (nn.PReLU(), "nn.PReLU in function .*its slope is learned"),
+        (nn.RReLU(), "nn.RReLU in function .*drawn at random"),
+        (nn.Threshold(0.1, 20.0), "nn.Threshold in function .*other than"),
+        (lambda x: nn.RNN(4, 4, nonlinearity="relu")(x)[0], "rnn_relu.*fused into one operation"),
+        (scripted, "ReluBackward is in the graph, made by a call that the swap cannot see"),
+        (in_a_thread, "in a scripted function, a thread of its own"),
+    ],
+    ids=["prelu", "rrelu", "threshold", "fused", "scripted", "thread"],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_rectifier_that_was_not_reached_raises_by_name(function, message):
+    model = Wrapped(function)
+    with pytest.raises(SwapError, match=message), swap(model, GUIDED):
+        run(model, dtype=torch.float32)
+    with swap(model, GUIDED, strict=False) as swapped:
+        run(model, dtype=torch.float32)
+    assert len(swapped.report.left) == 1 and len(swapped.report.replaced) == 1
+
+
+def test_a_layer_that_never_runs_does_not_raise():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).double()
+    model[1].spare = nn.PReLU()
+    with swap(model, GUIDED) as swapped:
+        run(model)
+    assert [(site.path, site.forward) for site in swapped.report.left] == [("1.spare", 0)]
+
+
+BY_HAND = {
+    "swish": lambda x: x * torch.sigmoid(x),
+    "swish with a slope": lambda x: x * torch.sigmoid(1.7 * x),
+    "gelu": lambda x: 0.5 * x * (1 + torch.erf(x / math.sqrt(2))),
+    "gelu_new": lambda x: 0.5 * x * (1 + torch.tanh(0.79788 * (x + 0.044715 * torch.pow(x, 3)))),
+    "mish": lambda x: x * torch.tanh(F.softplus(x)),
+    "relu by a mask": lambda x: x * (x > 0),
+    "leaky by where": lambda x: torch.where(x > 0, x, 0.1 * x),
+    "relu by maximum": lambda x: torch.maximum(x, torch.zeros((), dtype=x.dtype)),
+    "a custom Function": Squash.apply,
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_an_activation_written_by_hand_warns_and_raises_under_strict_all(name):
+    model = Wrapped(BY_HAND[name]).double()
+    with pytest.warns(SwapWarning, match="swap left"), swap(model, GUIDED) as swapped:
+        run(model)
+    assert any(not site.certain for site in swapped.report.left)
+    with (
+        pytest.warns(SwapWarning),
+        pytest.raises(SwapError, match="did not reach"),
+        swap(model, GUIDED, strict="all"),
+    ):
+        run(model)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x * torch.sigmoid(x.mean(-1, keepdim=True)),
+        lambda x: torch.sigmoid(x[..., :2]) * torch.tanh(x[..., 2:]),
+        lambda x: x.clamp(min=1e-6),
+        lambda x: x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12),
+        lambda x: torch.where(torch.isnan(x), torch.zeros_like(x), x),
+        lambda x: x.softmax(-1) * x,
+    ],
+)
+def test_what_is_no_activation_gives_no_warning(function):
+    model = Wrapped(function).double()
+    with warnings.catch_warnings(), swap(model, GUIDED) as swapped:
+        warnings.simplefilter("error")
+        run(model)
+    assert len(swapped.report.replaced) == 1
+
+
+def test_an_inner_swap_counts_for_the_outer_one():
+    model = Net()
+    with swap(model, DECONVNET), swap(model, GUIDED):
+        run(model)
+
+
+# verify and assert_overridden.
+
+
+@pytest.mark.parametrize("rule", [GUIDED, DECONVNET, reverse(0.3), EXACT], ids=repr)
+def test_verify_proves_the_rule_by_numbers(rule):
+    model, x = Net(), torch.randn(5, 4).double()
+    proof = pyrevgrad.assert_overridden(model, rule, x)
+    assert proof.differing == proof.must_differ
+    assert (proof.must_differ == 0) == (rule is EXACT)
+    assert max(numbers.largest_error for numbers in proof.sites) < 1e-12
+    assert "input gradient: at most" in str(proof)
+
+
+def test_verify_leaves_buffers_grads_and_random_state():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Dropout(0.5))
+    x = torch.randn(8, 4)
+    mean, state = model[1].running_mean.clone(), torch.get_rng_state()
+    pyrevgrad.assert_overridden(model, GUIDED, x)
+    assert torch.equal(model[1].running_mean, mean)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not x.requires_grad and model.training
+
+
+def test_verify_says_when_nothing_was_proved():
+    model = nn.Sequential(nn.ReLU())
+    with pytest.raises(SwapError, match="the plain one everywhere, so nothing was proved"):
+        pyrevgrad.assert_overridden(model, GUIDED, torch.ones(1))
+    with pytest.raises(SwapError, match="reverted already"):
+        swap(model, GUIDED, strict=False).__exit__(None, None, None) or swap(
+            model, GUIDED, strict=False
+        ).revert()
+        reverted = swap(model, GUIDED, strict=False)
+        reverted.revert()
+        reverted.verify(torch.ones(1))
+
+
+# Putting back.
+
+
+def snapshot(model):
+    return [
+        (
+            name, module, type(module), module.training, getattr(module, "inplace", None),
+            list(vars(module)), list(module._forward_hooks), list(module._forward_pre_hooks),
+        )
+        for name, module in model.named_modules(remove_duplicate=False)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_everything_is_as_before(raises):
+    model = Net()
+    model.act.register_forward_hook(lambda module, args, y: None)
+    model.unused.eval()
+    before, keys = snapshot(model), list(model.state_dict())
+    parameters = [id(parameter) for parameter in model.parameters()]
+    try:
+        with swap(model, GUIDED):
+            assert list(model.state_dict()) == keys
+            assert isinstance(model, Net) and isinstance(model.act, nn.ReLU)
+            run(model)
+            if raises:
+                model(torch.zeros(1, 9))
+    except RuntimeError:
+        assert raises
+    assert snapshot(model) == before
+    assert [id(parameter) for parameter in model.parameters()] == parameters
+    assert pyrevgrad.autograd.watcher is None
+
+
+def test_in_place_layers_keep_their_aliasing():
+    class Aliasing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = nn.ReLU(inplace=True)
+
+        def forward(self, x):
+            h = x * 1
+            y = self.act(h)
+            return y + h, y is h
+
+    model, x = Aliasing(), torch.tensor([-1.0, 2.0], requires_grad=True)
+    with swap(model, GUIDED):
+        y, same = model(x)
+    assert same and y.tolist() == [0.0, 4.0]
+
+
+def test_nested_swaps_are_put_back_in_either_order():
+    model = Net()
+    for inner_first in (True, False):
+        outer, inner = swap(model, DECONVNET, strict=False), swap(model, GUIDED, "act", False)
+        run(model)
+        assert {repr(s.rule) for s in outer.report.replaced if s.backward} == {"DECONVNET"}
+        assert [s.path for s in inner.report.replaced if s.backward] == ["act"]
+        for one in (inner, outer) if inner_first else (outer, inner):
+            one.revert()
+        assert type(model) is Net and type(model.act) is nn.ReLU
+
+
+def test_a_copy_of_a_swapped_model_is_a_plain_model():
+    model = Net()
+    plain = zoo.gradient(model, x := torch.randn(5, 4).double())[1]
+    with swap(model, GUIDED):
+        run(model)
+        stream = io.BytesIO()
+        torch.save(model, stream)
+        stream.seek(0)
+        loaded = torch.load(stream, weights_only=False)
+        for made in (copy.deepcopy(model), copy.copy(model), pickle.loads(pickle.dumps(model))):
+            assert type(made) is Net
+        deep = copy.deepcopy(model)
+        for made in (deep, loaded):
+            assert type(made.act) is nn.ReLU and made.act is made.alias
+            assert torch.equal(zoo.gradient(made, x)[1], plain)
+
+
+def test_another_model_is_not_touched():
+    model, other = Net(), Net()
+    x = torch.randn(5, 4).double()
+    plain = zoo.gradient(other, x)[1]
+    with swap(model, GUIDED):
+        run(model)
+        assert torch.equal(zoo.gradient(other, x)[1], plain)
+
+
+def test_pyrevgrads_own_activations_are_replaced_unless_they_have_a_rule():
+    act = pyrevgrad.nn.Activation
+    model = nn.Sequential(
+        nn.Linear(4, 4), act("relu"), nn.Linear(4, 4), act("gelu", reverse(0.5))
+    ).double()
+    with swap(model, GUIDED) as swapped:
+        run(model)
+    assert [(site.path, site.rule) for site in swapped.report.replaced] == [("1", GUIDED)]
+    assert [site.reason for site in swapped.report.left] == [
+        "it has a rule of its own: reverse(0.5)"
+    ]
+
+
+# Models that cannot be swapped.
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_exported_and_compiled_models_are_refused_by_name():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    refused = {
+        "a ScriptModule": torch.jit.trace(model, torch.randn(1, 4)),
+        "ExportedProgram": torch.export.export(model, (torch.randn(1, 4),)),
+        "compiled by torch.compile": torch.compile(model),
+    }
+    for name, given in refused.items():
+        with pytest.raises(SwapError, match=name) as caught:
+            swap(given, GUIDED)
+        assert isinstance(caught.value, TypeError)
+    inner = nn.Sequential(copy.deepcopy(model))
+    inner[0].compile()
+    with pytest.raises(SwapError, match=r"0 is compiled by Module\.compile\(\)"):
+        swap(inner, GUIDED)
+
+
+def test_an_exported_programs_module_is_swapped():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2), nn.GELU()).double()
+    x = torch.randn(3, 4).double()
+    exported = torch.export.export(model, (x,)).module()
+    with swap(exported, GUIDED) as swapped:
+        found = zoo.gradient(exported, x)[1]
+    with swap(model, GUIDED):
+        wanted = zoo.gradient(model, x)[1]
+    torch.testing.assert_close(found, wanted)
+    assert {site.kind for site in swapped.report.replaced} == {"relu", "gelu"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_models_are_refused_by_name():
+    model = nn.Sequential(torch.ao.nn.quantized.Linear(4, 4))
+    with pytest.raises(SwapError, match=r"0 is quantised \(.*Linear\)"):
+        swap(model, GUIDED)
