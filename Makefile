@@ -7,11 +7,13 @@ READY := $(VENV)/ready$(subst /,-,$(PYTHON))
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CLANG_FORMAT = $(PY) -c 'import clang_format; clang_format.clang_format()'
 
-.PHONY: help demo test reproduce bench bench-quick lint format sanitize clean distclean
+.PHONY: help demo test reproduce triton-matrix bench bench-quick lint format sanitize clean \
+  distclean
 
 help:
 	@echo 'make demo         train, draw and time on real digits; leaves out/demo/'
 	@echo 'make test         the tests and every example in the documentation'
+	@echo 'make triton-matrix  every Triton kernel, interpreted and compiled; needs triton; an hour'
 	@echo 'make bench        the benchmarks; make bench-quick for a first look'
 	@echo 'make reproduce    domain adaptation over five seeds; leaves reproductions/results/'
 	@echo 'make lint         ruff, clang-format and mypy; make format mends the layout'
@@ -32,6 +34,13 @@ test: $(READY)
 
 reproduce: $(READY)
 	$(PY) -m reproductions $(ARGUMENTS)
+
+# The interpreter serves a process or does not, so there are two.
+triton-matrix: $(READY)
+	$(PY) -c 'import triton' || { echo 'install triton first: $(PY) -m pip install triton'; exit 1; }
+	TRITON_INTERPRET=1 $(PY) -m pytest -k "triton or interpreted" tests/test_kernels.py tests/test_layouts.py \
+	  tests/test_inplace.py tests/test_autograd.py tests/interpreted.py $(ARGUMENTS)
+	PYREVGRAD_EVERY_KERNEL=1 $(PY) -m pytest tests/test_triton_compiled.py $(ARGUMENTS)
 
 bench: $(READY)
 	$(PY) -m bench $(ARGUMENTS)

@@ -1,4 +1,4 @@
-"""Triton kernels, installed as pyrevgrad.kernels; there are none in this version.
+"""Triton kernels, installed as pyrevgrad.kernels: the operations of csrc/, one kernel each way.
 
 Imports without triton: a module that needs it is imported only when it is used.
 """

@@ -1,6 +1,6 @@
 """Which backend serves a tensor: a strict choice where one is named, the fastest elsewhere.
 
-Imports the tables, pairs and the reference; knows nothing of autograd.
+Imports the tables, pairs, the reference and the other backends; knows nothing of autograd.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import triton_backend
 from .activations import ACTIVATIONS, Activation, find
 from .binding import WHY
 from .checks import closest
@@ -277,10 +278,9 @@ def backend(name: str) -> Iterator[None]:
 def _require(name: str) -> None:
     if name == "native" and _native is None:
         raise BackendError(f"backend 'native' was asked for and is not there: {_native_missing}")
-    if name == "triton":
-        raise BackendError(
-            "backend 'triton' was asked for and is not there: this version has no Triton kernels"
-        )
+    if name == "triton" and triton_backend.load()[0] is None:
+        missing = triton_backend.load()[1]
+        raise BackendError(f"backend 'triton' was asked for and is not there: {missing}")
 
 
 def native() -> Any:
@@ -291,6 +291,9 @@ def native() -> Any:
 def reference_for_subclass(x: Tensor) -> Reference:
     """The reference, which serves any subclass of Tensor; BackendError where another is forced."""
     if forced() not in (None, "reference"):
+        if type(x) in (Tensor, torch.nn.Parameter):
+            # No subclass: what torch.compile goes on with after the refusal in its graph.
+            raise _refused_compilation()
         raise BackendError(
             f"backend {forced()!r} was asked for and does not serve {type(x).__name__}, a "
             "subclass of torch.Tensor; the reference does"
@@ -298,24 +301,63 @@ def reference_for_subclass(x: Tensor) -> Reference:
     return REFERENCE
 
 
+def _native_serves(x: Tensor, pair: Pair) -> bool:
+    return pair.program is not None and x.is_cpu
+
+
 def choose(x: Tensor, pair: Pair) -> Any:
-    """The forced backend or BackendError; else native on the CPU, else the reference."""
+    """The forced backend or BackendError; else native, on CUDA then Triton, then the reference.
+
+    Under torch.compile the reference serves CUDA tensors, for the compiler to fuse.
+    """
     name = _forced
     if name is None:
-        if pair.program is not None and x.is_cpu:
+        if _native_serves(x, pair):
             return _native
-        if _native is None and not torch.compiler.is_dynamo_compiling():
+        if torch.compiler.is_compiling():
+            return REFERENCE
+        if x.is_cuda:
+            return _choose_on_cuda(x, pair)
+        if _native is None:
             _say_once()
         return REFERENCE
+    if name == "triton":
+        return _choose_triton(x, pair)
     _require(name)
     if name == "reference":
         return REFERENCE
-    if pair.program is None or not x.is_cpu:
+    if not _native_serves(x, pair):
         raise BackendError(
             f"backend 'native' was asked for and does not serve {pair.row.name} on "
             f"{x.device.type} tensors; see pyrevgrad.show_config()"
         )
     return _native
+
+
+def _choose_on_cuda(x: Tensor, pair: Pair) -> Any:
+    found = triton_backend.backend_for(x, pair.row.name)
+    if found is not None:
+        return found
+    if triton_backend.load()[0] is None:
+        _say_once_of_cuda(triton_backend.load()[1])
+    return REFERENCE
+
+
+def _refused_compilation() -> BackendError:
+    return BackendError(
+        f"backend {forced()!r} was asked for and does not serve torch.compile, which fuses the "
+        "reference by itself; compile outside the block"
+    )
+
+
+def _choose_triton(x: Tensor, pair: Pair) -> Any:
+    if torch.compiler.is_compiling():
+        raise _refused_compilation()
+    _require("triton")
+    refused = triton_backend.refusal(x, pair.row.name)
+    if refused:
+        raise BackendError(f"backend 'triton' was asked for and does not serve {refused}")
+    return triton_backend.backend_for(x, pair.row.name)
 
 
 @functools.cache
@@ -325,6 +367,23 @@ def _say_once() -> None:
         RuntimeWarning,
         stacklevel=4,
     )
+
+
+@functools.cache
+def _say_once_of_cuda(missing: str) -> None:
+    warnings.warn(
+        f"pyrevgrad runs CUDA tensors on its reference backend (plain PyTorch): {missing}",
+        RuntimeWarning,
+        stacklevel=5,
+    )
+
+
+def _cuda_serving() -> str:
+    """What would serve a CUDA tensor, and why not the one before it."""
+    if forced():
+        return str(forced())
+    module, missing = triton_backend.load()
+    return f"reference (triton is missing: {missing})" if module is None else "triton"
 
 
 def configuration() -> dict[str, str]:
@@ -339,10 +398,10 @@ def configuration() -> dict[str, str]:
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
         "native": native,
         "autograd": WHY if _native is not None else "Python functions",
-        "triton": "no kernels in this version",
+        "triton": triton_backend.description(),
         "asked for": forced() or "nothing: the fastest that serves a tensor runs",
         "cpu tensors": cpu,
-        "cuda tensors": "reference (no CUDA kernels in this build)",
+        "cuda tensors": _cuda_serving(),
         "mps, xpu, meta tensors": "reference",
         "torch.compile": f"cpu: {cpu}, as an opaque operation; elsewhere: reference, to be fused",
         "torch.func": "reference",

@@ -6,6 +6,7 @@ Imports PyTorch and the tables' names and defaults; no formula, kernel or bindin
 from __future__ import annotations
 
 import functools
+import os
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,9 @@ def _native_is_built() -> bool:
         return False
 
 
-BACKENDS = ["reference", *(["native"] if _native_is_built() else [])]
+#: Triton under its interpreter, which `make triton-matrix` sets.
+_INTERPRETED = ["triton"] if os.environ.get("TRITON_INTERPRET") == "1" else []
+BACKENDS = ["reference", *_INTERPRETED, *(["native"] if _native_is_built() else [])]
 
 
 class Serving(TorchDispatchMode):

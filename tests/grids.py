@@ -6,6 +6,7 @@ it on, but computes with nothing of ours and nothing of PyTorch's.
 
 import functools
 import math
+import os
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +19,11 @@ from pyrevgrad import Rule, backends, rules
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 FULL = (torch.float32, torch.float64)
 needs_native = pytest.mark.skipif(backends._native is None, reason="no compiled library")
-BACKENDS = (pytest.param("native", marks=needs_native), "reference")
+#: Set by `make triton-matrix`, and by test_triton.py for a part of it.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+BACKENDS = (
+    pytest.param("native", marks=needs_native), "reference", *(["triton"] if INTERPRETED else []),
+)  # fmt: skip
 SHAPES = (
     (), (0,), (1,), (7,), (1023,), (4096,), (3, 7, 256), (8, 16, 33, 17), (65536 + 77,),
 )  # fmt: skip

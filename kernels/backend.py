@@ -1,0 +1,207 @@
+"""The Triton backend: launches the kernels for a pair, in any layout.
+
+Imports the kernels and, for their names, pyrevgrad's tables; knows nothing of autograd.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy
+import torch
+import triton
+from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
+
+from . import sweep
+from .formulas import FORMULAS, Formula
+from .layout import contiguous_strides, dense, laid_out
+from .mathematics import INTERPRETED as _INTERPRETED
+
+#: Whether the kernels run under Triton's interpreter, on tensors of the CPU too; and whether
+#: Triton's own functions do, which were made when triton was imported.
+INTERPRETED = bool(_INTERPRETED)
+LANGUAGE_INTERPRETED = isinstance(triton.language.sum, InterpretedFunction)
+OLDEST_CAPABILITY = (8, 0)
+
+Arguments = Mapping[str, Any]
+
+
+def _parts(size: int, mask: bool) -> int:
+    """In how many accesses of 16 bytes a thread takes the eight elements of a mask's byte."""
+    return size // 2 if mask else 1
+
+
+def _shared_arguments(pair: Any) -> dict[str, Any]:
+    a, b = (*pair.numbers, 0.0, 0.0)[:2]
+    low, high = pair.interval
+    return {
+        "a": a, "b": b, "low": low, "high": high, "arity": len(pair.numbers), "BLOCK": sweep.BLOCK,
+    }  # fmt: skip
+
+
+@functools.lru_cache(maxsize=8192)
+def forward_arguments(pair: Any, mask: bool, size: int) -> Arguments:
+    """The forward kernel's arguments but for tensors: with a mask or not, elements of `size`."""
+    formula = FORMULAS[pair.row.name]
+    bit = pair.bit if mask else "none"
+    return {
+        **_shared_arguments(pair),
+        "value": formula.value,
+        "passes": formula.passes if bit == "own" else None,
+        "BIT": bit,
+        "PARTS": _parts(size, mask),
+    }
+
+
+def _slope_functions(formula: Formula, pair: Any) -> Arguments:
+    """What gives the slope where the output or the input is kept; none where it is constant."""
+    empty = {"slope": None, "passes": None, "flat": None}
+    if pair.rule.slope == "identity" or pair.keeps in ("nothing", "mask"):
+        return empty
+    two = formula.passes is not None
+    if pair.keeps == "output":
+        return {**empty, "passes" if two else "slope": formula.from_output}
+    if two:
+        return {**empty, "passes": formula.passes}
+    return {**empty, "slope": formula.slope, "flat": formula.flat}
+
+
+@functools.lru_cache(maxsize=8192)
+def backward_arguments(pair: Any, size: int) -> Arguments:
+    """The backward kernel's arguments but for tensors: elements of `size`."""
+    rule = pair.rule
+    formula = FORMULAS[pair.row.name]
+    needs_value = pair.keeps == "input" and rule.gradient_gate == "output"
+    return {
+        **_shared_arguments(pair),
+        **_slope_functions(formula, pair),
+        "slope_high": pair.slope_high,
+        "slope_low": pair.slope_low,
+        "threshold": rule.threshold,
+        "clip": rule.clip,
+        "scale": rule.scale,
+        "value": formula.value if needs_value else None,
+        "KEEPS": pair.keeps,
+        "BIT": pair.bit if pair.keeps == "input" else "none",
+        "GATE": rule.gradient_gate or "none",
+        "CLIPPED": not math.isinf(rule.clip),
+        "BLOCKS": pair.slope_low == 0,
+        "PARTS": _parts(size, pair.keeps == "mask"),
+    }
+
+
+def _guard(x: Tensor) -> AbstractContextManager[Any]:
+    """The device of `x` as the current one, where a launch goes."""
+    if INTERPRETED:
+        # Past the range of a type NumPy warns, which a GPU does not.
+        return numpy.errstate(all="ignore")
+    if x.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(x.device)
+
+
+def _run(kernel: Any, arguments: Arguments, *tensors: Any) -> None:
+    count = tensors[0].numel()
+    if count == 0:
+        return
+    grid = (-(-count // sweep.BLOCK),)
+    with _guard(tensors[0]):
+        kernel[grid](*tensors, count, **arguments, num_warps=sweep.WARPS)
+
+
+def _forward(x: Tensor, y: Tensor, mask: Tensor | None, pair: Any) -> None:
+    _run(sweep.forward, forward_arguments(pair, mask is not None, x.element_size()), x, y, mask)
+
+
+def _empty_mask(x: Tensor) -> Tensor:
+    return torch.empty((x.numel() + 7) // 8, dtype=torch.uint8, device=x.device)
+
+
+class Triton:
+    """Triton's kernels: one each way, their masks packed in memory order."""
+
+    name = "triton"
+
+    @staticmethod
+    def value(x: Tensor, pair: Any) -> Tensor:
+        x = dense(x.resolve_neg())
+        y = torch.empty_like(x)
+        _forward(x, y, None, pair)
+        return y
+
+    @staticmethod
+    def value_and_mask(x: Tensor, pair: Any) -> tuple[Tensor, Tensor]:
+        x = dense(x.resolve_neg())
+        y, mask = torch.empty_like(x), _empty_mask(x)
+        _forward(x, y, mask, pair)
+        return y, mask
+
+    @staticmethod
+    def value_(x: Tensor, pair: Any) -> None:
+        inner = dense(x)
+        _forward(inner, inner, None, pair)
+        if inner is not x:
+            x.copy_(inner)
+
+    @staticmethod
+    def value_and_mask_(x: Tensor, pair: Any) -> Tensor:
+        inner, mask = dense(x), _empty_mask(x)
+        _forward(inner, inner, mask, pair)
+        if inner is not x:
+            x.copy_(inner)
+        return mask
+
+    @staticmethod
+    def backward(
+        g: Tensor, kept: Tensor | None, pair: Any, scale: Tensor | None, strides: Any = None
+    ) -> Tensor:
+        g = g.resolve_neg()
+        for other in (kept, scale):
+            if other is not None and other.device != g.device:
+                raise ValueError(
+                    f"the gradient is on {g.device} and what its backward reads on "
+                    f"{other.device}; they must share a device"
+                )
+        if pair.keeps == "nothing":
+            if pair.slope_high == 0:
+                return torch.zeros_like(g)
+            g = dense(g)
+        elif pair.keeps == "mask":
+            g = laid_out(g, contiguous_strides(g.shape) if strides is None else strides)
+        else:
+            assert kept is not None
+            kept = dense(kept.resolve_neg())
+            g = laid_out(g, kept.stride())
+        gx = torch.empty_like(g)
+        _run(sweep.backward, backward_arguments(pair, g.element_size()), g, kept, gx, scale)
+        return gx
+
+    @staticmethod
+    def unpacked(mask: Tensor, shape: torch.Size, strides: Any) -> Tensor:
+        lanes = torch.arange(8, dtype=torch.uint8, device=mask.device)
+        bits = (mask.unsqueeze(1) >> lanes & 1).flatten()[: shape.numel()].bool()
+        return bits.view(shape) if strides is None else bits.as_strided(shape, strides)
+
+    @staticmethod
+    def mask_strides(x: Tensor) -> tuple[int, ...]:
+        """The memory order that an in-place mask of `x` has: that of a dense copy."""
+        return torch.empty_like(x, device="meta").stride()
+
+
+TRITON = Triton()
+
+
+def serves(name: str) -> bool:
+    """Whether there are Triton functions for the activation `name`."""
+    return name in FORMULAS
+
+
+def forget() -> None:
+    """Read the functions of every activation anew."""
+    forward_arguments.cache_clear()
+    backward_arguments.cache_clear()

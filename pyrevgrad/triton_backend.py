@@ -1,0 +1,98 @@
+"""The Triton backend as the choice of backends sees it: whether it is there, and what it serves.
+
+Imports pyrevgrad.kernels, and with it triton, only when first asked.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+INTERPRETER = (
+    "set TRITON_INTERPRET=1 before Python starts to run its kernels on CPU tensors under Triton's "
+    "interpreter, for tests: slowly"
+)
+
+
+@functools.cache
+def load() -> tuple[Any, str]:
+    """(The module of the kernels' backend, "") or (None, why it is not there)."""
+    if importlib.util.find_spec("triton") is None:
+        return None, "the package triton is not installed. Cure: `pip install triton`."
+    try:
+        module = importlib.import_module("pyrevgrad.kernels.backend")
+    except ImportError as error:
+        return None, f"its kernels did not load ({error}). Cure: upgrade triton to 3.6 or newer."
+    if module.INTERPRETED != module.LANGUAGE_INTERPRETED:
+        return None, (
+            "TRITON_INTERPRET changed after triton was imported. Cure: set it before Python starts."
+        )
+    if module.INTERPRETED:
+        return module, ""
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return None, f"there is no CUDA device. Cure: use a machine that has one, or {INTERPRETER}."
+    return module, ""
+
+
+def interpreted() -> bool:
+    """Whether the kernels run under Triton's interpreter."""
+    module, _ = load()
+    return module is not None and module.INTERPRETED
+
+
+def backend_for(x: Tensor, name: str) -> Any:
+    """The backend where it serves the activation `name` on the device of `x`; else None."""
+    return None if refusal(x, name) else load()[0].TRITON
+
+
+def refusal(x: Tensor, name: str) -> str:
+    """What it does not serve and why, as the end of a sentence; empty where it serves."""
+    return _refusal(name, x.device)
+
+
+@functools.lru_cache(maxsize=4096)
+def _refusal(name: str, device: torch.device) -> str:
+    module, missing = load()
+    if module is None:
+        return f"{name}: {missing}"
+    if not module.serves(name):
+        return f"{name}, which has no Triton functions; the reference does"
+    if device.type == "cuda":
+        return "" if module.INTERPRETED else _refused_device(module, device)
+    if device.type == "cpu":
+        return "" if module.INTERPRETED else f"{name} on cpu tensors; {INTERPRETER}"
+    return f"{name} on {device.type} tensors; the reference does"
+
+
+def _refused_device(module: Any, device: torch.device) -> str:
+    oldest = module.OLDEST_CAPABILITY
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= oldest:
+        return ""
+    found, needed = (".".join(map(str, pair)) for pair in (capability, oldest))
+    return (
+        f"{torch.cuda.get_device_name(device)} of compute capability {found}: Triton needs "
+        f"{needed} or newer; the reference serves any device"
+    )
+
+
+def forget(name: str) -> None:
+    """Ask anew what is served: the functions of the activation `name` have changed."""
+    _refusal.cache_clear()
+    module, _ = load()
+    if module is not None:
+        module.forget()
+
+
+def description() -> str:
+    """What show_config() says of it."""
+    module, missing = load()
+    if module is None:
+        return f"missing: {missing}"
+    where = "interpreted, serves tensors where asked for" if module.INTERPRETED else "CUDA kernels"
+    return f"{importlib.import_module('triton').__version__}; {where}"

@@ -1,0 +1,225 @@
+"""Triton's kernels under its interpreter, held against the float64 oracle: a part of the matrix.
+
+test_triton.py runs this file with TRITON_INTERPRET=1, which must be set before triton is imported;
+`make triton-matrix` runs the whole matrix too. It may import the package and the grids.
+"""
+
+import itertools
+
+import numpy
+import pytest
+import torch
+from grids import (
+    COMPOSED,
+    DTYPES,
+    FORMULAS,
+    INTERPRETED,
+    SELECTS,
+    SPECS,
+    array,
+    assert_gradient,
+    assert_value,
+    cut,
+    expected_gradient,
+    grid,
+    numbers_of,
+    one_thread,  # noqa: F401
+    places,
+    reproducible,
+    rule_and_spec,
+    run,
+    same_bits,
+)
+from test_kernels import PARAMETERS, RULE_NAMES, check
+from test_layouts import LAYOUTS, PAIRS, SHAPE, SHARED, assert_layout, numbers
+
+import pyrevgrad
+from pyrevgrad import BackendError, backend, backends, reverse, rules
+from pyrevgrad.activations import ACTIVATIONS, find
+
+if not INTERPRETED:
+    pytest.skip("runs with TRITON_INTERPRET=1", allow_module_level=True)
+
+from pyrevgrad.kernels import sweep
+from pyrevgrad.kernels.backend import TRITON, backward_arguments, forward_arguments
+from pyrevgrad.kernels.formulas import FORMULAS as TRITON_FORMULAS
+
+HALF = torch.bfloat16
+
+
+@pytest.fixture(autouse=True)
+def on_triton():
+    with backend("triton"):
+        yield
+
+
+def test_every_activation_has_triton_functions():
+    assert list(TRITON_FORMULAS) == list(ACTIVATIONS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("place", "name"), list(enumerate(FORMULAS)))
+def test_every_activation_in_every_dtype_agrees_with_the_oracle(place, name, dtype):
+    rule_name = RULE_NAMES[(place * len(DTYPES) + DTYPES.index(dtype)) % len(RULE_NAMES)]
+    check(*grid(dtype, name in SELECTS), name, *rule_and_spec(rule_name))
+
+
+@pytest.mark.parametrize("rule_name", (*SPECS, *COMPOSED))
+@pytest.mark.parametrize("name", ("leaky_relu", "silu"))
+def test_every_rule_agrees_with_the_oracle_for_each_kind_of_slope(name, rule_name):
+    check(*grid(torch.float32), name, *rule_and_spec(rule_name))
+
+
+@pytest.mark.parametrize(("name", "params"), PARAMETERS)
+def test_parameters_other_than_the_defaults_agree_with_the_oracle(name, params):
+    check(*grid(torch.float32), name, *rule_and_spec("rectgrad"), params)
+
+
+def test_float64_keeps_the_digits_of_every_number():
+    x, g = grid(torch.float64)
+    check(x, g, "leaky_relu", rules.EXACT, rule_and_spec("EXACT")[1], {"negative_slope": 1 / 3})
+    gx = run(x, g, "identity", reverse(1 / 3))[1]
+    assert torch.equal(gx[g.isfinite()], (-1 / 3) * g[g.isfinite()])
+
+
+def before_the_store(name, rule_name):
+    """x, g, y and gx in bfloat16's kernels, y and gx as the float32 that a store would round."""
+    rule, _ = rule_and_spec(rule_name)
+    x, g = grid(HALF)
+    pair = backends.Pairs(name, rule, {}).half
+    y, gx = torch.empty(2, len(x), dtype=torch.float32)
+    _, kept = TRITON.value_and_mask(x, pair) if pair.keeps == "mask" else (None, None)
+    blocks = (-(-len(x) // sweep.BLOCK),)
+    with numpy.errstate(all="ignore"):
+        sweep.forward[blocks](x, y, None, len(x), **forward_arguments(pair, False, 2))
+        if kept is None and pair.keeps != "nothing":
+            kept = x if pair.keeps == "input" else y.to(HALF)
+        sweep.backward[blocks](g, kept, gx, None, len(x), **backward_arguments(pair, 2))
+    return x, g, y, gx
+
+
+@pytest.mark.parametrize("name", [n for n in FORMULAS if n not in ("sign", "round", "heaviside")])
+def test_bfloat16_is_right_in_float32_before_the_store(name):
+    for rule_name in ("EXACT", "rectgrad"):
+        x, g, y, gx = before_the_store(name, rule_name)
+        assert_value(y, x, name)
+        columns = {"x": array(x), "g": array(g), "y": array(y.to(HALF))}
+        wanted = expected_gradient(name, rule_and_spec(rule_name)[1], HALF, *columns.values())
+        assert numbers_of(name, {}, HALF) == numbers_of(name, {}, torch.float32)
+        assert_gradient(gx, wanted, f"{name} under {rule_name}", **columns)
+        assert same_bits(TRITON.value(x, backends.Pairs(name, rules.EXACT, {}).half), y.to(HALF))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", SELECTS)
+def test_selecting_pairs_are_bit_equal_to_the_reference(name, dtype):
+    x, g = grid(dtype, True)
+    rule_name = RULE_NAMES[SELECTS.index(name)]
+    rule, spec = rule_and_spec(rule_name)
+    y, gx = run(x, g, name, rule)
+    with backend("reference"):
+        expected_y, expected_gx = run(x, g, name, rule)
+    assert same_bits(y, expected_y)
+    assert not reproducible(name, spec) or same_bits(gx, expected_gx)
+
+
+@pytest.mark.parametrize("count", (0, 1, 7, 8, 9, 15, 1017, 1023, 1024, 1025, 1032, 2047, 2503))
+def test_element_depends_neither_on_count_nor_on_place(count):
+    for dtype, name, rule in zip(
+        DTYPES,
+        ("relu", "hardtanh", "leaky_relu", "relu"),
+        (rules.GUIDED, rules.EXACT, rules.guided("slope"), rules.rectgrad(0.1)),
+        strict=True,
+    ):
+        y, gx = (part[places((count,), 0)] for part in reference_of(dtype, name, rule))
+        got_y, got_gx = run(*cut(dtype, (count,)), name, rule)
+        assert same_bits(got_y, y)
+        assert same_bits(got_gx, gx)
+
+
+def reference_of(dtype, name, rule):
+    with backend("reference"):
+        return run(*grid(dtype), name, rule)
+
+
+@pytest.mark.parametrize(("place", "layout"), list(enumerate(LAYOUTS)))
+def test_any_layout_of_the_input_and_the_gradient(place, layout):
+    of_gradient = itertools.cycle((*LAYOUTS.values(), *SHARED.values()))
+    for step, (name, rule) in enumerate(PAIRS[place % 3 :: 3]):
+        dtype = DTYPES[(place + step) % len(DTYPES)]
+        x = LAYOUTS[layout](numbers(SHAPE, dtype))
+        g = next(itertools.islice(of_gradient, place, None))(numbers(SHAPE, dtype, of=1))
+        assert_layout(x, g, name, rule, "triton")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_in_place_never_writes_outside_its_tensor(dtype):
+    for count, offset in itertools.product((1, 9, 200), (0, 1, 3, 40)):
+        x = numbers((count,), dtype)
+        buffer = torch.full((count + 82,), 42.0, dtype=dtype)
+        view = buffer[offset : offset + count]
+        view.copy_(x)
+        assert pyrevgrad.relu(view, rules.GUIDED, inplace=True) is view
+        assert same_bits(view, torch.where(x < 0, 0, x))
+        assert (buffer[:offset] == 42).all() and (buffer[offset + count :] == 42).all()
+
+
+@pytest.mark.parametrize("scale_dtype", DTYPES, ids=str)
+def test_tensor_scale_is_read_when_backward_runs(scale_dtype):
+    scale = torch.tensor(5.0, dtype=scale_dtype)
+    for dtype in (torch.float64, torch.bfloat16):
+        x, g = grid(dtype)
+        leaf = x.clone().requires_grad_()
+        y = pyrevgrad.relu(leaf, rules.GUIDED.scaled(scale).scaled(-2.0))
+        scale.fill_(0.3)
+        (gx,) = torch.autograd.grad(y, leaf, g)
+        assert same_bits(gx, run(x, g, "relu", rules.GUIDED.scaled(-2.0 * scale.item()))[1])
+
+
+def test_double_backward_and_layers_run_on_triton():
+    x = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64, requires_grad=True)
+    for name in ("relu", "tanh", "silu"):
+        assert torch.autograd.gradcheck(lambda t, n=name: pyrevgrad.activation(t, n), x)
+        assert torch.autograd.gradgradcheck(lambda t, n=name: pyrevgrad.activation(t, n), x)
+    layer = pyrevgrad.nn.GradientReversal(0.5)
+    layer(x).sum().backward()
+    assert x.grad.tolist() == [-0.5, -0.5, -0.5]
+
+
+def test_conjugate_views_with_a_lazy_minus_are_read_with_it():
+    x = torch.tensor([1 + 2j, 3 - 4j]).conj().imag
+    assert x.is_neg()
+    assert pyrevgrad.relu(x).tolist() == [0.0, 4.0]
+
+
+@pytest.mark.parametrize("fullgraph", (False, True))
+def test_compiled_code_is_refused(fullgraph):
+    # PyTorch's compiler may wrap what is raised while it traces.
+    with pytest.raises(RuntimeError, match=r"does not serve torch\.compile"):
+        torch.compile(pyrevgrad.relu, fullgraph=fullgraph, backend="eager")(torch.ones(3))
+
+
+def test_other_devices_and_what_lies_elsewhere_are_refused():
+    with pytest.raises(BackendError, match="does not serve relu on meta tensors"):
+        pyrevgrad.relu(torch.empty(3, device="meta"))
+    pair = backends.Pairs("relu", rules.EXACT, {}).full
+    elsewhere = torch.ones(3, device="meta")
+    with pytest.raises(ValueError, match="the gradient is on cpu and what its backward reads on"):
+        TRITON.backward(torch.ones(3), elsewhere, pair, None)
+    with pytest.raises(ValueError, match="they must share a device"):
+        TRITON.backward(torch.ones(3), torch.ones(1, dtype=torch.uint8), pair, elsewhere)
+
+
+def test_the_configuration_says_that_the_kernels_are_interpreted():
+    lines = backends.configuration()
+    assert "interpreted" in lines["triton"]
+    assert lines["cpu tensors"].split()[0] == "triton"
+
+
+def test_an_activation_without_triton_functions_is_refused_by_name(monkeypatch):
+    monkeypatch.delitem(TRITON_FORMULAS, find("mish").name)
+    backends.triton_backend.forget("mish")
+    with pytest.raises(BackendError, match="does not serve mish, which has no Triton functions"):
+        pyrevgrad.mish(torch.ones(2))
+    monkeypatch.undo()
+    backends.triton_backend.forget("mish")
