@@ -38,7 +38,7 @@ reproduce: $(READY)
 # The interpreter serves a process or does not, so there are two.
 triton-matrix: $(READY)
 	$(PY) -c 'import triton' || { echo 'install triton first: $(PY) -m pip install triton'; exit 1; }
-	TRITON_INTERPRET=1 $(PY) -m pytest -k "triton or interpreted" tests/test_kernels.py tests/test_layouts.py \
+	TRITON_INTERPRET=1 $(PY) -m pytest -k "(triton or interpreted) and not one_at_a_time" tests/test_kernels.py tests/test_layouts.py \
 	  tests/test_inplace.py tests/test_autograd.py tests/interpreted.py $(ARGUMENTS)
 	PYREVGRAD_EVERY_KERNEL=1 $(PY) -m pytest tests/test_triton_compiled.py $(ARGUMENTS)
 

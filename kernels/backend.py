@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy
@@ -27,6 +28,7 @@ from .mathematics import INTERPRETED as _INTERPRETED
 INTERPRETED = bool(_INTERPRETED)
 LANGUAGE_INTERPRETED = isinstance(triton.language.sum, InterpretedFunction)
 OLDEST_CAPABILITY = (8, 0)
+_ONE_LAUNCH = threading.Lock()
 
 Arguments = Mapping[str, Any]
 
@@ -95,11 +97,17 @@ def backward_arguments(pair: Any, size: int) -> Arguments:
     }
 
 
+@contextmanager
+def _interpreter() -> Iterator[None]:
+    # One place of the grid for the whole process; and past the range of a type NumPy warns.
+    with _ONE_LAUNCH, numpy.errstate(all="ignore"):
+        yield
+
+
 def _guard(x: Tensor) -> AbstractContextManager[Any]:
     """The device of `x` as the current one, where a launch goes."""
     if INTERPRETED:
-        # Past the range of a type NumPy warns, which a GPU does not.
-        return numpy.errstate(all="ignore")
+        return _interpreter()
     if x.device.index == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(x.device)

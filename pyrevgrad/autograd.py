@@ -46,6 +46,12 @@ def _first_order(ctx: Any, g: Tensor) -> Tensor:
     return backend.backward(g, None, pair, scale)
 
 
+def _is_batched(g: Tensor) -> bool:
+    """Whether vmap hands in a whole batch of gradients as one, which only the dispatcher reads."""
+    functorch = torch._C._functorch
+    return functorch.is_functorch_wrapped_tensor(g) or functorch.is_legacy_batchedtensor(g)
+
+
 def _any_order(
     g: Tensor, kept: Tensor | None, pair: Pair, scale: Tensor | None, backend: Any, strides: Any
 ) -> Tensor:
@@ -62,9 +68,12 @@ def _any_order(
 
 def _gradient(ctx: Any, g: Tensor, edge: bool = False) -> Tensor:
     """gx in a backward; where it is recorded in turn, differentiable."""
-    if not torch.is_grad_enabled():
-        return _first_order(ctx, g)
     pair, scale, backend, strides = ctx.call
+    batched = backend.name == "triton" and _is_batched(g)
+    if not (batched or torch.is_grad_enabled()):
+        return _first_order(ctx, g)
+    if batched:
+        backends.reference_for_batches()
     kept = None if pair.keeps == "nothing" else ctx.saved_tensors[0]
     if edge:
         kept = _Attach.apply(kept, pair)

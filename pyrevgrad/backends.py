@@ -301,6 +301,15 @@ def reference_for_subclass(x: Tensor) -> Reference:
     return REFERENCE
 
 
+def reference_for_batches() -> None:
+    """Let the reference serve a batch of gradients; BackendError where Triton is forced."""
+    if forced() == "triton":
+        raise BackendError(
+            "backend 'triton' was asked for and does not serve batched gradients (is_grads_batched "
+            "or vmap over a backward); the reference does"
+        )
+
+
 def _native_serves(x: Tensor, pair: Pair) -> bool:
     return pair.program is not None and x.is_cpu
 

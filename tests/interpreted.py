@@ -199,6 +199,27 @@ def test_compiled_code_is_refused(fullgraph):
         torch.compile(pyrevgrad.relu, fullgraph=fullgraph, backend="eager")(torch.ones(3))
 
 
+def test_batched_gradients_are_the_references_unless_triton_is_forced():
+    x = torch.tensor([-1.0, 0.5, 2.0], requires_grad=True)
+    g = torch.tensor([[1.0, 2.0, -3.0], [4.0, -5.0, 6.0]])
+    for name, rule in (
+        ("relu", rules.GUIDED),
+        ("tanh", rules.EXACT),
+        ("silu", rules.rectgrad(0.1)),
+    ):
+        y = pyrevgrad.activation(x, name, rule)
+        options = {"is_grads_batched": True, "retain_graph": True}
+        with pytest.raises(BackendError, match="does not serve batched gradients"):
+            torch.autograd.grad(y, x, g, **options)
+        single = [torch.autograd.grad(y, x, one, retain_graph=True)[0] for one in g]
+        backends._forced = None
+        try:
+            (batched,) = torch.autograd.grad(y, x, g, **options)
+        finally:
+            backends._forced = "triton"
+        torch.testing.assert_close(batched, torch.stack(single))
+
+
 def test_other_devices_and_what_lies_elsewhere_are_refused():
     with pytest.raises(BackendError, match="does not serve relu on meta tensors"):
         pyrevgrad.relu(torch.empty(3, device="meta"))
