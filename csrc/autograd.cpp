@@ -196,8 +196,10 @@ struct ModifiedBackward : Node {
   std::vector<std::int64_t> strides;  // of a mask whose tensor was not contiguous
 };
 
-Tensor recorded(const Tensor& x, const Handle& handle, const Tensor& scale) {
-  auto node = make_node<ModifiedBackward>(x, handle, scale);
+using Pointer = decltype(make_node<ModifiedBackward>(
+    std::declval<const Tensor&>(), std::declval<const Handle&>(), std::declval<const Tensor&>()));
+
+Tensor recorded(const Tensor& x, const Handle& handle, const Pointer& node) {
   Tensor y;
   if (handle.keeps == Keeps::kMask) {
     static const Operation operation("pyrevgrad::value_and_mask");
@@ -217,8 +219,7 @@ Tensor recorded(const Tensor& x, const Handle& handle, const Tensor& scale) {
 }
 
 // The identity as a view of x, which PyTorch lets nobody overwrite, as any view made in a Function.
-Tensor recorded_view(const Tensor& x, const Handle& handle, const Tensor& scale) {
-  auto node = make_node<ModifiedBackward>(x, handle, scale);
+Tensor recorded_view(const Tensor& x, const Handle&, const Pointer& node) {
   Tensor alias;
   {
     const at::AutoDispatchBelowADInplaceOrView below;
@@ -265,11 +266,14 @@ PyObject* served(PyObject* const* arguments, Record record, Plain plain) {
     if (scale.requires_grad() || !scale.is_cpu()) return Py_NewRef(Py_NotImplemented);
   }
   const Handle handle(arguments[is_half(x) ? 2 : 1]);
+  Pointer node;  // made while the interpreter is ours: it counts a reference to the pair
+  if (x.requires_grad() && at::GradMode::is_enabled()) {
+    node = make_node<ModifiedBackward>(x, handle, scale);
+  }
   Tensor y;
   {
     const pybind11::gil_scoped_release others_run;
-    const bool records = x.requires_grad() && at::GradMode::is_enabled();
-    y = records ? record(x, handle, scale) : plain(x, handle);
+    y = node ? record(x, handle, node) : plain(x, handle);
   }
   return THPVariable_Wrap(std::move(y));
 }

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pyrevgrad
-from pyrevgrad import GUIDED, autograd, binding, reverse, reverse_gradient
+from pyrevgrad import EXACT, GUIDED, autograd, binding, reverse, reverse_gradient
 
 needs_nodes = pytest.mark.skipif(binding.NODES is None, reason=f"no C++ nodes: {binding.WHY}")
 FUNCTIONS = ("_CallBackward", "_CallWithEdgeBackward", "_ViewBackward")
@@ -76,6 +76,20 @@ def test_an_error_in_a_double_backward_reaches_the_caller(x, nodes, monkeypatch)
     y = pyrevgrad.gelu(x, reverse(2.0))
     with pytest.raises(ArithmeticError, match="as asked"):
         torch.autograd.grad(y, x, g, create_graph=True)
+
+
+@pytest.mark.parametrize("rule", [EXACT, reverse(2.0)])
+def test_a_kept_output_that_was_overwritten_is_pytorchs_error(x, nodes, rule):
+    y = pyrevgrad.tanh(x, rule)
+    y.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_a_reversal_of_a_view_may_not_be_overwritten(x, nodes):
+    y = reverse_gradient(x[1:])
+    with pytest.raises(RuntimeError, match="is a view"):
+        y.mul_(2)
 
 
 def test_a_graph_frees_its_pair_and_its_tensors(x, nodes):
