@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from . import kernels, machine, providers, traffic
-from .cases import CURVED_CASES, Case
+from .cases import CURVED_CASES, QUICK_CURVED, Case
 from .providers import GateError, Provider, Skipped
 from .timing import Effort, Measured, interleave, paired_ratio
 
@@ -97,10 +97,20 @@ def _cell(
         }
 
 
+def _waits_for_one_thread(case: Case, settings: dict[str, Any]) -> bool:
+    """Whether a case is left to the first number of threads: few curved ones speak for all."""
+    first = torch.get_num_threads() == settings["threads"][0]
+    return not (first or settings["filter"]) and (
+        case in CURVED_CASES and case.activation not in QUICK_CURVED
+    )
+
+
 def measure_cases(settings: dict[str, Any]) -> None:
     """Every case, dtype and size at the current number of threads."""
     for name in settings["cases"]:
         case = Case(*name.split("/"))
+        if _waits_for_one_thread(case, settings):
+            continue
         for dtype in settings["dtypes"]:
             without = dict.fromkeys(settings["without"], "left out by --without")
             compiled = settings["compile"]
