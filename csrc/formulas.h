@@ -32,9 +32,19 @@ struct Row {
   static PYREVGRAD_HD auto NAME([[maybe_unused]] V ARGUMENT, \
                                 [[maybe_unused]] const Parameters<V>& p)
 
+// Vector types with a quicker way (fused, or approximate and refined) give their own.
+template <class V>
+PYREVGRAD_HD V multiply_add(V a, V b, V c) {
+  return a * b + c;
+}
+template <class V>
+PYREVGRAD_HD V reciprocal_from_one(V x) {  // 1/x for x >= 1
+  return V(1) / x;
+}
+
 template <class V>
 PYREVGRAD_HD V logistic(V x) {
-  return V(1) / (V(1) + exponential(-x));
+  return reciprocal_from_one(V(1) + exponential(-x));
 }
 
 struct Identity : Row<Kind::kConstant> {
@@ -176,16 +186,6 @@ struct Softshrink : Row<Kind::kMask> {
   PYREVGRAD_FORMULA(passes, x) { return !(absolute(x) <= p.a); }
 };
 
-// Vector types with a quicker way (fused, or approximate and refined) give their own.
-template <class V>
-PYREVGRAD_HD V multiply_add(V a, V b, V c) {
-  return a * b + c;
-}
-template <class V>
-PYREVGRAD_HD V reciprocal_from_one(V x) {  // 1/x for x >= 1
-  return V(1) / x;
-}
-
 // Φ(x), given e^(−x²/2). In float32 by formula 7.1.26 of Abramowitz & Stegun (1964), an error of
 // 1.5e-7, and without cancellation where x < 0; it shares its exponential with the density.
 template <class V>
@@ -234,7 +234,7 @@ struct GeluTanh : Row<Kind::kInput> {
 };
 
 struct Silu : Row<Kind::kInput> {
-  PYREVGRAD_FORMULA(value, x) { return x / (V(1) + exponential(-x)); }
+  PYREVGRAD_FORMULA(value, x) { return x * logistic(x); }
   PYREVGRAD_FORMULA(slope, x) {
     const V s = logistic(x);
     return s * (V(1) + x * (V(1) - s));

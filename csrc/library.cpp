@@ -4,6 +4,8 @@
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
+#include <limits>
+
 #include "cpu/dispatch.h"
 #include "tensor.h"
 
@@ -220,6 +222,8 @@ void backward(StableIValue* stack, std::uint64_t, std::uint64_t) {
   std::vector<std::int64_t> strides = optional_ints_from(stack[4]);
   Program program = program_from(numbers);
   if (scale) program.scale *= number_in(scale);
+  // One NaN for all: the kernels' rounding to bfloat16 counts on its low bits.
+  if (program.scale != program.scale) program.scale = std::numeric_limits<double>::quiet_NaN();
   check(static_cast<bool>(kept) == (program.keeps != Keeps::kNothing),
         "the program and the kept tensor do not belong together");
   if (program.keeps == Keeps::kNothing) {

@@ -62,11 +62,12 @@ void run(const Work& work, Kernel kernel, ParallelFor threads) {
   threads((work.size + kBlock - 1) / kBlock, kGrain / kBlock, part, &task);
 }
 
-Kernel by_gates(const Program& program, const Kernel (&variants)[3]) {
-  const bool gradient_alone = program.gradient_gate == GradientGate::kGradient &&
-                              !program.clipped && program.slope_low == 0;
-  const bool none = program.gradient_gate == GradientGate::kNone && !program.clipped;
-  return variants[gradient_alone ? 2 : none];
+Kernel by_gates(const Program& program, const Kernel (&variants)[4]) {
+  const bool low_blocks = program.slope_low == 0;
+  if (program.clipped) return variants[0];
+  if (program.gradient_gate == GradientGate::kNone) return variants[low_blocks ? 2 : 1];
+  if (program.gradient_gate == GradientGate::kGradient && low_blocks) return variants[3];
+  return variants[0];
 }
 
 }  // namespace

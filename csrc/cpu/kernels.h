@@ -199,8 +199,9 @@ void forward(const Work& work, std::int64_t first, std::int64_t last) {
   sweep<T, false, use, selects ? Cost::kCheap : Cost::kDear>(work, first, last, body);
 }
 
-// The gates that a backward by g alone or by a mask may meet: any, none, or g <= 0 alone.
-enum class Gates { kAny, kNone, kGradient };
+// The gates that a backward by g alone or by a mask may meet: any, none (its low slope aside), none
+// and a low slope of 0, or g <= 0 alone beside that.
+enum class Gates { kAny, kNone, kLowBlocks, kGradient };
 template <Gates gates>
 constexpr Cost cost_of = gates == Gates::kAny ? Cost::kDear : Cost::kCheap;
 
@@ -213,7 +214,7 @@ void backward_nothing(const Work& work, std::int64_t first, std::int64_t last) {
   const auto body = [&](V g, V, unsigned, unsigned&) INLINE_LAMBDA {
     if constexpr (gates == Gates::kGradient) {
       return select(pass & !(g <= V(0)), factor * g, V(0));
-    } else if constexpr (gates == Gates::kNone) {
+    } else if constexpr (gates != Gates::kAny) {
       return select(pass, factor * g, V(0));
     } else {
       return gated(g, slope, V(0), pass, rule);
@@ -234,9 +235,10 @@ void backward_mask(const Work& work, std::int64_t first, std::int64_t last) {
     const auto pass = mask_of(bits, g);
     if constexpr (gates == Gates::kGradient) {
       return select(pass & !(g <= V(0)), scaled_high * g, V(0));
+    } else if constexpr (gates == Gates::kLowBlocks) {
+      return select(pass, scaled_high * g, V(0));
     } else if constexpr (gates == Gates::kNone) {
-      const V product = select(pass, scaled_high, scaled_low) * g;
-      return low_blocks ? select(pass, product, V(0)) : product;
+      return select(pass, scaled_high, scaled_low) * g;
     } else {
       return gated(g, select(pass, high, low), V(0), low_blocks ? pass : all<V>(), rule);
     }
@@ -335,9 +337,10 @@ namespace pyrevgrad {
    PAIR_OF(KERNEL, A, Half)},
 #define OUTPUT_ROW(A, NAME) PAIR_ROW(backward_output, A)
 #define INPUT_ROW(A, NAME) PAIR_ROW(backward_input, A)
-#define GATES_OF(KERNEL, T)                               \
-  {PYREVGRAD_ISA::KERNEL<T, PYREVGRAD_ISA::Gates::kAny>,  \
-   PYREVGRAD_ISA::KERNEL<T, PYREVGRAD_ISA::Gates::kNone>, \
+#define GATES_OF(KERNEL, T)                                    \
+  {PYREVGRAD_ISA::KERNEL<T, PYREVGRAD_ISA::Gates::kAny>,       \
+   PYREVGRAD_ISA::KERNEL<T, PYREVGRAD_ISA::Gates::kNone>,      \
+   PYREVGRAD_ISA::KERNEL<T, PYREVGRAD_ISA::Gates::kLowBlocks>, \
    PYREVGRAD_ISA::KERNEL<T, PYREVGRAD_ISA::Gates::kGradient>}
 #define NOTHING_OF(T) GATES_OF(backward_nothing, T)
 #define MASK_OF(T) GATES_OF(backward_mask, T)

@@ -38,8 +38,8 @@ constexpr int kActivations = 0 PYREVGRAD_ACTIVATIONS(PYREVGRAD_COUNT);
 struct KernelTable {
   const char* capability;
   Kernel forward[kActivations][kDTypes][4];  // by MaskBit
-  Kernel backward_nothing[kDTypes][3];       // any gates, none, g <= 0 alone
-  Kernel backward_mask[kDTypes][3];
+  Kernel backward_nothing[kDTypes][4];       // any gates, none, low slope 0, g <= 0 too
+  Kernel backward_mask[kDTypes][4];
   Kernel backward_output[kActivations][kDTypes][2];  // general, plain
   Kernel backward_input[kActivations][kDTypes][2];
 };
