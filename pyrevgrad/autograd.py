@@ -186,6 +186,13 @@ def _is_special() -> bool:
     )
 
 
+def cannot_fold(x: Any) -> bool:
+    """Whether a reversal must stand by itself: for tracers, transforms and tensor subclasses."""
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        return _inside_transform()
+    return type(x) not in _PLAIN_TYPES or _is_special()
+
+
 def _nodes_for(pairs: Pairs) -> Any:
     """The C++ nodes where they may serve; what they are given decides the rest."""
     if _is_dynamo_compiling() or not pairs.handles or not backends.allows_native():

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from . import autograd, backends, functional
 from .checks import check_finite, check_scale
-from .nn import _Scaled
 from .rules import reverse
+from .scaled import Scaled
 
 __all__ = ["GradientReverseLayer", "RevGrad", "WarmStartGradientReverseLayer"]
 
 
-class _Migrated(_Scaled):
+class _Migrated(Scaled):
     """A layer that saves its λ, and that loads a file of the other library, which has none."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .nn import _Scaled
+from .scaled import Scaled
 
 #: λ that layers of ours are given on the copy: 0 could not be seen, and 1 has no sign of its own.
 PROBE = 0.5
@@ -50,7 +50,7 @@ class Probe:
 
     def set_scale(self) -> float:
         """Give every live layer of ours the same λ, and say which; 1 where there is none."""
-        layers = [m for m in self.model.modules() if isinstance(m, _Scaled)]
+        layers = [m for m in self.model.modules() if isinstance(m, Scaled)]
         live = [layer for layer in layers if layer.scale is not None]
         for layer in live:
             if getattr(layer, "auto_step", False):

@@ -10,91 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from . import autograd, backends
-from .checks import check_scale
+from .folding import folded_linear
 from .observing import observed
 from .rules import EXACT, Rule, check_rule, reverse
+from .scaled import Scaled
 from .schedules import Schedule
 
 
-class _Scaled(nn.Module):
-    """A module whose scale may be a 0-dim float64 buffer, set only through `set_scale`.
-
-    The buffer keeps its dtype through `.half()`, `.to(dtype)` and their like, and its value through
-    `to_empty`. A value written here is mirrored in Python, so that reading it back never waits for
-    a device.
-    """
-
-    scale: Tensor | None
-
-    def _register_scale(self, value: float | Tensor) -> None:
-        number, tensor = check_scale(value)
-        if tensor is None:
-            buffer = torch.tensor(number, dtype=torch.float64)
-        else:
-            buffer = tensor.detach().to(dtype=torch.float64, copy=True)
-        self.register_buffer("scale", buffer)
-        self._known: float | None = number if tensor is None else None
-
-    def set_scale(self, value: float | Tensor) -> None:
-        """Write `value`, a number or a 0-dim tensor, into the buffer, in place and without a sync.
-
-        Raises
-        ------
-        TypeError, ValueError
-            Not a number nor a 0-dim floating tensor, or one that requires grad.
-        """
-        if self.scale is None:
-            raise ValueError(
-                "this layer's rule has a number for a scale; give the rule a 0-dim tensor to make "
-                "it live, or set layer.rule"
-            )
-        number, tensor = check_scale(value)
-        with torch.no_grad():
-            self.scale.fill_(number) if tensor is None else self.scale.copy_(tensor)
-        self._known = number if tensor is None else None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "scale" and "scale" in self.__dict__.get("_buffers", {}):
-            if isinstance(value, Schedule):
-                raise TypeError(f"{type(self).__name__} takes no schedule; GradientReversal does")
-            self.set_scale(value)
-        else:
-            super().__setattr__(name, value)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        before, self._buffers["scale"] = self._buffers["scale"], None
-        try:
-            super()._apply(fn, recurse)
-        finally:
-            self._buffers["scale"] = before
-        if before is not None:
-            # Only the place of a probe counts: the buffer's dtype and value are not fn's to change.
-            probe = fn(torch.zeros((), device=before.device))
-            self._buffers["scale"] = self._moved(before, probe)
-        return self
-
-    def _moved(self, before: Tensor, probe: Tensor) -> Tensor:
-        if probe.device == before.device:
-            return before.share_memory_() if probe.is_shared() and not before.is_cuda else before
-        dtype = torch.float32 if probe.device.type == "mps" else torch.float64
-        if probe.is_meta:
-            self._known = before.item()
-        if not before.is_meta:
-            return before.to(device=probe.device, dtype=dtype)
-        known = float("nan") if self._known is None else self._known
-        return torch.full((), known, dtype=dtype, device=probe.device)
-
-    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *rest: Any) -> None:
-        super()._load_from_state_dict(state, prefix, metadata, *rest)
-        saved = state.get(prefix + "scale")
-        if saved is None or self.scale is None:
-            return
-        if metadata.get("assign_to_params_buffers", False):
-            self._buffers["scale"] = saved.detach().to(dtype=torch.float64, copy=True)
-        self._known = None
-
-
-class Activation(_Scaled):
+class Activation(Scaled):
     """``y = f(x)`` whose backward is `rule`.
 
     Parameters
@@ -173,7 +96,7 @@ class Activation(_Scaled):
             super().__setattr__(name, value)
 
 
-class GradientReversal(_Scaled):
+class GradientReversal(Scaled):
     """The identity, a view of its input, whose backward is ``gx = −scale · g``.
 
     Ganin & Lempitsky (2015), section 3.1: between features and a domain head it makes the features
@@ -299,3 +222,121 @@ class GradientReversal(_Scaled):
         memo[id(self)] = made
         made.__setstate__(copy.deepcopy(self.__dict__, memo))
         return made
+
+
+class ReversedLinear(GradientReversal):
+    """``y = f(x·Wᵀ + b)`` behind a gradient reversal that costs nothing.
+
+    As ``nn.Sequential(GradientReversal(scale), nn.Linear(...), Activation(...))``, with −λ folded
+    into the product that makes the gradient of x: ``gx = −λ · g·W``. No kernel runs for the
+    reversal, in either direction, and nothing is kept for it, where λ is a number or a schedule. A
+    λ set as a tensor (or by a compiled or captured graph, where a number would be frozen) takes one
+    kernel, on the smaller of g and W. The gradients of W and b are the plain ones.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        The sizes of the last dimension of x and y.
+    bias : bool
+        Whether there is a b. W and b start as in `torch.nn.Linear`.
+    scale : float, 0-dim Tensor or Schedule
+        λ, as in `GradientReversal`.
+    activation : str, optional
+        f, a name of the activation table; none if not given.
+    rule : Rule
+        The backward of f.
+    record_norm : bool
+        As in `GradientReversal`.
+    device, dtype
+        Of W and b.
+    **params : float
+        Parameters of f.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `GradientReversal`, `torch.nn.Linear` and `Activation`; an x whose last dimension is not
+        `in_features`.
+
+    Examples
+    --------
+    >>> layer = ReversedLinear(2, 1, bias=False, scale=0.5)
+    >>> x = torch.ones(1, 2, requires_grad=True)
+    >>> layer(x).sum().backward()
+    >>> torch.equal(x.grad, -0.5 * layer.weight)
+    True
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        scale: float | Tensor | Schedule = 1.0,
+        activation: str | None = None,
+        rule: Rule = EXACT,
+        record_norm: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        **params: Any,
+    ) -> None:
+        super().__init__(scale, record_norm=record_norm)
+        if activation is None and (params or not rule.is_exact):
+            raise ValueError("a rule and parameters belong to an activation, and none is named")
+        linear = nn.Linear(in_features, out_features, bias, device, dtype)
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = linear.weight
+        self.register_parameter("bias", linear.bias)
+        self.activation = None if activation is None else Activation(activation, rule, **params)
+        self.to(device=self.weight.device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """y, of shape (…, out_features) for x of shape (…, in_features)."""
+        y = self._linear(x)
+        return y if self.activation is None else self.activation(y)
+
+    def _linear(self, x: Tensor) -> Tensor:
+        if autograd.cannot_fold(x):
+            return nn.functional.linear(super().forward(x), self.weight, self.bias)
+        if x.shape[-1:] != (self.in_features,):
+            raise ValueError(
+                f"x must have {self.in_features} features in its last dimension, got shape "
+                f"{tuple(x.shape)}"
+            )
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return nn.functional.linear(x, self.weight, self.bias)
+        assert self.scale is not None
+        autograd.check_live_scale(self.scale, x)
+        if self.record_norm:
+            x = observed(x, self._norm_on(x.device))
+        number = None if torch.compiler.is_compiling() else self._number
+        return folded_linear(x, self.weight, self.bias, self.scale, number)
+
+    def _number(self) -> float | None:
+        """λ, if it is known without asking the device and may stand in what runs now."""
+        assert self.scale is not None
+        if self.scale.is_cuda and torch.cuda.is_current_stream_capturing():
+            return None
+        return self._still_known()
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._learn()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._learn()
+
+    def _learn(self) -> None:
+        """Ask the device for λ once, where a copy or a file has brought another."""
+        if self.scale is not None and not self.scale.is_meta:
+            self._know(self.scale.item())
+
+    def extra_repr(self) -> str:
+        """The sizes, then λ as it is now."""
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{sizes}, bias={self.bias is not None}, {super().extra_repr()}"

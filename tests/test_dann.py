@@ -15,6 +15,8 @@ from torch import nn
 import pyrevgrad
 from pyrevgrad import check_reversal
 from pyrevgrad.adversarial import DANN, GaninSchedule
+from pyrevgrad.compat import RevGrad
+from pyrevgrad.nn import GradientReversal, ReversedLinear
 from pyrevgrad.reference.circuits import adversarial_gradients, adversarial_parameters
 
 
@@ -295,6 +297,58 @@ def test_the_norm_of_the_reversed_gradient_can_be_read():
     loss = F.binary_cross_entropy_with_logits(logits, truth, weights, reduction="sum")
     (g,) = torch.autograd.grad(loss, features)
     assert model.reversal.gradient_norm.item() == pytest.approx(0.5 * g.norm().item())
+
+
+# A folded reversal.
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_head_that_begins_with_a_reversed_linear_layer_gives_the_same_gradients(nested):
+    plain = network(0.7)
+    folded_head = nn.Sequential(
+        ReversedLinear(6, 4, activation="tanh"), nn.Linear(4, 1)
+    ).double()  # fmt: skip
+    folded_head[0].load_state_dict(
+        {**plain.domain_head[0].state_dict(), "scale": torch.tensor(0.0)}, strict=True
+    )
+    folded_head[1] = plain.domain_head[2]
+    head = nn.Sequential(folded_head) if nested else folded_head
+    folded = DANN(plain.features, plain.label_head, head, scale=GaninSchedule(3, low=0.7))
+    found = []
+    for model in (plain, folded):
+        model.zero_grad()
+        losses = model(*batch())
+        losses.loss.backward()
+        found.append([p.grad.clone() for p in plain.features.parameters()])
+        found[-1] += [model.domain_head.get_parameter(name).grad for name in (
+            (("0.0.weight", "0.1.bias") if nested else ("0.weight", "1.bias"))
+            if model is folded else ("0.weight", "2.bias")
+        )]  # fmt: skip
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert folded.reversal is folded_head[0] and folded.schedule.steps == 0
+    assert not [name for name in folded.state_dict() if name.startswith("reversal")]
+    assert check_reversal(folded, batch()).ok
+    made = copy.deepcopy(folded)
+    assert made.reversal is not folded.reversal
+    assert made.reversal is (made.domain_head[0][0] if nested else made.domain_head[0])
+
+
+def test_a_folded_reversal_keeps_its_own_scale_if_none_is_given():
+    layer = ReversedLinear(6, 1, scale=0.3)
+    assert DANN(nn.Linear(5, 6), nn.Linear(6, 3), layer).reversal.scale.item() == 0.3
+    assert DANN(nn.Linear(5, 6), nn.Linear(6, 3), layer, scale=2.0).reversal.scale.item() == 2.0
+    assert DANN(nn.Linear(5, 6), nn.Linear(6, 3), nn.Linear(6, 1)).reversal.scale.item() == 1.0
+
+
+@pytest.mark.parametrize("where", ["features", "label_head", "domain_head"])
+@pytest.mark.parametrize("layer", [GradientReversal(), RevGrad(), ReversedLinear(6, 6)])
+def test_a_second_reversal_is_refused(where, layer):
+    parts = {"features": nn.Linear(5, 6), "label_head": nn.Linear(6, 3)}
+    parts["domain_head"] = nn.Linear(6, 1)
+    parts[where] = nn.Sequential(parts[where], layer)
+    with pytest.raises(ValueError, match=rf"{where}\.1 is a reversal, .* undo each other"):
+        DANN(**parts)
 
 
 # What is refused.

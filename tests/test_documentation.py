@@ -27,6 +27,7 @@ PUBLIC = [
     "check_reversal", "compat.RevGrad", "compat.GradientReverseLayer",
     "compat.WarmStartGradientReverseLayer", "schedules.GaninLearningRate",
     "schedules.LinearSchedule", "schedules.ConstantSchedule", "adversarial.DANN",
+    "nn.ReversedLinear",
     "adversarial.CDAN", "adversarial.OuterProduct", "adversarial.RandomizedProduct",
     "adversarial.fit", "adversarial.evaluate",
 ]  # fmt: skip

@@ -13,8 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checks import check_finite
-from ..nn import GradientReversal
+from ..compat import GradientReverseLayer, RevGrad, WarmStartGradientReverseLayer
+from ..nn import GradientReversal, ReversedLinear
 from ..schedules import Schedule
+
+_REVERSALS = (
+    GradientReversal,
+    GradientReverseLayer,
+    RevGrad,
+    WarmStartGradientReverseLayer,
+)
 
 #: One batch, or one for each of several domains.
 Batches = Tensor | Sequence[Tensor]
@@ -69,8 +77,10 @@ class DANN(nn.Module):
     label_loss : callable
         ``label_loss(label_head(features), labels)``, a 0-dim tensor; cross-entropy if not given.
         For imbalanced classes: ``functools.partial(cross_entropy, weight=...)``.
-    scale : float, 0-dim Tensor or Schedule
-        λ, handed to the `GradientReversal` that is ``model.reversal``.
+    scale : float, 0-dim Tensor or Schedule, optional
+        λ, handed to the `GradientReversal` that is ``model.reversal``; 1 if not given. A domain
+        head that begins with a `ReversedLinear` brings the reversal with it, at no cost in time:
+        ``model.reversal`` is that layer, and keeps its own λ if none is given here.
     domain_weight : float
         w >= 0.
     domain_average : {"domains", "samples"}
@@ -106,7 +116,7 @@ class DANN(nn.Module):
         domain_head: nn.Module,
         label_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         *,
-        scale: float | Tensor | Schedule = 1.0,
+        scale: float | Tensor | Schedule | None = None,
         domain_weight: float = 1.0,
         domain_average: str = "domains",
         together: bool = True,
@@ -123,7 +133,7 @@ class DANN(nn.Module):
                 f"domain_average must be 'domains' or 'samples', got {domain_average!r}"
             )
         self.features, self.label_head, self.domain_head = features, label_head, domain_head
-        self.reversal = GradientReversal(scale, record_norm=record_norm)
+        self._take_reversal(scale, record_norm)
         self.domain_weight = check_finite("domain_weight", domain_weight)
         if self.domain_weight < 0:
             raise ValueError(
@@ -133,6 +143,30 @@ class DANN(nn.Module):
         found = _ignored(label_loss) if ignore_index is None else ignore_index
         self.ignore_index: int = found
         self.label_loss = label_loss or _CrossEntropy(found)
+
+    def _take_reversal(self, scale: Any, record_norm: bool) -> None:
+        """Make the reversal, or find the one that the domain head begins with; refuse a second."""
+        first = self.domain_head
+        while isinstance(first, nn.Sequential) and len(first):
+            first = first[0]
+        folded = first if isinstance(first, ReversedLinear) else None
+        for name, part in self.named_modules():
+            if isinstance(part, _REVERSALS) and part is not folded:
+                raise ValueError(
+                    f"{name} is a reversal, and the network brings its own, so that the two would "
+                    "undo each other: leave it out (a domain head may begin with a ReversedLinear)"
+                )
+        self._folded = folded is not None
+        if folded is None:
+            self.reversal: GradientReversal = GradientReversal(
+                1.0 if scale is None else scale, record_norm=record_norm
+            )
+            return
+        if scale is not None:
+            folded.scale = scale
+        folded.record_norm |= bool(record_norm)
+        # Past nn.Module, which would save its weights under two names.
+        self.__dict__["reversal"] = folded
 
     def forward(self, source: Batches, labels: Batches, target: Batches) -> Losses:
         """Losses and accuracies of one training step.
@@ -207,7 +241,7 @@ class DANN(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """What the domain head judges, all domains in order, and the weights of the samples."""
         joined = _joined("the features of the domains", [*sources, *targets])
-        return self.reversal(joined), None
+        return joined if self._folded else self.reversal(joined), None
 
     def _domain_loss(
         self, judged: Tensor, sizes: list[int], weights: Tensor | None

@@ -1,0 +1,108 @@
+"""A layer whose scale is a buffer: what the layers share. Imports schedules and checks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .checks import check_scale
+from .schedules import Schedule
+
+
+class Scaled(nn.Module):
+    """A module whose scale may be a 0-dim float64 buffer, set only through `set_scale`.
+
+    The buffer keeps its dtype through `.half()`, `.to(dtype)` and their like, and its value through
+    `to_empty`. A value written here is mirrored in Python, so that reading it back never waits for
+    a device.
+    """
+
+    scale: Tensor | None
+
+    def _register_scale(self, value: float | Tensor) -> None:
+        number, tensor = check_scale(value)
+        if tensor is None:
+            buffer = torch.tensor(number, dtype=torch.float64)
+        else:
+            buffer = tensor.detach().to(dtype=torch.float64, copy=True)
+        self.register_buffer("scale", buffer)
+        self._know(number if tensor is None else None)
+
+    def _know(self, value: float | None) -> None:
+        """Mirror the buffer's value, as long as nobody else writes into it."""
+        self._known: float | None = value
+        self._written = self._version_of(self.scale)
+
+    @staticmethod
+    def _version_of(scale: Tensor | None) -> int | None:
+        """What changes with every write into the buffer; None where writes cannot be seen."""
+        # Another process writes into shared memory unseen, and inference tensors do not count.
+        unseen = scale is None or scale.is_inference() or (scale.is_cpu and scale.is_shared())
+        return None if unseen else scale._version  # type: ignore[union-attr]
+
+    def _still_known(self) -> float | None:
+        """The buffer's value, if it is known and nobody else has written since."""
+        version = self._version_of(self.scale)
+        return self._known if version is not None and version == self._written else None
+
+    def set_scale(self, value: float | Tensor) -> None:
+        """Write `value`, a number or a 0-dim tensor, into the buffer, in place and without a sync.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Not a number nor a 0-dim floating tensor, or one that requires grad.
+        """
+        if self.scale is None:
+            raise ValueError(
+                "this layer's rule has a number for a scale; give the rule a 0-dim tensor to make "
+                "it live, or set layer.rule"
+            )
+        number, tensor = check_scale(value)
+        with torch.no_grad():
+            self.scale.fill_(number) if tensor is None else self.scale.copy_(tensor)
+        self._know(number if tensor is None else None)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "scale" and "scale" in self.__dict__.get("_buffers", {}):
+            if isinstance(value, Schedule):
+                raise TypeError(f"{type(self).__name__} takes no schedule; GradientReversal does")
+            self.set_scale(value)
+        else:
+            super().__setattr__(name, value)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        before, self._buffers["scale"] = self._buffers["scale"], None
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            self._buffers["scale"] = before
+        if before is not None:
+            # Only the place of a probe counts: the buffer's dtype and value are not fn's to change.
+            probe = fn(torch.zeros((), device=before.device))
+            self._known = self._known if before.is_meta else self._still_known()
+            self._buffers["scale"] = self._moved(before, probe)
+            self._written = self._version_of(self._buffers["scale"])
+        return self
+
+    def _moved(self, before: Tensor, probe: Tensor) -> Tensor:
+        if probe.device == before.device:
+            return before.share_memory_() if probe.is_shared() and not before.is_cuda else before
+        dtype = torch.float32 if probe.device.type == "mps" else torch.float64
+        if probe.is_meta:
+            self._known = before.item()
+        if not before.is_meta:
+            return before.to(device=probe.device, dtype=dtype)
+        known = float("nan") if self._known is None else self._known
+        return torch.full((), known, dtype=dtype, device=probe.device)
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *rest: Any) -> None:
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+        saved = state.get(prefix + "scale")
+        if saved is None or self.scale is None:
+            return
+        if metadata.get("assign_to_params_buffers", False):
+            self._buffers["scale"] = saved.detach().to(dtype=torch.float64, copy=True)
+        self._known = None
