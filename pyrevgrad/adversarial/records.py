@@ -32,8 +32,9 @@ class History:
         One for each epoch, of numbers by name: ``epoch`` and ``step`` (how many are done), means
         over the epoch's steps of ``loss``, ``label_loss``, ``domain_loss``, ``label_accuracy`` and
         ``domain_accuracy``, then as they stand at its end ``scale`` (λ), ``learning_rate``,
-        ``gradient_norm`` (if recorded), ``validation_loss`` and ``validation_accuracy`` (if there
-        is a validation), and ``NAME_loss`` and ``NAME_accuracy`` for each of the scores.
+        ``gradient_norm`` (if recorded; the mean over the processes), ``validation_loss`` and
+        ``validation_accuracy`` (if there is a validation), and ``NAME_loss`` and ``NAME_accuracy``
+        for each of the scores.
     best_epoch : int or None
         The place in `epochs` of the least validation loss.
     stopped_early : bool

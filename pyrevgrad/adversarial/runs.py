@@ -215,8 +215,10 @@ class Run:
         )
 
     def _standing(self) -> dict[str, float]:
-        reversal = self.network.reversal
-        standing = {name: value.item() for name, value in reversal.readings().items()}
+        readings = self.network.reversal.readings()
+        # Each process has its own share of the batch, and so a norm of its own.
+        found = self.processes.mean(torch.stack(list(readings.values()))).tolist()
+        standing = dict(zip(readings, found, strict=True))
         return {**standing, "learning_rate": float(self.optimizer.param_groups[0]["lr"])}
 
     def _compare(self, record: dict[str, float]) -> None:

@@ -1,0 +1,163 @@
+"""Two processes on this machine train as one does: weights, λ, history, and after a kill."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pyrevgrad.adversarial import DANN, GaninSchedule, fit
+
+if not torch.distributed.is_available():
+    pytest.skip("this torch has no torch.distributed", allow_module_level=True)
+
+pytestmark = pytest.mark.slow
+
+STEPS = 5 * 4
+
+
+def network():
+    torch.manual_seed(0)
+    return DANN(
+        nn.Sequential(nn.Linear(4, 8), nn.Tanh()), nn.Linear(8, 2), nn.Linear(8, 1),
+        scale=GaninSchedule(STEPS), record_norm=True,
+    )  # fmt: skip
+
+
+def data():
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(32, 4, generator=draw)
+    return (x, (x[:, 0] > 0).long()), torch.randn(24, 4, generator=draw) + 1
+
+
+def train(model, **options):
+    source, target = data()
+    return fit(
+        model, source, target, epochs=5, batch_size=8, progress=False, validation=source,
+        scores={"target": source}, **options,
+    )  # fmt: skip
+
+
+def worker(mode, folder):
+    """What each process runs: fit under DistributedDataParallel, and says what came of it."""
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    model = network()
+    if mode == "nan":
+        try:
+            train(model)
+        except ValueError as error:
+            (folder / f"bare {rank}.txt").write_text(str(error))
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    options = {"checkpoint": folder / "run.pt", "resume": True}
+    if mode == "killed":
+
+        def stop(record):
+            if record["epoch"] == 3:
+                os._exit(9)
+
+        options["after_epoch"] = stop
+    if mode == "nan" and rank == 1:
+        model.label_head.register_forward_hook(_nan_after(6))
+    try:
+        history = train(wrapped, **options)
+    except Exception as error:
+        (folder / f"{rank}.txt").write_text(f"{type(error).__name__}: {error}")
+        return
+    torch.save(model.state_dict(), folder / f"{rank}.pt")
+    (folder / f"{rank}.json").write_text(json.dumps(history.epochs))
+    torch.distributed.destroy_process_group()
+
+
+def _nan_after(calls):
+    left = [calls]
+
+    def hook(module, x, y):
+        if module.training:
+            left[0] -= 1
+        return y if left[0] >= 0 else y * float("nan")
+
+    return hook
+
+
+def launched(folder, mode):
+    """Run both processes as torchrun would, and wait."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(2):
+        environment = {
+            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        command = [sys.executable, "-W", "ignore", __file__, mode, str(folder)]
+        processes.append(
+            subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        )
+    try:
+        said = [process.communicate(timeout=240)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], said
+
+
+def saved(folder, rank):
+    return torch.load(folder / f"{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run of two processes that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("whole")
+    codes, said = launched(folder, "whole")
+    assert codes == [0, 0], said
+    return folder
+
+
+def test_two_processes_match_one_with_the_joined_batch(whole):
+    model = network()
+    history = train(model)
+    states = [saved(whole, rank) for rank in range(2)]
+    for name, wanted in model.state_dict().items():
+        assert torch.equal(states[0][name], states[1][name]), name
+        torch.testing.assert_close(states[0][name], wanted, rtol=2e-5, atol=2e-6)
+    assert states[0]["reversal.scale"].item() == GaninSchedule(1).at(1.0)
+    for rank in range(2):
+        records = json.loads((whole / f"{rank}.json").read_text())
+        for ours, theirs in zip(records, history.epochs, strict=True):
+            for name in set(theirs) - {"gradient_norm"}:
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name
+
+
+def test_a_killed_run_of_two_continues_bit_for_bit(tmp_path, whole):
+    assert launched(tmp_path, "killed")[0] == [9, 9]
+    assert torch.load(tmp_path / "run.pt")["step"] == 3 * 4
+    codes, said = launched(tmp_path, "whole")
+    assert codes == [0, 0], said
+    for rank in range(2):
+        ours, theirs = saved(tmp_path, rank), saved(whole, rank)
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        read = [(folder / f"{rank}.json").read_text() for folder in (tmp_path, whole)]
+        assert read[0] == read[1]
+
+
+def test_a_nan_in_one_process_stops_both_and_a_bare_model_is_refused(tmp_path):
+    launched(tmp_path, "nan")
+    for rank in range(2):
+        text = (tmp_path / f"{rank}.txt").read_text()
+        assert text.startswith("DivergedError: at step 6 (epoch 2) the loss is not finite"), text
+        assert f"the last good checkpoint, of the end of epoch 1, is {tmp_path / 'run.pt'}" in text
+        assert ("in another process" in text) == (rank == 0)
+        refused = (tmp_path / f"bare {rank}.txt").read_text()
+        assert "runs 2 processes" in refused and "wrap it in torch.nn.parallel" in refused
+
+
+if __name__ == "__main__":
+    worker(sys.argv[1], Path(sys.argv[2]))
