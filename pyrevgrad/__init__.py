@@ -23,6 +23,9 @@ from .rules import (
 from .swapping import SwapError, SwapWarning, assert_overridden, swap
 from .transforms import TracingError
 
+# On top of the swap, and so after it.
+from . import attribution  # isort: skip
+
 __version__ = "0.1.0"
 
 # The named functions of the table, `pyrevgrad.relu` and its like; left out of `import *`, where
@@ -45,6 +48,7 @@ __all__ = [
     "activation",
     "adversarial",
     "assert_overridden",
+    "attribution",
     "backend",
     "check_reversal",
     "clipped_straight_through",

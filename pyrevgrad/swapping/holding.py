@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from .selection import Selection, described
 from .sites import Report, Site
 from .verification import Recorder, Verification, verified
 
+Substitution = Callable[[Call, Tensor, Rule], Tensor]
 _FOR_LAYERS = {
     "prelu": "its slope is learned, and no row of the activation table has a gradient for it",
     "rrelu": "its slopes are drawn at random in training",
@@ -43,7 +45,14 @@ class Swap:
         What was replaced and what was left; it grows as the model runs.
     """
 
-    def __init__(self, model: nn.Module, rule: Rule, where: Any, strict: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        rule: Rule,
+        where: Any,
+        strict: Any,
+        substitution: Substitution = interception.substitute,
+    ) -> None:
         if strict not in (True, False, "all"):
             raise ValueError(f"strict must be True, False or 'all', got {strict!r}")
         check_model(model)
@@ -52,6 +61,7 @@ class Swap:
         self._selection = Selection(named, rule, where)
         self.report = Report(type(model).__name__, rule, described(where))
         self.interceptor = Interceptor(self)
+        self._substitution = substitution
         self.recorder: Recorder | None = None
         self.live = False
         self.calls = self.shadowed = 0
@@ -148,7 +158,7 @@ class Swap:
                 other.shadowed += 1
         if self.recorder is not None:
             return self.recorder.substitute(call, x, site)
-        return interception.substitute(call, x, site.rule)
+        return self._substitution(call, x, site.rule)
 
     def after_call(self, place: Place, args: Any, kwargs: Any, result: Any) -> None:
         """The checks after the outermost call of a module of the model."""

@@ -146,7 +146,8 @@ def as_found(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         for name, buffer in module._buffers.items()
     ]
-    with torch.random.fork_rng():
+    devices = {t.device.index for t in model.parameters() if t.is_cuda}
+    with torch.random.fork_rng(devices=sorted(devices)):
         try:
             yield
         finally:

@@ -1,0 +1,36 @@
+"""Attribution: which parts of an input an output depends on, by gradients plain and modified.
+
+Captum's names and signatures. Its rooms import the swap and the rules; nothing imports them.
+"""
+
+from __future__ import annotations
+
+from .derivatives import jacobian
+from .methods import (
+    Attribution,
+    Deconvolution,
+    GuidedBackprop,
+    GuidedGradCam,
+    ModifiedGradient,
+    NeuronDeconvolution,
+    NeuronGuidedBackprop,
+    Saliency,
+    is_relu,
+)
+from .rectifying import RectGrad
+from .smoothing import SmoothGrad
+
+__all__ = [
+    "Attribution",
+    "Deconvolution",
+    "GuidedBackprop",
+    "GuidedGradCam",
+    "ModifiedGradient",
+    "NeuronDeconvolution",
+    "NeuronGuidedBackprop",
+    "RectGrad",
+    "Saliency",
+    "SmoothGrad",
+    "is_relu",
+    "jacobian",
+]

@@ -1,0 +1,354 @@
+"""Gradient attributions with Captum's signatures, each on a model that is swapped meanwhile.
+
+Imports the swap, the rules and targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..rules import DECONVNET, GUIDED, Rule
+from ..swapping.holding import Swap
+from ..swapping.interception import substitute
+from ..swapping.refusals import SwapError, check_model
+from ..swapping.sites import Report, Site
+from ..swapping.verification import as_found
+from .targets import Inputs, Target, as_tuple, extra_arguments, find_layer, gradient
+
+from .targets import kept_output, last_of, selected  # isort: skip
+
+
+def is_relu(site: Site) -> bool:
+    """The default of ``where``: ReLU in every spelling."""
+    return site.kind == "relu"
+
+
+class Attribution:
+    """A map of each input: what its elements do to the output that a target selects."""
+
+    def attribute(self, *args: Any, **kwargs: Any) -> Any:
+        """The map, of the shape of the inputs."""
+        raise NotImplementedError
+
+
+class Saliency(Attribution):
+    """The plain gradient (Simonyan, Vedaldi & Zisserman 2013, arXiv 1312.6034), for comparison.
+
+    Parameters
+    ----------
+    forward_func : torch.nn.Module or callable
+        Returns one tensor, (n, …). A module is left as it was found.
+
+    Examples
+    --------
+    >>> layer = torch.nn.Linear(2, 1, bias=False)
+    >>> _ = torch.nn.init.constant_(layer.weight, -3.0)
+    >>> Saliency(layer).attribute(torch.ones(1, 2)), Saliency(layer).attribute(
+    ...     torch.ones(1, 2), abs=False)
+    (tensor([[3., 3.]]), tensor([[-3., -3.]]))
+    """
+
+    def __init__(self, forward_func: Callable[..., Any]) -> None:
+        self.forward_func = forward_func
+
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: Target = None,
+        abs: bool = True,
+        additional_forward_args: Any = None,
+        *,
+        create_graph: bool = False,
+    ) -> Any:
+        """The gradient of the selected outputs, absolute unless ``abs=False``.
+
+        As `GuidedBackprop.attribute`.
+        """
+        given, extra = as_tuple(inputs), extra_arguments(additional_forward_args)
+        function = self.forward_func
+        left = as_found(function) if isinstance(function, nn.Module) else nullcontext()
+        with left:
+            found = gradient(function, given, extra, lambda y: selected(y, target), create_graph)
+        found = tuple(part.abs() for part in found) if abs else found
+        return found if isinstance(inputs, tuple) else found[0]
+
+
+class ModifiedGradient(Attribution):
+    """The gradient of a model whose activations have the backward of `rule`.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Returns one tensor, (n, …). It is left as it was found: modules, buffers, ``.grad``, random
+        state.
+    rule : Rule
+    where : optional
+        As `pyrevgrad.swap`; ReLU in every spelling if not given, and then a model in which other
+        rectifiers were left is an error.
+    layer : torch.nn.Module or str, optional
+        Explain the output of this layer of the model, and not the model's.
+
+    Attributes
+    ----------
+    report : pyrevgrad.swapping.Report or None
+        What the last call replaced.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rule: Rule,
+        where: Any = is_relu,
+        layer: nn.Module | str | None = None,
+    ) -> None:
+        check_model(model)
+        self.model, self.rule, self.where = model, rule, where
+        self.layer = None if layer is None else find_layer(model, layer)
+        self.report: Report | None = None
+
+    def _substitution(self) -> Callable[..., Tensor]:
+        return substitute
+
+    @contextmanager
+    def _swapped(self) -> Any:
+        with as_found(self.model):
+            swap = Swap(self.model, self.rule, self.where, True, self._substitution())
+            self.report = swap.report
+            with swap:
+                yield
+                if self.where is is_relu:
+                    _raise_for_other_rectifiers(swap.report)
+
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: Target = None,
+        additional_forward_args: Any = None,
+        *,
+        create_graph: bool = False,
+    ) -> Any:
+        """The modified gradient of the selected outputs with respect to the inputs.
+
+        Parameters
+        ----------
+        inputs : Tensor or tuple of Tensor
+            (n, …), floating point. Their values are used: their ``.grad`` and flags stay.
+        target : None, int, tuple of int, Tensor, list of int or list of tuple
+            Which output of each sample: see `selected`. With a `layer`, None takes the sum of all
+            of the layer's outputs.
+        additional_forward_args : optional
+            What else the model takes, one value or a tuple.
+        create_graph : bool
+            Make the map differentiable, with respect to inputs that require grad and parameters.
+
+        Returns
+        -------
+        Tensor or tuple of Tensor
+            As `inputs`. Samples do not mix, so a whole batch is one call.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Inputs that are not floating; a target that does not fit the output.
+        SwapError
+            No activation was replaced, or a rectifier was left.
+        """
+        given, extra = as_tuple(inputs), extra_arguments(additional_forward_args)
+        kept: list[Tensor] = []
+
+        def select(output: Any) -> Tensor:
+            value = output if self.layer is None else last_of(kept)
+            if self.layer is not None and target is None:
+                return value.flatten(1).sum(1)
+            return selected(value, target)
+
+        with self._swapped(), kept_output(self.layer, kept):
+            found = gradient(self.model, given, extra, select, create_graph)
+        return found if isinstance(inputs, tuple) else found[0]
+
+
+def _raise_for_other_rectifiers(report: Report) -> None:
+    others = [site for site in report.left if site.rectifier and site.forward]
+    if others:
+        listed = "\n".join(f"  {site}" for site in others)
+        kinds = ", ".join(sorted({site.kind for site in others}))
+        raise SwapError(
+            f"{report.model} has rectifiers other than ReLU ({kinds}), which keep their plain "
+            f"gradient:\n{listed}\npass where=None to take every rectifier, or another where"
+        )
+
+
+class GuidedBackprop(ModifiedGradient):
+    """Guided backpropagation (Springenberg et al. 2014, arXiv 1412.6806, section 3.4).
+
+    ``gx = g`` where x > 0 and g > 0, else 0, at every ReLU of the model, in every spelling.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    where, layer
+        As `ModifiedGradient`. ``where=None`` takes every rectifier.
+    rule : Rule
+        Another form for activations that are not ReLU, such as ``guided("slope")``.
+
+    Raises
+    ------
+    ModelError
+        The model cannot be swapped.
+
+    Examples
+    --------
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> method = GuidedBackprop(model)
+    >>> method.attribute(torch.randn(2, 4), target=1).shape
+    torch.Size([2, 4])
+    >>> len(method.report.replaced)
+    1
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        where: Any = is_relu,
+        layer: nn.Module | str | None = None,
+        rule: Rule = GUIDED,
+    ) -> None:
+        super().__init__(model, rule, where, layer)
+
+
+class Deconvolution(ModifiedGradient):
+    """DeconvNet (Zeiler & Fergus 2014, arXiv 1311.2901, section 2.1): ``gx = g`` where g > 0.
+
+    Parameters
+    ----------
+    model, where, layer
+        As `GuidedBackprop`.
+
+    Examples
+    --------
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> Deconvolution(model).attribute(torch.randn(2, 4), target=[0, 2]).shape
+    torch.Size([2, 4])
+    """
+
+    def __init__(
+        self, model: nn.Module, where: Any = is_relu, layer: nn.Module | str | None = None
+    ) -> None:
+        super().__init__(model, DECONVNET, where, layer)
+
+
+class _OfNeuron:
+    """Captum's neuron methods: one number of a layer's output is explained."""
+
+    _method: type[Any]
+
+    def __init__(self, model: nn.Module, layer: nn.Module | str, where: Any = is_relu) -> None:
+        self._of_layer = self._method(model, where, layer)
+
+    def attribute(
+        self,
+        inputs: Inputs,
+        neuron_selector: int | tuple[int, ...],
+        additional_forward_args: Any = None,
+    ) -> Any:
+        """The map of the neuron that the index or tuple of indices selects in each sample."""
+        return self._of_layer.attribute(inputs, neuron_selector, additional_forward_args)
+
+
+class NeuronGuidedBackprop(_OfNeuron):
+    """`GuidedBackprop` of one neuron of a layer, with the signature of Captum's class."""
+
+    _method = GuidedBackprop
+
+
+class NeuronDeconvolution(_OfNeuron):
+    """`Deconvolution` of one neuron of a layer, with the signature of Captum's class."""
+
+    _method = Deconvolution
+
+
+class GuidedGradCam(Attribution):
+    """Guided Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391, sections 3.1 and 3.2).
+
+    Guided backpropagation times ``relu(Σ_c mean(∂y/∂A_c)·A_c)``, scaled up to the input. A is the
+    layer's output, and the gradient ∂y/∂A is the plain one.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    layer : torch.nn.Module or str
+        The last convolution, usually. Its output is (n, channels, height, width).
+    device_ids : ignored
+        Captum's; replicas need no list here.
+    where : optional
+        As `GuidedBackprop`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: nn.Module | str,
+        device_ids: Any = None,
+        where: Any = is_relu,
+    ) -> None:
+        self.guided = GuidedBackprop(model, where)
+        self.model, self.layer = model, find_layer(model, layer)
+
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: Target = None,
+        additional_forward_args: Any = None,
+        interpolate_mode: str = "nearest",
+        attribute_to_layer_input: bool = False,
+    ) -> Any:
+        """As `GuidedBackprop.attribute`; `interpolate_mode` as ``torch.nn.functional.interpolate``.
+
+        Raises
+        ------
+        ValueError
+            Also where the layer's output has no height and width.
+        """
+        coarse = self.grad_cam(inputs, target, additional_forward_args, attribute_to_layer_input)
+        fine = self.guided.attribute(inputs, target, additional_forward_args)
+        parts = fine if isinstance(fine, tuple) else (fine,)
+        found = tuple(
+            part * nn.functional.interpolate(coarse, part.shape[2:], mode=interpolate_mode)
+            for part in parts
+        )
+        return found if isinstance(inputs, tuple) else found[0]
+
+    def grad_cam(
+        self,
+        inputs: Inputs,
+        target: Target = None,
+        additional_forward_args: Any = None,
+        attribute_to_layer_input: bool = False,
+    ) -> Tensor:
+        """Grad-CAM alone: (n, 1, height, width) of the layer, not negative."""
+        given, extra = as_tuple(inputs), extra_arguments(additional_forward_args)
+        kept: list[Tensor] = []
+        with (
+            as_found(self.model),
+            torch.enable_grad(),
+            kept_output(self.layer, kept, attribute_to_layer_input),
+        ):
+            at = [x.detach().requires_grad_() for x in given]
+            y = selected(self.model(*(x.clone() for x in at), *extra), target)
+            layer = last_of(kept)
+            if layer.dim() < 3:
+                raise ValueError(
+                    "Grad-CAM needs a layer whose output has channels and places, got shape "
+                    f"{tuple(layer.shape)}"
+                )
+            (slope,) = torch.autograd.grad(y.sum(), layer)
+        places = tuple(range(2, layer.dim()))
+        weights = slope.mean(places, keepdim=True)
+        return (weights * layer.detach()).sum(1, keepdim=True).relu()

@@ -1,0 +1,99 @@
+"""RectGrad: only what matters most goes back. Imports the methods and the reference's slopes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import Function
+
+from .. import backends
+from ..reference import eager
+from ..rules import EXACT, Rule, rectgrad
+from ..swapping.calls import Call, plain
+from ..swapping.interception import substitute
+from .methods import ModifiedGradient, is_relu
+
+
+class _ByPercentile(Function):
+    """f(x) whose backward passes f′(x)·g where y·g is above a percentile of its sample."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, value: Callable[[Tensor], Tensor], pair: Any, percentile: float
+    ) -> Tensor:
+        y = value(x)
+        ctx.save_for_backward(x, y)
+        ctx.pair, ctx.percentile = pair, percentile
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        x, y = ctx.saved_tensors
+        with torch.no_grad():
+            importance = (y * g).flatten(1)
+            threshold = percentile_of(importance, ctx.percentile)
+            passes = ~(importance <= threshold).view(g.shape)
+        gx = eager.gradient_of_input(g, x, ctx.pair, None)
+        return torch.where(passes, gx, 0.0), None, None, None
+
+
+def percentile_of(rows: Tensor, percentile: float) -> Tensor:
+    """The percentile of each row, linear between two ranks, as numpy.percentile: (n, 1)."""
+    rank = (rows.shape[1] - 1) * percentile / 100
+    low = int(rank)
+    ordered = rows.sort(1).values
+    high = min(low + 1, rows.shape[1] - 1)
+    return torch.lerp(ordered[:, low : low + 1], ordered[:, high : high + 1], rank - low)
+
+
+class RectGrad(ModifiedGradient):
+    """RectGrad (Kim et al. 2019, arXiv 1902.04893, section 4): f′(x)·g where y·g > τ.
+
+    Parameters
+    ----------
+    model, where, layer
+        As `GuidedBackprop`.
+    percentile : float
+        τ is this percentile of y·g in each layer and sample, linear between ranks: 98 in the paper.
+    threshold : float, optional
+        A constant τ for all layers, in the unit of y·g, instead of a percentile.
+
+    Raises
+    ------
+    ValueError
+        `percentile` is outside [0, 100].
+
+    Examples
+    --------
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(4, 50), nn.ReLU(), nn.Linear(50, 3))
+    >>> RectGrad(model, percentile=80).attribute(torch.randn(2, 4), target=0).shape
+    torch.Size([2, 4])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        percentile: float = 98.0,
+        threshold: float | None = None,
+        where: Any = is_relu,
+        layer: nn.Module | str | None = None,
+    ) -> None:
+        if not 0 <= percentile <= 100:
+            raise ValueError(f"percentile must be in [0, 100], got {percentile!r}")
+        super().__init__(model, rectgrad(0.0 if threshold is None else threshold), where, layer)
+        self.percentile = percentile if threshold is None else None
+
+    def _substitution(self) -> Callable[..., Tensor]:
+        return substitute if self.percentile is None else self._by_percentile
+
+    def _by_percentile(self, call: Call, x: Tensor, rule: Rule) -> Tensor:
+        pairs = backends.pairs_of(call.kind, EXACT, call.params)
+        value = call.value or plain(call.kind, call.params)
+        assert self.percentile is not None
+        at = x.clone() if call.inplace else x
+        y = _ByPercentile.apply(at, value, pairs.full, float(self.percentile))
+        return x.copy_(y) if call.inplace else y

@@ -1,0 +1,359 @@
+"""Attribution: formulas by hand, every target, and models and inputs left as they were."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import zoo
+from torch import nn
+
+import pyrevgrad
+from pyrevgrad import GUIDED, SwapError, attribution, guided
+from pyrevgrad.attribution import (
+    Deconvolution,
+    GuidedBackprop,
+    GuidedGradCam,
+    NeuronDeconvolution,
+    NeuronGuidedBackprop,
+    RectGrad,
+    Saliency,
+    SmoothGrad,
+    jacobian,
+)
+
+
+class Convolutions(nn.Module):
+    """Two convolutions with a layer and a function, a linear head of 4 classes."""
+
+    def __init__(self, act=F.relu, layer=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(2, 5, 3, padding=1), nn.Conv2d(5, 6, 3, padding=1)
+        self.relu, self.head = layer or nn.ReLU(inplace=True), nn.Linear(6, 4)
+        self.act = act
+        self.double()
+
+    def forward(self, x, factor=1.0):
+        h = self.relu(self.first(x))
+        return self.head(self.act(self.second(h)).mean((2, 3))) * factor
+
+
+def oracle(rule):
+    return Convolutions(zoo.site_of("relu", rule), zoo.Layer(zoo.site_of("relu", rule)))
+
+
+def batch():
+    return torch.randn(3, 2, 6, 6, dtype=torch.float64)
+
+
+def by_oracle(rule, x, choose):
+    x = x.detach().clone().requires_grad_()
+    return torch.autograd.grad(choose(oracle(rule)(x)).sum(), x)[0]
+
+
+METHODS = {"GUIDED": GuidedBackprop, "DECONVNET": Deconvolution, "EXACT": Saliency}
+TARGETS = {
+    "int": (2, lambda y: y[:, 2]),
+    "negative int": (-1, lambda y: y[:, 3]),
+    "tuple": ((1,), lambda y: y[:, 1]),
+    "list": ([0, 3, 1], lambda y: y[torch.arange(3), torch.tensor([0, 3, 1])]),
+    "list of tuples": ([(0,), (3,), (1,)], lambda y: y[torch.arange(3), torch.tensor([0, 3, 1])]),
+    "tensor": (torch.tensor([2, 2, 0]), lambda y: y[torch.arange(3), torch.tensor([2, 2, 0])]),
+    "tensor of one": (torch.tensor(3), lambda y: y[:, 3]),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("rule", METHODS)
+def test_every_kind_of_target(rule, target):
+    given, choose = TARGETS[target]
+    x = batch()
+    options = {"abs": False} if rule == "EXACT" else {}
+    found = METHODS[rule](Convolutions()).attribute(x, given, **options)
+    torch.testing.assert_close(found, by_oracle(rule, x, choose), rtol=1e-10, atol=1e-14)
+
+
+def test_a_target_of_several_dimensions_and_none():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Unflatten(1, (2, 3))).double()
+    x = torch.randn(5, 4).double()
+    found = GuidedBackprop(model).attribute(x, (1, 2))
+    single = nn.Sequential(nn.Linear(4, 6), nn.ReLU()).double()
+    single[0] = model[0]
+    assert torch.equal(found, GuidedBackprop(single).attribute(x, 5))
+    one = nn.Sequential(nn.Linear(4, 1), nn.ReLU()).double()
+    assert GuidedBackprop(one).attribute(x).shape == x.shape
+    flat = nn.Sequential(nn.Linear(4, 1), nn.ReLU(), nn.Flatten(0)).double()
+    flat[0] = one[0]
+    assert torch.equal(GuidedBackprop(flat).attribute(x), GuidedBackprop(one).attribute(x))
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "message"),
+    [
+        (None, ValueError, "target is needed: each sample has 4 outputs"),
+        (4, ValueError, "out of range for outputs of shape"),
+        ((1, 2), ValueError, "has 2 indices, and each sample's output has the shape"),
+        ([1, 2], ValueError, "2 targets for 3 samples"),
+        (torch.tensor([1, 2]), ValueError, "must have one element or 3"),
+        (torch.tensor([1.0]), TypeError, "must hold integers"),
+        ("cat", TypeError, "target must be None, an int"),
+        (True, TypeError, "not bool"),
+    ],
+)
+def test_a_target_that_does_not_fit(target, error, message):
+    model = Convolutions()
+    with pytest.raises(error, match=message):
+        GuidedBackprop(model).attribute(batch(), target)
+    assert type(model) is Convolutions
+
+
+def test_inputs_that_have_no_gradient():
+    with pytest.raises(TypeError, match=r"floating point to have a gradient, got torch\.int64"):
+        GuidedBackprop(Convolutions()).attribute(torch.ones(1, 2, 6, 6).long(), 0)
+    with pytest.raises(TypeError, match="a tensor or a tuple of tensors, not list"):
+        GuidedBackprop(Convolutions()).attribute([1.0], 0)
+    constant = nn.Sequential(nn.ReLU(), zoo.Layer(lambda x: torch.ones(3, 1)))
+    with pytest.raises(ValueError, match="do not depend on the inputs"):
+        Saliency(constant).attribute(torch.ones(3, 2))
+
+
+def test_several_inputs_and_additional_arguments():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = Convolutions()
+
+        def forward(self, x, y, factor, unused):
+            return self.net(x * y.mean((1, 2, 3), keepdim=True), factor)
+
+    x, y = batch(), batch()
+    found = GuidedBackprop(Two()).attribute((x, y), 1, (2.0, None))
+    assert isinstance(found, tuple) and found[0].shape == x.shape and found[1].shape == y.shape
+    at = [x.clone().requires_grad_(), y.clone().requires_grad_()]
+    out = oracle("GUIDED")(at[0] * at[1].mean((1, 2, 3), keepdim=True), 2.0)[:, 1].sum()
+    for part, wanted in zip(found, torch.autograd.grad(out, at), strict=True):
+        torch.testing.assert_close(part, wanted)
+
+
+def test_saliency_is_absolute_unless_told_otherwise():
+    x, model = batch(), Convolutions()
+    signed = Saliency(model).attribute(x, 1, abs=False)
+    assert torch.equal(Saliency(model).attribute(x, 1), signed.abs())
+    assert torch.equal(Saliency(lambda x: model(x)).attribute(x, 1, False), signed)
+
+
+def test_a_batch_is_one_call():
+    x, method = batch(), GuidedBackprop(Convolutions())
+    whole = method.attribute(x, [0, 1, 2])
+    for i in range(3):
+        torch.testing.assert_close(whole[i : i + 1], method.attribute(x[i : i + 1], i))
+
+
+def test_neurons_and_layers():
+    x, model = batch(), Convolutions()
+    found = NeuronGuidedBackprop(model, model.second).attribute(x, (3, 1, 2))
+    at = x.clone().requires_grad_()
+    reference = oracle("GUIDED")
+    inner = reference.second(reference.relu(reference.first(at)))
+    (wanted,) = torch.autograd.grad(inner[:, 3, 1, 2].sum(), at, retain_graph=True)
+    torch.testing.assert_close(found, wanted)
+    layer = GuidedBackprop(model, layer="second").attribute(x)
+    torch.testing.assert_close(layer, torch.autograd.grad(inner.sum(), at)[0])
+    assert NeuronDeconvolution(model, "first", where=None)._of_layer.layer is model.first
+    with pytest.raises(ValueError, match="no module named 'secnd': did you mean 'second'"):
+        GuidedBackprop(model, layer="secnd")
+    with pytest.raises(ValueError, match="Linear is not a module of the model"):
+        GuidedBackprop(model, layer=nn.Linear(1, 1))
+
+
+def test_everything_is_left_as_it_was_and_a_second_call_gives_the_same():
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Dropout(0.5),
+        nn.Flatten(), nn.Linear(64, 3),
+    ).double()  # fmt: skip
+    x = batch().requires_grad_()
+    x.grad = torch.ones_like(x)
+    mean, state = model[1].running_mean.clone(), torch.get_rng_state()
+    before = repr(model)
+    first = GuidedBackprop(model).attribute(x, 1)
+    second = GuidedBackprop(model).attribute(x, 1)
+    assert torch.equal(first, second)
+    assert torch.equal(model[1].running_mean, mean) and repr(model) == before
+    assert torch.equal(torch.get_rng_state(), state) and model.training
+    assert torch.equal(x.grad, torch.ones_like(x)) and x.requires_grad and not first.requires_grad
+    assert all(p.grad is None for p in model.parameters())
+    quiet = x.detach()
+    GuidedBackprop(model).attribute(quiet, 1)
+    assert not quiet.requires_grad and quiet.grad is None
+
+
+def test_an_in_place_layer_on_the_models_input():
+    model, x = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2)).double(), torch.randn(3, 4)
+    x = x.double()
+    kept = x.clone()
+    found = GuidedBackprop(model).attribute(x, 0)
+    assert torch.equal(x, kept)
+    weight = model[1].weight[0].detach()
+    assert torch.equal(found, torch.where((x > 0) & (weight > 0), weight, 0.0))
+
+
+@pytest.mark.parametrize("method", [GuidedBackprop, Deconvolution, RectGrad])
+def test_other_rectifiers_raise_unless_where_says_otherwise(method):
+    model = Convolutions(act=F.gelu)
+    with pytest.raises(SwapError, match=r"rectifiers other than ReLU \(gelu\)"):
+        method(model).attribute(batch(), 0)
+    assert method(model, where=None).attribute(batch(), 0).shape == (3, 2, 6, 6)
+    assert method(model, where=nn.ReLU).attribute(batch(), 0).shape == (3, 2, 6, 6)
+
+
+def test_a_model_without_relu_raises():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
+    with pytest.raises(SwapError, match="replaced no activation"):
+        GuidedBackprop(model).attribute(torch.randn(2, 4), 0)
+
+
+def test_other_forms_of_the_rule():
+    model, x = Convolutions(act=F.silu), batch()
+    found = GuidedBackprop(model, where=None, rule=guided("slope")).attribute(x, 2)
+    reference = Convolutions(
+        zoo.site_of("silu", "guided_slope"), zoo.Layer(zoo.site_of("relu", "guided_slope"))
+    )
+    at = x.clone().requires_grad_()
+    wanted = torch.autograd.grad(reference(at)[:, 2].sum(), at)[0]
+    torch.testing.assert_close(found, wanted)
+
+
+def test_maps_can_be_differentiated():
+    model, x = Convolutions(layer=nn.ReLU()), batch().requires_grad_()
+    found = GuidedBackprop(model).attribute(x, 1, create_graph=True)
+    weight = model.first.weight
+    (into,) = torch.autograd.grad(found.pow(2).sum(), weight)
+    at = x.detach().requires_grad_()
+    reference = oracle("GUIDED")
+    with torch.no_grad():
+        gates = [reference.first(at) > 0]
+        gates.append(reference.second(torch.relu(reference.first(at))) > 0)
+    g = model.head.weight[1][None, :, None, None].expand(3, 6, 6, 6) / 36
+    g = F.conv_transpose2d(g * (gates[1] & (g > 0)), model.second.weight, padding=1)
+    g = F.conv_transpose2d(g * (gates[0] & (g > 0)), weight, padding=1)
+    torch.testing.assert_close(found, g)
+    torch.testing.assert_close(into, torch.autograd.grad(g.pow(2).sum(), weight)[0])
+
+
+# RectGrad.
+
+
+def test_rectgrad_passes_what_is_above_the_percentile_of_its_sample():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 40), nn.ReLU(), nn.Linear(40, 3)).double()
+    x = torch.randn(4, 5).double()
+    found = RectGrad(model, percentile=70).attribute(x, 1)
+    pre = (x @ model[0].weight.T + model[0].bias).detach().numpy()
+    g = model[2].weight[1].detach().numpy()
+    product = np.maximum(pre, 0) * g
+    threshold = np.percentile(product, 70, axis=1, keepdims=True)
+    sent = np.where((product > threshold) & (pre > 0), g, 0.0)
+    np.testing.assert_allclose(found, sent @ model[0].weight.detach().numpy(), rtol=1e-12)
+
+
+def test_rectgrad_with_a_constant_threshold():
+    x = batch()
+    found = RectGrad(Convolutions(), threshold=0.1).attribute(x * 20, 1)
+    torch.testing.assert_close(found, by_oracle("rectgrad", x * 20, lambda y: y[:, 1]))
+    zero = RectGrad(Convolutions(), threshold=0.0).attribute(x, 1)
+    torch.testing.assert_close(zero, GuidedBackprop(Convolutions()).attribute(x, 1))
+    with pytest.raises(ValueError, match=r"percentile must be in \[0, 100\], got 101"):
+        RectGrad(Convolutions(), percentile=101)
+
+
+# Guided Grad-CAM.
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+def test_guided_gradcam_is_its_formula(mode):
+    model, x = Convolutions(), batch()
+    cam = GuidedGradCam(model, model.second)
+    found = cam.attribute(x, 1, interpolate_mode=mode)
+    with torch.no_grad():
+        inner = model.second(torch.relu(model.first(x)))
+        slope = model.head.weight[1][None, :, None, None] * (inner > 0) / 36
+        coarse = (slope.mean((2, 3), keepdim=True) * inner).sum(1, keepdim=True).relu()
+        fine = F.interpolate(coarse, (6, 6), mode=mode)
+    wanted = GuidedBackprop(model).attribute(x, 1) * fine
+    torch.testing.assert_close(found, wanted)
+    assert cam.grad_cam(x, 1).shape == (3, 1, 6, 6)
+    by_input = cam.grad_cam(x, 1, attribute_to_layer_input=True)
+    assert by_input.shape == (3, 1, 6, 6) and not torch.equal(by_input, coarse)
+    with pytest.raises(ValueError, match="has channels and places"):
+        GuidedGradCam(model, "head").attribute(x, 1)
+
+
+# Jacobians.
+
+
+def test_the_jacobian_of_one_column_and_of_all():
+    model, x = Convolutions(), batch()
+    plain = jacobian(model, x)
+    guided_ = jacobian(model, x, rule=GUIDED)
+    assert plain.shape == guided_.shape == (3, 4, 2, 6, 6)
+    for column in range(4):
+        saliency = Saliency(model).attribute(x, column, abs=False)
+        torch.testing.assert_close(plain[:, column], saliency)
+        torch.testing.assert_close(jacobian(model, x, column), saliency)
+        modified = GuidedBackprop(model).attribute(x, column)
+        torch.testing.assert_close(guided_[:, column], modified)
+        torch.testing.assert_close(jacobian(model, x, (column,), rule=GUIDED), modified)
+    chunked = jacobian(model, x, rule=GUIDED, chunk_size=1)
+    torch.testing.assert_close(chunked, guided_)
+    assert type(model) is Convolutions
+
+
+def test_a_jacobian_that_cannot_be():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
+    x = torch.randn(2, 4)
+    with pytest.raises(ValueError, match="output 3 is out of range"):
+        jacobian(model, x, 3)
+    with pytest.raises(ValueError, match="does not index outputs of shape"):
+        jacobian(model, x, (1, 2))
+    with pytest.raises(TypeError, match="floating point tensor of shape"):
+        jacobian(model, x.long())
+    with pytest.raises(ValueError, match="as many samples as x"):
+        jacobian(nn.Flatten(0), x)
+    with pytest.raises(SwapError, match="replaced no activation"):
+        jacobian(model, x, 0, rule=GUIDED)
+
+
+# SmoothGrad.
+
+
+def test_smoothgrad_is_the_mean_over_seeded_noise():
+    model, x = Convolutions(), batch()
+    method = SmoothGrad(GuidedBackprop(model), samples=4, spread=0.2, seed=3)
+    found = method.attribute(x, 1)
+    own = torch.Generator().manual_seed(3)
+    width = 0.2 * (x.flatten(1).amax(1) - x.flatten(1).amin(1)).reshape(3, 1, 1, 1)
+    maps = []
+    for _ in range(4):
+        noise = torch.randn(x.shape, generator=own, dtype=x.dtype)
+        maps.append(GuidedBackprop(model).attribute(x + width * noise, 1))
+    torch.testing.assert_close(found, torch.stack(maps).mean(0))
+    assert torch.equal(method.attribute(x, 1), found)
+    with pytest.raises(ValueError, match="samples must be >= 1, got 0"):
+        SmoothGrad(method, samples=0)
+    with pytest.raises(ValueError, match="spread must be >= 0"):
+        SmoothGrad(method, spread=-1)
+
+
+def test_smoothgrad_of_several_inputs_shows_progress(capsys):
+    pytest.importorskip("tqdm")
+    model = zoo.Layer(lambda x: x)
+    model.forward = lambda x, y: (torch.relu(x) * y).sum(1)
+    x = torch.randn(3, 4)
+    found = SmoothGrad(GuidedBackprop(model), samples=3, progress=True).attribute((x, x))
+    assert len(found) == 2 and "SmoothGrad" in capsys.readouterr().err
+
+
+def test_reachable_after_import():
+    assert pyrevgrad.attribution is attribution and pyrevgrad.nn and pyrevgrad.schedules
