@@ -20,7 +20,7 @@ from .rules import (
     rectgrad,
     reverse,
 )
-from .swapping import SwapError, SwapWarning, assert_overridden, swap
+from .swapping import SwapError, SwapWarning, assert_overridden, convert, swap
 from .transforms import TracingError
 
 # On top of the swap, and so after it.
@@ -53,6 +53,7 @@ __all__ = [
     "check_reversal",
     "clipped_straight_through",
     "compat",
+    "convert",
     "functional",
     "guided",
     "nn",

@@ -1,4 +1,4 @@
-"""The command line: `python -m pyrevgrad info`, `demo` and `train`.
+"""The command line: `python -m pyrevgrad` with info, demo, train or explain.
 
 May import everything public, each command's part only when that command runs.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 
 def parser() -> argparse.ArgumentParser:
-    """The commands of this version; what follows `demo` or `train` is for their own parsers."""
+    """The commands of this version; demo, train and explain read what follows them themselves."""
     made = argparse.ArgumentParser(
         prog="python -m pyrevgrad", description="Change what an activation sends back."
     )
@@ -25,6 +25,11 @@ def parser() -> argparse.ArgumentParser:
         "train",
         add_help=False,
         help="adapt between two domains: moons, digits, or your own arrays (train --help)",
+    )
+    commands.add_parser(
+        "explain",
+        add_help=False,
+        help="draw what a model sees in an image, for your own model (explain --help)",
     )
     return made
 
@@ -57,6 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from . import adaptation
 
         return adaptation.main(rest)
+    if options.command == "explain":
+        from . import explaining
+
+        return explaining.main(rest)
     if rest:
         reader.error(f"{options.command} takes no options, got {' '.join(rest)}")
     from . import show_config

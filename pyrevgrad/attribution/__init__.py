@@ -18,6 +18,7 @@ from .methods import (
     is_relu,
 )
 from .rectifying import RectGrad
+from .sanity import SanityCheck, sanity_check
 from .smoothing import SmoothGrad
 
 __all__ = [
@@ -30,7 +31,9 @@ __all__ = [
     "NeuronGuidedBackprop",
     "RectGrad",
     "Saliency",
+    "SanityCheck",
     "SmoothGrad",
     "is_relu",
     "jacobian",
+    "sanity_check",
 ]

@@ -107,14 +107,15 @@ def _at(output: Tensor, places: list[Any]) -> Tensor:
     shape = tuple(output.shape[1:])
     rows = [place if isinstance(place, tuple) else (place,) for place in places]
     for row in rows:
+        shown = row[0] if len(row) == 1 else row
         if len(row) != len(shape):
             raise ValueError(
-                f"target {row if len(row) != 1 else row[0]} has {len(row)} indices, and each "
+                f"target {shown} has {len(row)} indices, and each "
                 f"sample's output has the shape {shape}"
             )
         for index, size in zip(row, shape, strict=True):
             if not -size <= index < size:
-                raise ValueError(f"target {row} is out of range for outputs of shape {shape}")
+                raise ValueError(f"target {shown} is out of range for outputs of shape {shape}")
     sample = torch.arange(len(output), device=output.device)
     columns = [torch.tensor(column, device=output.device) for column in zip(*rows, strict=True)]
     place = (sample, *columns)

@@ -10,12 +10,14 @@ from typing import Any
 from torch import nn
 
 from ..rules import Rule
+from .conversion import Conversion, convert
 from .holding import Swap
 from .refusals import ModelError, SwapError, SwapWarning
 from .sites import Report, Site
 from .verification import Verification
 
 __all__ = [
+    "Conversion",
     "ModelError",
     "Report",
     "Site",
@@ -24,6 +26,7 @@ __all__ = [
     "SwapWarning",
     "Verification",
     "assert_overridden",
+    "convert",
     "swap",
 ]
 

@@ -1,0 +1,218 @@
+"""`python -m pyrevgrad explain`: a map of an image for a user's own model, or a built-in one.
+
+Imports attribution; matplotlib, Pillow and scikit-learn only when the command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import pickle
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import attribution
+
+if TYPE_CHECKING:
+    from .images import Image
+
+NOT_DONE = 2
+NEEDED = {"matplotlib": "matplotlib", "PIL": "pillow"}
+METHODS: dict[str, Callable[..., Any]] = {
+    "guided": attribution.GuidedBackprop,
+    "deconvnet": attribution.Deconvolution,
+    "rectgrad": attribution.RectGrad,
+    "guided-gradcam": attribution.GuidedGradCam,
+    "saliency": attribution.Saliency,
+}
+
+
+class ExplainError(Exception):
+    """Something of the user's that is missing or broken, in a sentence."""
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line of ``python -m pyrevgrad explain``; exits with 2 if it is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pyrevgrad explain",
+        description="Draw an image, the map of what a model sees in it, and both on each other. "
+        "Without --model, a small network is trained on scikit-learn's digits first.",
+    )
+    add = parser.add_argument
+    add("--model", metavar="FILE.py:FUNCTION", help="returns the model, or (model, preprocess)")
+    add("--weights", type=Path, help="a state_dict, loaded with weights_only=True")
+    add("--image", type=Path, help="any format of Pillow's; a digit of the data if not given")
+    add("--method", choices=METHODS, default="guided", help="default: %(default)s")
+    add("--target", type=int, help="the output to explain; the highest if not given")
+    add("--layer", help="the layer of guided-gradcam, by its dotted name")
+    add("--where", choices=["relu", "rectifiers", "all"], default="relu", help="which activations")
+    add("--size", type=int, help="resize the image to SIZE × SIZE pixels")
+    add(
+        "--mean", type=_numbers, help="subtracted from each channel in [0, 1]: one or three numbers"
+    )
+    add("--std", type=_numbers, help="each channel is divided by it")
+    add("--gray", action="store_true", help="one channel")
+    add("--out", type=Path, default=Path("map.png"), help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    if options.size is not None and options.size < 1:
+        parser.error(f"--size must be at least 1, got {options.size}")
+    if (options.method == "guided-gradcam") != (options.layer is not None):
+        parser.error("--method guided-gradcam and --layer belong together")
+    if options.weights is not None and options.model is None:
+        parser.error("--weights needs --model")
+    if options.model is not None and options.image is None:
+        parser.error("--model needs --image")
+    return options
+
+
+def load_model(place: str, weights: Path | None) -> tuple[nn.Module, Callable[..., Any] | None]:
+    """The model that FILE.py:FUNCTION returns, in eval mode, and its preprocess if it has one."""
+    file, _, name = place.rpartition(":")
+    path = Path(file)
+    if not file or not name.isidentifier():
+        raise ExplainError(f"--model is FILE.py:FUNCTION, got {place!r}")
+    if not path.is_file():
+        raise ExplainError(f"--model: there is no file {path}")
+    spec = importlib.util.spec_from_file_location("explained_model", path)
+    if spec is None or spec.loader is None:
+        raise ExplainError(f"--model: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ExplainError(f"--model: {path} does not run: {_sentence(error)}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ExplainError(f"--model: {path} has no function {name!r}")
+    try:
+        made = function()
+    except Exception as error:
+        raise ExplainError(f"--model: {name}() failed: {_sentence(error)}") from error
+    model, preprocess = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(model, nn.Module):
+        raise ExplainError(
+            f"--model: {name}() must return a torch.nn.Module, or one and a function, not "
+            f"{type(made).__name__}"
+        )
+    if weights is not None:
+        _load_weights(model, weights)
+    return model.eval(), preprocess
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise ExplainError(f"--weights: there is no file {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+        raise ExplainError(f"--weights: {path} does not fit: {_sentence(error)}") from error
+
+
+def _sentence(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+def explained(
+    model: nn.Module, x: Tensor, options: argparse.Namespace
+) -> tuple[Tensor, int | None, Any]:
+    """The map of one image (1, …), the output that it explains, and the swap's report."""
+    with torch.no_grad():
+        try:
+            y = model(x)
+        except Exception as error:
+            raise ExplainError(
+                f"the model does not take an input of shape {tuple(x.shape)}: {_sentence(error)}"
+            ) from error
+    if not isinstance(y, Tensor) or y.dim() not in (1, 2) or len(y) != 1:
+        shape = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        raise ExplainError(f"the model must return (1, outputs) for one image, got {shape}")
+    target = options.target
+    if target is None and y.dim() == 2:
+        target = int(y.argmax())
+    where = {"relu": attribution.is_relu, "rectifiers": None, "all": "all"}[options.where]
+    if options.method == "saliency":
+        method: Any = attribution.Saliency(model)
+        found = method.attribute(x, target, False)
+    elif options.method == "guided-gradcam":
+        method = attribution.GuidedGradCam(model, options.layer, where=where)
+        found = method.attribute(x, target)
+    else:
+        method = METHODS[options.method](model, where=where)
+        found = method.attribute(x, target)
+    return found, target, getattr(method, "report", None)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Explain one image and leave the picture; returns the exit status."""
+    from . import images, pictures
+
+    if options.model is None:
+        from .digits import trained_network
+
+        model = trained_network()
+        picture = images.read(options.image) if options.image else images.a_digit()
+        prepared = images.as_digit(picture)
+    else:
+        model, preprocess = load_model(options.model, options.weights)
+        picture = images.read(options.image)
+        prepared = _prepared(picture, preprocess, options)
+    found, target, report = explained(model, prepared, options)
+    title = f"{options.method}, output {target}" if target is not None else options.method
+    pictures.draw(options.out, prepared[0], found[0], title)
+    if report is not None:
+        print(report)
+    print(f"{title}: {options.out}")
+    print("Such a map may say little about the decision: attribution.sanity_check tests it.")
+    return 0
+
+
+def _prepared(picture: Image, preprocess: Any, options: argparse.Namespace) -> Tensor:
+    from . import images
+
+    if preprocess is None:
+        return images.prepared(picture, options.size, options.gray, options.mean, options.std)
+    try:
+        x = preprocess(picture.as_pillow())
+    except Exception as error:
+        raise ExplainError(f"preprocess failed on the image: {_sentence(error)}") from error
+    if not isinstance(x, Tensor):
+        raise ExplainError(f"preprocess must return a tensor, not {type(x).__name__}")
+    return x[None] if x.dim() == 3 else x
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        What follows ``python -m pyrevgrad explain``.
+
+    Returns
+    -------
+    int
+        0, or 2 and a sentence on standard error.
+    """
+    options = parse(arguments)
+    needed = NEEDED if options.model else {**NEEDED, "sklearn": "scikit-learn"}
+    absent = [name for module, name in needed.items() if importlib.util.find_spec(module) is None]
+    if absent:
+        print(f'explain needs {", ".join(absent)}: pip install "pyrevgrad[demo]"', file=sys.stderr)
+        return NOT_DONE
+    try:
+        return run(options)
+    except (ExplainError, ValueError, TypeError, RuntimeError, OSError) as error:
+        print(f"explain: {error}", file=sys.stderr)
+        return NOT_DONE

@@ -1,0 +1,111 @@
+"""Reading an image whole, and preparing it for a model. Imports Pillow, numpy and torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as Pillow
+from PIL import UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional
+
+from . import ExplainError
+
+
+@dataclass(frozen=True)
+class Image:
+    """Pixels in [0, 1]: (channels, height, width), one channel or three."""
+
+    pixels: Tensor
+
+    def as_pillow(self) -> Any:
+        """For a user's preprocess: 8 bits, or the float image where that has one channel."""
+        array = self.pixels.numpy()
+        if len(array) == 1:
+            return Pillow.fromarray((array[0] * 255).round().astype(np.uint8))
+        return Pillow.fromarray((array.transpose(1, 2, 0) * 255).round().astype(np.uint8))
+
+
+def read(path: Path) -> Image:
+    """The image of a file; 16-bit greyscale keeps its 16 bits.
+
+    Raises
+    ------
+    ExplainError
+        There is no such file, or it is no image that Pillow reads.
+    """
+    if not path.is_file():
+        raise ExplainError(f"--image: there is no file {path}")
+    try:
+        with Pillow.open(path) as opened:
+            opened.load()
+            return Image(_pixels(opened))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise ExplainError(f"--image: {path} is broken or no image: {error}") from error
+
+
+def _pixels(opened: Any) -> Tensor:
+    mode = opened.mode
+    if mode.startswith("I") or mode == "F":
+        array = np.asarray(opened).astype(np.float64)
+        if mode.startswith("I"):
+            array = array / 65535
+        return torch.from_numpy(array.clip(0, 1)).float()[None]
+    if mode in ("1", "L"):
+        array = np.asarray(opened.convert("L"))[None]
+    else:
+        array = np.asarray(opened.convert("RGB")).transpose(2, 0, 1)
+    return torch.from_numpy(array.astype(np.float32) / 255)
+
+
+def prepared(
+    image: Image,
+    size: int | None,
+    gray: bool,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+) -> Tensor:
+    """(1, channels, height, width), resized and normalised; three channels unless `gray`.
+
+    Raises
+    ------
+    ExplainError
+        `mean` or `std` has neither one number nor one for each channel, or a deviation is 0.
+    """
+    x = image.pixels
+    if gray and len(x) == 3:
+        x = (x * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)
+    elif not gray and len(x) == 1:
+        x = x.expand(3, -1, -1)
+    x = x[None].clone()
+    if size is not None:
+        x = functional.interpolate(
+            x, (size, size), mode="bilinear", antialias=True, align_corners=False
+        )
+    return (x - _per_channel("mean", mean, 0.0, x)) / _per_channel("std", std, 1.0, x)
+
+
+def _per_channel(name: str, given: tuple[float, ...] | None, default: float, x: Tensor) -> Tensor:
+    numbers = (default,) if given is None else given
+    channels = x.shape[1]
+    if len(numbers) not in (1, channels):
+        raise ExplainError(f"--{name} must have 1 or {channels} numbers, got {len(numbers)}")
+    if name == "std" and 0 in numbers:
+        raise ExplainError("--std must not be 0")
+    return torch.tensor(numbers, dtype=x.dtype).reshape(1, -1, 1, 1)
+
+
+def a_digit() -> Image:
+    """The first image of scikit-learn's digits that the built-in network did not train on."""
+    from .digits import held_out
+
+    return Image(held_out()[0][0])
+
+
+def as_digit(image: Image) -> Tensor:
+    """(1, 1, 8, 8) for the built-in network."""
+    return prepared(image, 8, True, None, None)

@@ -1,0 +1,50 @@
+"""The picture of `explain`: the image, the map, and both on each other. Imports matplotlib."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+DOTS_PER_INCH = 120
+
+
+def shown(x: Tensor) -> Any:
+    """An image (channels, height, width) stretched to [0, 1], as matplotlib draws it."""
+    low, high = x.min(), x.max()
+    x = (x - low) / (high - low) if high > low else torch.zeros_like(x)
+    return x[0].numpy() if len(x) == 1 else x.permute(1, 2, 0).numpy()
+
+
+def strength(found: Tensor) -> Tensor:
+    """The map as one channel of signed numbers within [-1, 1], its 99th percentile at 1."""
+    one = found.detach().float().sum(0)
+    size = torch.quantile(one.abs().flatten(), 0.99)
+    return (one / size).clamp(-1, 1) if size > 0 else torch.zeros_like(one)
+
+
+def draw(path: Path, x: Tensor, found: Tensor, title: str) -> None:
+    """Write image, map and overlay side by side as a PNG."""
+    image, signed = shown(x.detach().float()), strength(found)
+    figure = Figure(figsize=(10, 3.9), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    left, middle, right = figure.subplots(1, 3)
+    colours: dict[str, Any] = {"vmin": -1, "vmax": 1, "cmap": "RdBu_r"}
+    left.imshow(image, cmap="gray", interpolation="nearest")
+    drawn = middle.imshow(signed.numpy(), interpolation="nearest", **colours)
+    right.imshow(_grey(image), cmap="gray", vmin=0, vmax=1.6, interpolation="nearest")
+    right.imshow(signed.numpy(), alpha=signed.abs().numpy(), interpolation="nearest", **colours)
+    for axes, name in ((left, "image"), (middle, "map"), (right, "map on the image")):
+        axes.set_title(name, loc="left", fontsize=10)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    bar = figure.colorbar(drawn, ax=[left, middle, right], shrink=0.8)
+    bar.set_label("share of the map's 99th percentile")
+    figure.savefig(path, dpi=DOTS_PER_INCH, facecolor="white", format="png")
+
+
+def _grey(image: Any) -> Any:
+    return image if image.ndim == 2 else image.mean(2)

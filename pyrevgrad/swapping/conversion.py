@@ -1,0 +1,230 @@
+"""The permanent form for training: activation layers replaced by fused ones that keep one bit.
+
+Imports the layers, plans and the table of PyTorch's layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ..activations import ACTIVATIONS
+from ..nn import Activation
+from ..rules import EXACT, plan
+from .calls import LAYERS, layer_kind
+from .refusals import check_model
+from .selection import Selection
+from .sites import Site, table
+from .verification import as_found
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@dataclass
+class Conversion:
+    """What `convert` did.
+
+    Attributes
+    ----------
+    model : torch.nn.Module
+        The model itself, changed in place.
+    converted : list of str
+        The layers that were replaced, by their first dotted name.
+    skipped : dict
+        The reason for each activation layer that was not.
+    bytes_before, bytes_after : int
+        What autograd keeps of one forward at the given inputs, each storage counted once, without
+        parameters, buffers and inputs.
+    """
+
+    model: nn.Module
+    converted: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    bytes_before: int = 0
+    bytes_after: int = 0
+    _undo: list[Callable[[], None]] = field(default_factory=list, repr=False)
+
+    def revert(self) -> nn.Module:
+        """Put the layers that were there back, the same objects; returns the model."""
+        while self._undo:
+            self._undo.pop()()
+        return self.model
+
+    def __str__(self) -> str:
+        rows = [(name, "converted", "") for name in self.converted]
+        rows += [(name, "skipped", reason) for name, reason in self.skipped.items()]
+        saved = 100 * (1 - self.bytes_after / self.bytes_before) if self.bytes_before else 0.0
+        last = (
+            f"kept for backward: {self.bytes_before} bytes before, {self.bytes_after} after "
+            f"({saved:.0f} % less)"
+        )
+        return "\n".join([*table(("layer", "", "reason"), rows), last])
+
+
+class _Kept:
+    """The storages that autograd keeps, and who keeps them: a layer, or the rest of the model."""
+
+    def __init__(self, model: nn.Module, given: Any) -> None:
+        tensors = [*model.parameters(), *model.buffers(), *given]
+        self._own = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        self.sizes: dict[int, int] = {}
+        self.keepers: dict[int, set[str]] = {}
+        self.current: list[str] = []
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        place = storage.data_ptr()
+        if place not in self._own:
+            self.sizes[place] = storage.nbytes()
+            keeper = self.current[-1] if self.current else ""
+            self.keepers.setdefault(place, set()).add(keeper)
+        return tensor
+
+    @contextmanager
+    def announced(self, layers: dict[str, nn.Module]) -> Iterator[None]:
+        handles = []
+        for name, layer in layers.items():
+            handles.append(
+                layer.register_forward_pre_hook(lambda *_, name=name: self.current.append(name))
+            )
+            handles.append(layer.register_forward_hook(lambda *_: self._leave()))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _leave(self) -> None:
+        self.current.pop()
+
+
+def _measured(model: nn.Module, layers: dict[str, nn.Module], args: Any, kwargs: Any) -> _Kept:
+    given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    kept = _Kept(model, given)
+    with (
+        as_found(model),
+        torch.enable_grad(),
+        kept.announced(layers),
+        torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor),
+    ):
+        # Held until the count is done, or a storage's place could be another's.
+        output = model(*args, **kwargs)
+    del output
+    return kept
+
+
+def convert(model: nn.Module, *inputs: Any, where: Any = None, **named: Any) -> Conversion:
+    """Replace activation layers by fused ones of the same value and gradient, for good.
+
+    A piecewise-linear activation (relu, leaky_relu, relu6, …) then keeps one bit per element where
+    PyTorch keeps a tensor. One forward at `inputs` shows where that saves memory: a layer whose
+    tensor another operation keeps anyway, as a convolution keeps its input, is skipped, and so is
+    one that would keep as much as PyTorch's. Only layers are replaced; functions cannot be.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Changed in place; its ``state_dict`` stays the same.
+    *inputs, **named
+        What the model takes.
+    where : optional
+        Which layers may be replaced, as `swap`.
+
+    Returns
+    -------
+    Conversion
+        What was replaced, what was skipped and why, and the bytes kept before and after.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `swap`, for the model and `where`.
+
+    Examples
+    --------
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 2))
+    >>> done = convert(model, torch.randn(8, 4))
+    >>> done.converted, model[1]
+    (['1'], Activation('relu'))
+    """
+    check_model(model)
+    aliases: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if layer_kind(module) is not None:
+            aliases.setdefault(module, []).append(name)
+    selection = Selection(
+        dict(model.named_modules(remove_duplicate=False)), EXACT, "all" if where is None else where
+    )
+    done = Conversion(model)
+    made: dict[str, Activation] = {}
+    for module, names in aliases.items():
+        reason, fused = _fused(module, names, selection)
+        if fused is None:
+            done.skipped[names[0]] = reason
+        else:
+            made[names[0]] = fused
+    layers = {names[0]: module for module, names in aliases.items()}
+    before = _measured(model, layers, inputs, named)
+    done.bytes_before = done.bytes_after = sum(before.sizes.values())
+    for name in list(made):
+        gainless = _no_gain(name, set(made), before)
+        if gainless is not None:
+            done.skipped[name] = gainless
+            del made[name]
+    for name, fused in made.items():
+        _replace(done, layers[name], fused, aliases[layers[name]])
+        done.converted.append(name)
+    if made:
+        done.bytes_after = sum(_measured(model, {}, inputs, named).sizes.values())
+    return done
+
+
+def _fused(module: nn.Module, names: list[str], selection: Selection) -> tuple[str, Any]:
+    """The fused layer that could stand for `module`, or None and the reason."""
+    kind = layer_kind(module)
+    assert kind is not None
+    if "" in names:
+        return "it is the model itself, which has no parent to put another into", None
+    if kind not in ACTIVATIONS or type(module) not in LAYERS or isinstance(module, nn.RReLU):
+        return "no fused layer computes the same", None
+    site = Site(names[0], kind, module, tuple(names), rectifier=ACTIVATIONS[kind].rectifier)
+    selection.decide(site, None)
+    if site.rule is None:
+        return site.reason, None
+    if any(getattr(module, hooks) for hooks in _HOOKS):
+        return "it has hooks, which the new layer would lose", None
+    params = {p.name: getattr(module, p.name) for p in ACTIVATIONS[kind].parameters
+              if hasattr(module, p.name)}  # fmt: skip
+    if plan(kind, EXACT, **params).keeps != "mask":
+        return "fused, it keeps as much as PyTorch's", None
+    fused = Activation(kind, inplace=getattr(module, "inplace", False), **params)
+    return "", fused.train(module.training)
+
+
+def _no_gain(name: str, candidates: set[str], kept: _Kept) -> str | None:
+    """Why a mask in place of what the layer `name` keeps would free nothing, or None."""
+    own = [place for place, keepers in kept.keepers.items() if name in keepers]
+    if not own:
+        return "it did not run, or kept nothing, at these inputs"
+    if any(kept.keepers[place] <= candidates for place in own):
+        return None
+    return "what it keeps is kept by another operation anyway"
+
+
+def _replace(done: Conversion, module: nn.Module, fused: nn.Module, names: list[str]) -> None:
+    for name in names:
+        parent_name, _, child = name.rpartition(".")
+        parent = done.model.get_submodule(parent_name)
+        parent._modules[child] = fused
+
+        def undo(parent: nn.Module = parent, child: str = child) -> None:
+            parent._modules[child] = module
+
+        done._undo.append(undo)

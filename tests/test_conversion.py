@@ -1,0 +1,156 @@
+"""convert: the same training with less memory, and every layer that gains nothing named."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import zoo
+from torch import nn
+
+import pyrevgrad
+from pyrevgrad import GUIDED, convert, swap
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.LeakyReLU(0.2),
+        nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(128, 16),
+        nn.GELU(),
+        nn.Linear(16, 16),
+        nn.Tanh(),
+        nn.Linear(16, 4),
+    )
+
+
+def kept_bytes(model, x):
+    """What autograd keeps, by storage, without the parameters and the input."""
+    own = {t.untyped_storage().data_ptr() for t in [x, *model.parameters(), *model.buffers()]}
+    seen = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = model(x)
+    total = sum(seen.values())
+    del y
+    return total
+
+
+def trained(model, steps=3):
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    own = torch.Generator().manual_seed(4)
+    for _ in range(steps):
+        x = torch.randn(4, 3, 8, 8, generator=own)
+        loss = model(x).pow(2).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def test_what_is_converted_what_is_skipped_and_why():
+    model, x = network(), torch.randn(4, 3, 8, 8)
+    state = list(model.state_dict())
+    before = kept_bytes(copy.deepcopy(model), x)
+    done = convert(model, x)
+    assert done.converted == ["4"] and isinstance(model[4], pyrevgrad.nn.Activation)
+    assert done.skipped == {
+        "2": "what it keeps is kept by another operation anyway",
+        "8": "fused, it keeps as much as PyTorch's",
+        "10": "fused, it keeps as much as PyTorch's",
+    }
+    assert done.bytes_before == before
+    assert done.bytes_after == kept_bytes(model, x) < before
+    # A leaky_relu keeps its input; pooling keeps its own only for its shape.
+    assert before - done.bytes_after >= 4 * 8 * 8 * 8 * 4 * (1 - 1 / 32)
+    assert list(model.state_dict()) == state
+    text = str(done)
+    assert "converted" in text and f"{before} bytes before" in text
+
+
+def test_training_goes_on_as_before_bit_for_bit():
+    plain = network()
+    fused = copy.deepcopy(plain)
+    convert(fused, torch.randn(4, 3, 8, 8))
+    for a, b in zip(trained(plain), trained(fused), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_forward_that_measures_changes_nothing():
+    model, x = network(), torch.randn(4, 3, 8, 8)
+    mean, state = model[1].running_mean.clone(), torch.get_rng_state()
+    convert(model, x)
+    assert torch.equal(model[1].running_mean, mean)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_chain_of_layers_that_share_a_tensor_is_converted_together():
+    model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Hardtanh(), nn.Dropout(0.5))
+    done = convert(model, torch.randn(8, 4))
+    assert done.converted == ["1", "2"]
+    assert done.bytes_after < done.bytes_before
+
+
+def test_a_layer_under_two_names_is_replaced_under_both_and_put_back():
+    model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Dropout(0.5))
+    model.alias = model[1]
+    original = model[1]
+    done = convert(model, torch.randn(8, 4))
+    assert model[1] is model.alias and model[1] is not original
+    assert done.revert() is model
+    assert model[1] is original and model.alias is original
+
+
+def test_layers_that_cannot_be_replaced_are_named():
+    class Subclass(nn.ReLU):
+        pass
+
+    hooked = nn.ReLU()
+    hooked.register_forward_hook(lambda *_: None)
+    model = nn.Sequential(
+        nn.Linear(4, 64), Subclass(), hooked, nn.PReLU(), nn.Threshold(1.0, 2.0), nn.ReLU()
+    )
+    model[0].unused = nn.ReLU()
+    done = convert(model, torch.randn(8, 4), where={"5": None})
+    assert not done.converted
+    assert done.skipped == {
+        "1": "no fused layer computes the same",
+        "2": "it has hooks, which the new layer would lose",
+        "3": "no fused layer computes the same",
+        "4": "no fused layer computes the same",
+        "5": "left out by where",
+        "0.unused": "it did not run, or kept nothing, at these inputs",
+    }
+    alone = convert(nn.ReLU(), torch.randn(3, requires_grad=True))
+    assert "it is the model itself" in alone.skipped[""]
+    with pytest.raises(TypeError, match=r"swap takes a torch\.nn\.Module"):
+        convert("model")
+
+
+def test_a_converted_model_can_be_swapped():
+    model, x = network()[:8].double(), torch.randn(4, 3, 8, 8).double()
+    reference = copy.deepcopy(model)
+    convert(model, x)
+    with swap(model, GUIDED) as swapped:
+        found = zoo.gradient(model, x)[1]
+    with swap(reference, GUIDED):
+        wanted = zoo.gradient(reference, x)[1]
+    assert torch.equal(found, wanted)
+    assert {site.spelling for site in swapped.report.replaced} == {
+        "nn.ReLU",
+        "pyrevgrad.leaky_relu",
+    }

@@ -1,0 +1,161 @@
+"""`python -m pyrevgrad explain`: a picture for a user's model, a sentence for what is broken."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pyrevgrad import __main__
+
+pytest.importorskip("matplotlib")
+Pillow = pytest.importorskip("PIL.Image")
+
+MODEL = """
+import torch
+from torch import nn
+
+def plain():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(4, 3))
+
+def gray():
+    torch.manual_seed(0)
+    model = plain()
+    model[0] = nn.Conv2d(1, 4, 3)
+    seen.clear()
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    return model
+
+seen = []
+
+def with_preprocess():
+    return plain(), lambda image: torch.ones(3, 9, 9) * image.size[0]
+
+def tanh():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.LazyLinear(3))
+
+def number():
+    return 3
+
+def fails():
+    raise KeyError("no such thing")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "model.py").write_text(MODEL, encoding="utf-8")
+    pixels = (np.random.default_rng(0).random((12, 10, 3)) * 255).astype(np.uint8)
+    Pillow.fromarray(pixels).save(tmp_path / "photo.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "photo.png").read_bytes()[:60])
+    return tmp_path
+
+
+def explain(folder, function, *options, image="photo.png"):
+    out = folder / "map.png"
+    status = __main__.main(
+        [
+            "explain", "--model", f"{folder}/model.py:{function}", "--image", str(folder / image),
+            "--out", str(out), *options,
+        ]
+    )  # fmt: skip
+    return status, out
+
+
+@pytest.mark.parametrize("method", ["guided", "deconvnet", "rectgrad", "saliency"])
+def test_a_picture_for_a_users_model(folder, method, capsys):
+    status, out = explain(folder, "plain", "--method", method, "--target", "2")
+    assert status == 0
+    with Pillow.open(out) as drawn:
+        assert drawn.size[0] > 800 and len(np.unique(np.asarray(drawn))) > 30
+    printed = capsys.readouterr().out
+    assert f"{method}, output 2" in printed
+    assert ("activations replaced" in printed) == (method != "saliency")
+
+
+def test_guided_gradcam_needs_its_layer(folder, capsys):
+    status, out = explain(folder, "plain", "--method", "guided-gradcam", "--layer", "0")
+    assert status == 0 and out.exists()
+    with pytest.raises(SystemExit):
+        explain(folder, "plain", "--method", "guided-gradcam")
+    assert "--method guided-gradcam and --layer belong together" in capsys.readouterr().err
+
+
+def test_size_mean_std_and_preprocess(folder):
+    options = ("--size", "8", "--mean", "0.5,0.4,0.3", "--std", "0.2")
+    assert explain(folder, "plain", *options)[0] == 0
+    assert explain(folder, "with_preprocess")[0] == 0
+
+
+def test_sixteen_bit_greyscale_is_read_whole(folder):
+    import sys
+
+    values = np.arange(120, dtype=np.uint16).reshape(12, 10) + 30000
+    Pillow.fromarray(values).save(folder / "deep.png")
+    assert explain(folder, "gray", "--gray", image="deep.png")[0] == 0
+    (seen, *_) = sys.modules["explained_model"].seen
+    torch.testing.assert_close(seen[0, 0].double(), torch.from_numpy(values / 65535), rtol=1e-6,
+                               atol=0)  # fmt: skip
+
+
+def test_weights_are_loaded_safely(folder, capsys):
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+    torch.save(model.state_dict(), folder / "weights.pt")
+    assert explain(folder, "plain", "--weights", str(folder / "weights.pt"))[0] == 0
+    torch.save(model, folder / "pickled.pt")
+    assert explain(folder, "plain", "--weights", str(folder / "pickled.pt"))[0] == 2
+    assert "does not fit: UnpicklingError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "image", "message"),
+    [
+        ("plain", (), "nothing.png", "--image: there is no file"),
+        ("plain", (), "broken.png", "broken.png is broken or no image"),
+        ("plain", (), "model.py", "model.py is broken or no image"),
+        ("missing", (), "photo.png", "has no function 'missing'"),
+        ("number", (), "photo.png", "must return a torch.nn.Module, or one and a function"),
+        ("fails", (), "photo.png", "fails() failed: KeyError"),
+        ("tanh", (), "photo.png", "replaced no activation"),
+        ("plain", ("--target", "7"), "photo.png", "target 7 is out of range for outputs of shape"),
+        ("plain", ("--gray",), "photo.png", "does not take an input of shape (1, 1, 12, 10)"),
+        ("plain", ("--std", "0"), "photo.png", "--std must not be 0"),
+        ("plain", ("--mean", "1,2"), "photo.png", "--mean must have 1 or 3 numbers, got 2"),
+        ("plain", ("--weights", "no.pt"), "photo.png", "--weights: there is no file no.pt"),
+    ],
+)
+def test_what_is_broken_gets_a_sentence(folder, function, options, image, message, capsys):
+    status, out = explain(folder, function, *options, image=image)
+    captured = capsys.readouterr()
+    assert status == 2 and not out.exists()
+    assert captured.err.startswith("explain: ") and message in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_a_missing_file_and_a_file_that_does_not_run(folder, capsys):
+    (folder / "bad.py").write_text("1 +", encoding="utf-8")
+    image = str(folder / "photo.png")
+    for place, message in (
+        (f"{folder}/none.py:f", "there is no file"),
+        (f"{folder}/bad.py:f", "does not run: SyntaxError"),
+        ("nonsense", "--model is FILE.py:FUNCTION"),
+    ):
+        assert __main__.main(["explain", "--model", place, "--image", image]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_built_in_network_explains_a_digit_it_has_not_seen(tmp_path):
+    pytest.importorskip("sklearn")
+    from pyrevgrad.explaining import digits
+
+    model = digits.trained_network()
+    images, labels = digits.held_out()
+    assert (model(images).argmax(1) == labels).float().mean() > 0.9
+    out = tmp_path / "digit.png"
+    assert __main__.main(["explain", "--out", str(out)]) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
