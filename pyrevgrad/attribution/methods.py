@@ -319,6 +319,11 @@ class GuidedGradCam(Attribution):
         coarse = self.grad_cam(inputs, target, additional_forward_args, attribute_to_layer_input)
         fine = self.guided.attribute(inputs, target, additional_forward_args)
         parts = fine if isinstance(fine, tuple) else (fine,)
+        if any(part.dim() != coarse.dim() for part in parts):
+            raise ValueError(
+                "Guided Grad-CAM needs inputs with channels and places like the layer's output; "
+                "pass the others as additional_forward_args"
+            )
         found = tuple(
             part * nn.functional.interpolate(coarse, part.shape[2:], mode=interpolate_mode)
             for part in parts

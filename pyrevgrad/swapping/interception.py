@@ -30,9 +30,10 @@ NOT_COMPILED = (
     "pyrevgrad.swap: a swapped model runs uncompiled, so fullgraph=True is refused; call the model "
     "and not its compiled form"
 )
-_OWN_FOLDERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
+_SWAPPING = str(Path(__file__).parent)
+_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
 _resumed = threading.local()
-_inside_library: dict[Any, bool] = {}
+_rooms: dict[Any, str] = {}
 
 
 def resumed_swaps() -> frozenset[Any] | None:
@@ -48,21 +49,32 @@ def mark(y: Any) -> None:
 
 
 def caller() -> tuple[Any, int, str]:
-    """The code, instruction and ``file:line`` of the innermost frame that is not PyTorch's."""
-    frame = sys._getframe(2)
-    found = frame
+    """The code, instruction and ``file:line`` of the innermost frame of the model's author.
+
+    That is the first one outside of PyTorch and pyrevgrad, or else the first outside of the swap.
+    """
+    frame: Any = sys._getframe(2)
+    found = None
     while frame is not None:
         code = frame.f_code
-        library = _inside_library.get(code)
-        if library is None:
-            library = code.co_filename.startswith(_OWN_FOLDERS) or "<frozen" in code.co_filename
-            _inside_library[code] = library
-        if not library:
+        room = _rooms.get(code)
+        if room is None:
+            room = _rooms[code] = _room(code.co_filename)
+        if room == "author" or (room == "library" and found is None):
             found = frame
+        if room == "author":
             break
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
+    found = found or sys._getframe(2)
     name = Path(found.f_code.co_filename).name
     return found.f_code, found.f_lasti, f"{name}:{found.f_lineno}"
+
+
+def _room(filename: str) -> str:
+    if filename.startswith(_SWAPPING):
+        return "swap"
+    library = filename.startswith(_LIBRARIES) or "<frozen" in filename
+    return "library" if library else "author"
 
 
 class _Thread(threading.local):
