@@ -10,8 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from pyrevgrad import DECONVNET, EXACT, GUIDED, reverse_gradient
+from pyrevgrad import (
+    DECONVNET,
+    GUIDED,
+    SwapError,
+    assert_overridden,
+    reverse_gradient,
+    swap,
+)
 from pyrevgrad.activations import ACTIVATIONS
+from pyrevgrad.attribution import jacobian
 from pyrevgrad.nn import Activation, GradientReversal
 from pyrevgrad.reference import gates
 from pyrevgrad.reference.circuits import adversarial_gradients, adversarial_parameters
@@ -172,36 +180,48 @@ def test_guided_relu_is_the_gate_of_the_numpy_oracle():
 
 def by_hand(model, x, column):
     """Guided backpropagation through the page's network, step by step, without autograd."""
-    convolution, _, flatten, first, _, last = model
     with torch.no_grad():
-        a = convolution(x)
-        b = first(flatten(torch.relu(a)))
-        g = last.weight[column].expand(len(x), -1)
-        g = torch.where((b > 0) & (g > 0), g, 0.0) @ first.weight
+        a = model.convolution(x)
+        b = model.first(torch.relu(a).flatten(1))
+        g = model.last.weight[column].expand(len(x), -1)
+        g = torch.where((b > 0) & (g > 0), g, 0.0) @ model.first.weight
         g = g.reshape(a.shape)
         g = torch.where((a > 0) & (g > 0), g, 0.0)
-        return nn.functional.conv_transpose1d(g, convolution.weight, padding=1)
+        return nn.functional.conv_transpose1d(g, model.convolution.weight, padding=1)
 
 
 @pytest.mark.parametrize("column", [0, 3])
 def test_the_guided_jacobian_of_a_column_is_the_one_by_hand(column):
     module = page("guided_jacobian")
-    x = drawn(64, 20, 32)
-    model = module.network(GUIDED).double()
-    found = module.column_jacobian(model, x, column)
+    model, x = module.Network().double(), drawn(64, 20, 32)
+    plain = module.column_jacobian(model, x, column)
+    with swap(model, GUIDED) as swapped:
+        found = module.column_jacobian(model, x, column)
     assert found.shape == (64, 20, 32)
     torch.testing.assert_close(found, by_hand(model, x, column))
+    torch.testing.assert_close(jacobian(model, x, column, rule=GUIDED), found)
+    assert not torch.equal(found, plain)
+    assert torch.equal(module.column_jacobian(model, x, column), plain)
+    assert [(site.path, site.backward) for site in swapped.report.replaced] == [
+        ("relu", 1),
+        ("", 1),
+    ]
 
 
-def test_the_override_is_called():
+def test_the_guided_jacobian_of_every_column_is_one_call():
     module = page("guided_jacobian")
-    x = drawn(64, 20, 32)
-    guided = module.column_jacobian(module.network(GUIDED).double(), x, 3)
-    plain = module.column_jacobian(module.network(EXACT).double(), x, 3)
-    assert not torch.equal(guided, plain)
-    model = module.network(EXACT).double()
-    builtin = nn.Sequential(*(nn.ReLU() if isinstance(m, Activation) else m for m in model))
-    torch.testing.assert_close(plain, module.column_jacobian(builtin, x, 3))
+    model, x = module.Network().double(), drawn(64, 20, 32)
+    found = jacobian(model, x, rule=GUIDED)
+    for column in range(5):
+        torch.testing.assert_close(found[:, column], by_hand(model, x, column))
+
+
+def test_an_override_that_is_never_called_raises():
+    module = page("guided_jacobian")
+    model, x = module.Network(), drawn(64, 20, 32).float()
+    with pytest.raises(SwapError, match="replaced no activation of Network"):
+        jacobian(model, x, 3, rule=GUIDED, where=nn.Tanh)
+    assert_overridden(model, GUIDED, x)
 
 
 # 6. A network built at run time.
