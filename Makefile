@@ -4,6 +4,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # One stamp per Python that was asked for, so that another one makes the environment anew.
 READY := $(VENV)/ready$(subst /,-,$(PYTHON))
+# Triton, which the tests take where it can be had.
+TRITON := $(VENV)/ready-triton
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CLANG_FORMAT = $(PY) -c 'import clang_format; clang_format.clang_format()'
 
@@ -13,7 +15,7 @@ CLANG_FORMAT = $(PY) -c 'import clang_format; clang_format.clang_format()'
 help:
 	@echo 'make demo         train, draw and time on real digits; leaves out/demo/'
 	@echo 'make test         the tests and every example in the documentation'
-	@echo 'make triton-matrix  every Triton kernel, interpreted and compiled; needs triton; an hour'
+	@echo 'make triton-matrix  every Triton kernel, interpreted and compiled, with no GPU; an hour'
 	@echo 'make bench        the benchmarks; make bench-quick for a first look'
 	@echo 'make reproduce    domain adaptation over five seeds; leaves reproductions/results/'
 	@echo 'make lint         ruff, clang-format and mypy; make format mends the layout'
@@ -28,7 +30,11 @@ $(READY): setup.py pyproject.toml .ci/environment.py $(CXX_FILES)
 demo: $(READY)
 	$(PY) -m pyrevgrad demo $(ARGUMENTS)
 
-test: $(READY)
+$(TRITON): $(READY) .ci/triton_for_tests.py
+	$(PY) .ci/triton_for_tests.py
+	@touch $@
+
+test: $(READY) $(TRITON)
 	$(PY) -m pytest --doctest-modules --doctest-glob='*.md' \
 	  tests pyrevgrad $(wildcard *.md docs/*.md) $(ARGUMENTS)
 
@@ -36,8 +42,8 @@ reproduce: $(READY)
 	$(PY) -m reproductions $(ARGUMENTS)
 
 # The interpreter serves a process or does not, so there are two.
-triton-matrix: $(READY)
-	$(PY) -c 'import triton' || { echo 'install triton first: $(PY) -m pip install triton'; exit 1; }
+triton-matrix: $(READY) $(TRITON)
+	$(PY) -c 'import triton'
 	TRITON_INTERPRET=1 $(PY) -m pytest -k "(triton or interpreted) and not one_at_a_time" tests/test_kernels.py tests/test_layouts.py \
 	  tests/test_inplace.py tests/test_autograd.py tests/interpreted.py $(ARGUMENTS)
 	PYREVGRAD_EVERY_KERNEL=1 $(PY) -m pytest tests/test_triton_compiled.py $(ARGUMENTS)

@@ -207,9 +207,3 @@ TRITON = Triton()
 def serves(name: str) -> bool:
     """Whether there are Triton functions for the activation `name`."""
     return name in FORMULAS
-
-
-def forget() -> None:
-    """Read the functions of every activation anew."""
-    forward_arguments.cache_clear()
-    backward_arguments.cache_clear()

@@ -110,10 +110,21 @@ def _compiled(kernel: Any, tensors: Any, arguments: Any, target: GPUTarget) -> C
     return Compiled(ptx, _accesses(ptx), made.asm["cubin"])
 
 
-def compiled_forward(pair: Any, dtype: torch.dtype, target: GPUTarget = SM_90) -> Compiled:
-    """The kernel that a forward of `pair` launches where a gradient is needed."""
+class _Misaligned(MockTensor):
+    @staticmethod
+    def data_ptr() -> int:
+        return 8
+
+
+def compiled_forward(
+    pair: Any, dtype: torch.dtype, target: GPUTarget = SM_90, aligned: bool = True
+) -> Compiled:
+    """The kernel that a forward of `pair` launches where a gradient is needed.
+
+    `aligned`: whether the tensor starts at a multiple of 16 bytes, as fresh storage does.
+    """
     masked = pair.keeps == "mask"
-    x = MockTensor(dtype)
+    x = MockTensor(dtype) if aligned else _Misaligned(dtype)
     mask = MockTensor(torch.uint8) if masked else None
     arguments = backend.forward_arguments(pair, masked, dtype.itemsize)
     return _compiled(sweep.forward, (x, x, mask), arguments, target)
@@ -130,6 +141,22 @@ def compiled_backward(
     return _compiled(sweep.backward, (g, kept, g, live), arguments, target)
 
 
-def vector_accesses(dtype: torch.dtype, tensors: int) -> int:
-    """The 16-byte accesses of a thread that moves its share of `tensors` in a block's body."""
-    return tensors * sweep.BLOCK * dtype.itemsize // (16 * _THREADS)
+def expected_accesses(dtype: torch.dtype, reads: int, writes: int, mask: str = "") -> Counter[Any]:
+    """What a kernel's PTX should hold: a body of 16-byte accesses, a tail of single elements.
+
+    Parameters
+    ----------
+    reads, writes : int
+        How many tensors of `dtype` it reads and writes.
+    mask : {"", "ld", "st"}
+        Whether it reads or writes a mask: a byte of each thread, in the body and in the tail.
+    """
+    body = sweep.BLOCK * dtype.itemsize // (16 * _THREADS)
+    tail = sweep.BLOCK // _THREADS
+    found: Counter[Any] = Counter()
+    for kind, tensors in (("ld", reads), ("st", writes)):
+        found[kind, "global", 16] += tensors * body
+        found[kind, "global", dtype.itemsize] += tensors * tail
+    if mask:
+        found[mask, "global", 1] += 2
+    return found

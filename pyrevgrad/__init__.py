@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import adversarial, compat, functional, nn, schedules
 from .activations import ACTIVATIONS
 from .backends import BackendError, backend, show_config
+from .customizing import custom
 from .diagnosis import ReversalError, ReversalReport, check_reversal
 from .functional import activation, reverse_gradient
 from .rules import (
@@ -54,6 +55,7 @@ __all__ = [
     "clipped_straight_through",
     "compat",
     "convert",
+    "custom",
     "functional",
     "guided",
     "nn",

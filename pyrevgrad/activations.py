@@ -86,6 +86,8 @@ class Activation:
         What that function is given besides the parameters.
     rectifier : bool
         Whether it damps negative inputs and passes large positive ones.
+    own_slope : bool
+        Whether its slope is given beside f and may be another than its derivative.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Activation:
     torch_name: str | None = None
     torch_arguments: Mapping[str, object] = field(default_factory=dict)
     rectifier: bool = False
+    own_slope: bool = False
 
     @property
     def selects(self) -> bool:
@@ -318,6 +321,9 @@ _ROWS = (
 #: Every activation by name, in the order of the documentation's table.
 ACTIVATIONS: dict[str, Activation] = {row.name: row for row in _ROWS}
 
+#: What `pyrevgrad.custom` has made, by name.
+CUSTOM: dict[str, Activation] = {}
+
 
 def find(name: object) -> Activation:
     """The row called `name`.
@@ -336,7 +342,8 @@ def find(name: object) -> Activation:
     """
     if not isinstance(name, str):
         raise TypeError(f"an activation is named by a string, not {type(name).__name__}")
-    row = ACTIVATIONS.get(name)
+    row = ACTIVATIONS.get(name) or CUSTOM.get(name)
     if row is None:
-        raise ValueError(f"unknown activation {name!r}: {closest(name, ACTIVATIONS)}")
+        known = closest(name, [*ACTIVATIONS, *CUSTOM])
+        raise ValueError(f"unknown activation {name!r}: {known}")
     return row

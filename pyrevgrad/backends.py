@@ -387,12 +387,21 @@ def _say_once_of_cuda(missing: str) -> None:
     )
 
 
+def _cpu_serving() -> str:
+    if forced() == "triton" and not triton_backend.interpreted():
+        return "none: triton was asked for and serves CUDA tensors"
+    return forced() or ("native" if _native else "reference")
+
+
 def _cuda_serving() -> str:
-    """What would serve a CUDA tensor, and why not the one before it."""
-    if forced():
-        return str(forced())
+    if forced() == "native":
+        return "none: native was asked for and has no CUDA kernels in this build"
+    if forced() == "reference":
+        return "reference"
     module, missing = triton_backend.load()
-    return f"reference (triton is missing: {missing})" if module is None else "triton"
+    if module is not None:
+        return "triton"
+    return f"none: {missing}" if forced() else f"reference (triton is missing: {missing})"
 
 
 def configuration() -> dict[str, str]:
@@ -400,7 +409,8 @@ def configuration() -> dict[str, str]:
     from . import __version__
 
     native = f"built; {_native.capability} kernels" if _native else f"missing: {_native_missing}"
-    cpu = forced() or ("native" if _native else "reference")
+    cpu = _cpu_serving()
+    compiled = f"cpu: {cpu}, as an opaque operation; elsewhere: reference, to be fused"
     lines = {
         "pyrevgrad": __version__,
         "python": f"{platform.python_version()} on {platform.machine()}",
@@ -412,7 +422,7 @@ def configuration() -> dict[str, str]:
         "cpu tensors": cpu,
         "cuda tensors": _cuda_serving(),
         "mps, xpu, meta tensors": "reference",
-        "torch.compile": f"cpu: {cpu}, as an opaque operation; elsewhere: reference, to be fused",
+        "torch.compile": "none: triton does not serve it" if forced() == "triton" else compiled,
         "torch.func": "reference",
     }
     if _native is not None:

@@ -102,7 +102,9 @@ def reverse_gradient(x: Tensor, scale: float | Tensor = 1.0) -> Tensor:
     return autograd.call_view(x, pairs, pairs.tensor)
 
 
-def _named(row: Activation) -> Callable[..., Tensor]:
+def named(row: Activation) -> Callable[..., Tensor]:
+    """The function that a user calls for one row."""
+
     def function(
         x: Tensor, rule: Rule = EXACT, *, inplace: bool = False, **params: float
     ) -> Tensor:
@@ -133,7 +135,7 @@ def _named(row: Activation) -> Callable[..., Tensor]:
     Examples
     --------
     >>> import pyrevgrad, torch
-    >>> pyrevgrad.{row.name}(torch.zeros(2)).shape
+    >>> pyrevgrad.activation(torch.zeros(2), "{row.name}").shape
     torch.Size([2])
     """
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -148,4 +150,4 @@ def _named(row: Activation) -> Callable[..., Tensor]:
 
 
 for _row in ACTIVATIONS.values():
-    globals()[_row.name] = _named(_row)
+    globals()[_row.name] = named(_row)

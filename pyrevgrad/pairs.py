@@ -36,7 +36,7 @@ class Pair:
     fits_float32 : bool
         Whether no finite number of the pair overflows float32.
     exact : bool
-        Whether the rule is the ordinary backward (a tensor scale aside).
+        Whether the backward is the ordinary one (a tensor scale aside).
     passes_through : bool
         Whether gx is g itself (a tensor scale aside).
     program : torch.Tensor or None
@@ -84,6 +84,8 @@ def make_pair(row: Activation, numbers: tuple[float, ...], rule: Rule, half: boo
         and rule.gradient_gate is None
         and math.isinf(rule.clip)
     )
+    # What drops a custom backward would take the derivative instead.
+    exact = rule.is_exact and not row.own_slope
     all_numbers = (*numbers, *interval, high, low, rule.threshold, rule.clip, rule.scale)
     fits = all(abs(number) <= FLOAT32_MAX or math.isinf(number) for number in all_numbers)
-    return Pair(row, numbers, rule, keeps, bit, interval, high, low, fits, rule.is_exact, through)
+    return Pair(row, numbers, rule, keeps, bit, interval, high, low, fits, exact, through)

@@ -81,12 +81,11 @@ def _refused_device(module: Any, device: torch.device) -> str:
     )
 
 
-def forget(name: str) -> None:
-    """Ask anew what is served: the functions of the activation `name` have changed."""
+def add(name: str, value: Any, slope: Any) -> None:
+    """Serve a custom activation, slope and value in Triton functions of (x, *parameters)."""
+    formulas = importlib.import_module("pyrevgrad.kernels.formulas")
+    formulas.FORMULAS[name] = formulas.Formula(value, slope)
     _refusal.cache_clear()
-    module, _ = load()
-    if module is not None:
-        module.forget()
 
 
 def description() -> str:

@@ -6,7 +6,10 @@ Imports PyTorch and the tables' names and defaults; no formula, kernel or bindin
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
+from pathlib import Path
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -111,11 +114,28 @@ _RULES = {
 
 def gradient(name: str, rule: str, x: Tensor, g: Tensor, scale: float = 1.0) -> Tensor:
     """gx of activation `name` under `rule`, differentiable in x and g with its gates held fixed."""
+    s = slope(name, x) if _RULES[rule][0] else torch.ones_like(x)
+    return ruled(rule, x, g, value(name, x.detach()), s, scale)
+
+
+def ruled(rule: str, x: Tensor, g: Tensor, y: Tensor, s: Tensor, scale: float = 1.0) -> Tensor:
+    """gx of any function of which y is the value and s the slope at x."""
     has_slope, passes, factor, clip = _RULES[rule]
-    s = slope(name, x) if has_slope else torch.ones_like(x)
+    s = s if has_slope else torch.ones_like(x)
     g = g if clip is None else g.clamp(-clip, clip)
-    gate = passes(x.detach(), g.detach(), value(name, x.detach()), s.detach())
+    gate = passes(x.detach(), g.detach(), y.detach(), s.detach())
     return torch.where(gate, scale * factor * s * g, 0.0)
+
+
+@functools.cache
+def example(name: str) -> ModuleType:
+    """A program of examples/ as a module."""
+    path = Path(__file__).resolve().parent.parent / "examples" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def points(name: str, rule: str) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 The text of each step is read from CONTRIBUTING.md; the copy is built and run by other processes.
 """
 
+import importlib.util
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import pytest
 import pyrevgrad
 
 ROOT = Path(__file__).resolve().parent.parent
-STEPS = 6
+STEPS = 8
 pytestmark = pytest.mark.slow
 XS = [-6.0, -2.5, -1.0, -0.3, -0.0, 0.0, 0.2, 0.9, 1.7, 4.0]
 GS = [-2.0, -0.4, 0.0, 0.7, 1.5]
@@ -40,11 +41,15 @@ def insert(path, after, before, block):
 
 def add_the_activation(project):
     """The steps of CONTRIBUTING: row, functor, list, reference, what the tests compare with."""
-    row, functor, listed, reference, oracle, value = (block.rstrip("\n") for block in blocks())
+    texts = [block.rstrip("\n") for block in blocks()]
+    row, functor, listed, fused, fused_line, reference, oracle, value = texts
     insert(project / "pyrevgrad/activations.py", "_ROWS = (", "\n)", f"\n{row}")
     formulas = project / "csrc/formulas.h"
     insert(formulas, "namespace", "#undef PYREVGRAD_FORMULA", f"{functor}\n\n")
     insert(formulas, "#define PYREVGRAD_ACTIVATIONS(X)", "\n\n", f" \\\n{listed}")
+    triton = project / "kernels/formulas.py"
+    insert(triton, "import triton", "class Formula(", f"{fused}\n\n\n")
+    insert(triton, "FORMULAS: dict[str, Formula] = {", "\n}", f"\n{fused_line}")
     eager = project / "pyrevgrad/reference/eager.py"
     insert(eager, "FORMULAS: dict[str, Formula] = {", "\n}", f"\n{reference}")
     insert(project / "tests/grids.py", "\nFORMULAS = {", "\n}", f"\n{oracle}")
@@ -74,6 +79,8 @@ def project(tmp_path_factory):
         ".*", "*.so", "*.egg-info", "__pycache__", "build", "dist", "out"
     )
     shutil.copytree(ROOT, made, ignore=unwanted)
+    # Where an install puts them, and before an editable install's of the checkout.
+    (made / "pyrevgrad" / "kernels").symlink_to(made / "kernels")
     add_the_activation(made)
     built = run(
         made, "setup.py", "build_ext", "--inplace",
@@ -158,6 +165,22 @@ def test_new_activation_has_a_plan_and_a_formula(found):
 
 def test_native_library_serves_the_new_activation(found):
     assert "native lacks" not in found["config"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is missing")
+def test_triton_serves_the_new_activation(project):
+    code = CALCULATE.replace('("native", "reference")', '("triton",)')
+    ended = run(project, "-c", code, json.dumps([XS, GS]), TRITON_INTERPRET="1")
+    assert ended.returncode == 0, ended.stderr
+    answer = json.loads(ended.stdout)
+    for rule, wanted in EXPECTED.items():
+        values, gradients = answer[f"triton {rule}"]
+        pairs = [(x, g) for x in XS for g in GS]
+        for (x, g), y, gx in zip(pairs, values, gradients, strict=True):
+            t = math.tanh(x)
+            assert y == pytest.approx(x * t, rel=1e-12, abs=1e-12)
+            slope = t + x * (1 - t * t)
+            assert gx == pytest.approx(wanted(x, g, x * t, slope), rel=1e-12, abs=1e-12)
 
 
 def test_documentation_gets_its_row(project):

@@ -144,12 +144,12 @@ def test_linked_files_exist(page):
 
 def test_every_make_target_that_the_pages_name_exists():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE))
     named = set()
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        named |= set(re.findall(r"^\s*make ([a-z]+)", text, flags=re.MULTILINE))
-        named |= set(re.findall(r"`make (?:\S+=\S+ )?([a-z]+)`", text))
+        named |= set(re.findall(r"^\s*make ([a-z-]+)", text, flags=re.MULTILINE))
+        named |= set(re.findall(r"`make (?:\S+=\S+ )?([a-z-]+)`", text))
     assert {"demo", "test"} <= named
     assert named <= targets
 

@@ -1,0 +1,210 @@
+"""An activation of the user's own: PyTorch functions, and Triton ones that run it fused on a GPU.
+
+`pyrevgrad.custom` is its function. Imports the tables, the reference and the functional room.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import functional, triton_backend
+from .activations import ACTIVATIONS, CUSTOM, INPUT, Activation, Parameter
+from .reference import eager
+
+Function = Callable[..., Tensor]
+#: Where the table states f and f'.
+_POINTS = (float("nan"), float("inf"), -float("inf"), 0.0, -0.0)
+
+
+@dataclass(frozen=True)
+class _Made:
+    given: tuple[Any, ...]
+    function: Function
+
+
+_MADE: dict[str, _Made] = {}
+
+
+def custom(
+    name: str,
+    value: Function,
+    slope: Function,
+    *,
+    triton: tuple[Any, Any] | None = None,
+    parameters: Mapping[str, float] | None = None,
+    text: tuple[str, str] = ("f(x)", "f′(x)"),
+) -> Function:
+    """An activation of your own, for any rule: ``gx = gate ? (scale · slope(x)) · g : +0``.
+
+    It is known by its name from then on: to `pyrevgrad.activation`, `nn.Activation`, `plan` and
+    `Rule.formula`. Backward keeps the input. Triton's functions run it in one kernel each way on
+    CUDA; everywhere else, under torch.compile and for second derivatives PyTorch's functions do.
+
+    Parameters
+    ----------
+    name : str
+        A Python name that the activation table does not have.
+    value, slope : callable
+        f(x) and what stands for f′(x), in plain differentiable PyTorch, of (x, *parameters): x of
+        any shape, float32 or float64; the result of the same shape and dtype. Half types arrive
+        widened to float32. `slope` need not be the derivative: a surrogate is welcome.
+    triton : (value, slope), optional
+        The same two as ``@triton.jit`` functions of scalars (x, *parameters), x of float32 or
+        float64, that call nothing but triton's own language and other such functions.
+    parameters : mapping of str to float, optional
+        At most two parameters with their defaults, any finite numbers, passed by position.
+    text : (str, str)
+        f(x) and f′(x) as a reader would write them, for `Rule.formula`.
+
+    Returns
+    -------
+    callable
+        ``function(x, rule=EXACT, *, inplace=False, **parameters)``. The same arguments give the
+        same function again, so that a call inside a loop makes nothing twice.
+
+    Raises
+    ------
+    TypeError
+        An argument of the wrong type; functions that do not keep shape and dtype; Triton functions
+        that are no ``@triton.jit`` functions of as many arguments.
+    ValueError
+        A name that is no Python name, that is taken, or more than two parameters.
+
+    Notes
+    -----
+    A slope of exactly 0 is a factor here, not a gate: 0·inf is NaN. No derivative of `value` is
+    ever taken, so exporters, which would take it, are refused while a gradient can be needed.
+
+    Examples
+    --------
+    >>> import torch, pyrevgrad
+    >>> def value(x):
+    ...     return x + (torch.sqrt(x * x + 1) - 1) / 2
+    >>> def slope(x):
+    ...     return 1 + x / (2 * torch.sqrt(x * x + 1))
+    >>> bent = custom("bent_identity", value, slope)
+    >>> x = torch.tensor([-1.0, 2.0], requires_grad=True)
+    >>> bent(x, pyrevgrad.GUIDED).sum().backward()
+    >>> x.grad
+    tensor([0., 1.])
+    >>> pyrevgrad.reverse(0.5).formula("bent_identity")
+    'gx = -0.5·f′(x)·g'
+    """
+    numbers = dict(parameters or {})
+    _check_name(name)
+    row = _row(name, numbers, text)
+    given = (value, slope, *_pair(name, triton), tuple(numbers.items()), text)
+    made = _MADE.get(name)
+    if made is not None:
+        if len(given) == len(made.given) and all(map(_same, given, made.given)):
+            return made.function
+        raise ValueError(
+            f"custom: {name!r} was made before of other functions, which its users still have; "
+            "choose another name"
+        )
+    row = replace(row, points=_points(row, value, slope))
+    if triton is not None:
+        _check_triton(name, triton, 1 + len(numbers))
+    CUSTOM[name] = row
+    eager.FORMULAS[name] = eager.Formula(value, slope)
+    if triton is not None:
+        triton_backend.add(name, *triton)
+    function = functional.named(row)
+    _MADE[name] = _Made(given, function)
+    return function
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"custom: name must be a string, not {type(name).__name__}")
+    if not name.isidentifier():
+        raise ValueError(f"custom: {name!r} is no Python name")
+    if name in ACTIVATIONS:
+        raise ValueError(f"custom: the activation table has {name!r} already; choose another name")
+
+
+def _row(name: str, numbers: Mapping[str, float], text: tuple[str, str]) -> Activation:
+    if len(numbers) > 2:
+        raise ValueError(f"custom: {name} takes at most two parameters, got {len(numbers)}")
+    for parameter in numbers:
+        if not str(parameter).isidentifier() or parameter in ("x", "name", "rule", "inplace"):
+            raise ValueError(f"custom: {name} cannot have a parameter called {parameter!r}")
+    if not (isinstance(text, tuple) and len(text) == 2 and all(isinstance(t, str) for t in text)):
+        raise TypeError(f"custom: text of {name} must be two strings, f(x) and f′(x)")
+    listed = tuple(
+        Parameter(key, Parameter(key, 0.0).check(name, number)) for key, number in numbers.items()
+    )
+    return Activation(
+        name, *text, INPUT, ((0.0, 0.0),) * 5, parameters=listed, own_slope=True
+    )  # fmt: skip
+
+
+def _points(row: Activation, value: Function, slope: Function) -> Any:
+    """f and f' where activations go wrong; TypeError unless both keep shape and dtype there."""
+    columns = []
+    for what, function in (("value", value), ("slope", slope)):
+        if not callable(function):
+            raise TypeError(f"custom: {what} of {row.name} must be a function of tensors")
+        for dtype in (torch.float32, torch.float64):
+            x = torch.tensor([_POINTS], dtype=dtype)
+            y = function(x, *row.resolve({}))
+            if not isinstance(y, Tensor):
+                raise TypeError(
+                    f"custom: {what} of {row.name} returned {type(y).__name__}, not a Tensor"
+                )
+            if y.shape != x.shape or y.dtype != dtype:
+                raise TypeError(
+                    f"custom: {what} of {row.name} must keep shape and dtype, and made "
+                    f"{y.dtype} {tuple(y.shape)} of {dtype} {tuple(x.shape)}"
+                )
+        columns.append(y.flatten().tolist())
+    return tuple(zip(*columns, strict=True))
+
+
+def _pair(name: str, functions: object) -> tuple[Any, ...]:
+    if functions is None:
+        return ()
+    if not (isinstance(functions, tuple) and len(functions) == 2):
+        raise TypeError(f"custom: triton of {name} must be the pair (value, slope)")
+    return functions
+
+
+def _check_triton(name: str, functions: tuple[Any, ...], arguments: int) -> None:
+    for what, function in zip(("value", "slope"), functions, strict=True):
+        names = getattr(function, "arg_names", None)
+        if names is None or not hasattr(function, "fn"):
+            raise TypeError(f"custom: Triton's {what} of {name} must be a @triton.jit function")
+        if len(names) != arguments:
+            raise TypeError(
+                f"custom: Triton's {what} of {name} must take {arguments} arguments, x and the "
+                f"parameters; it takes {', '.join(names) or 'none'}"
+            )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two arguments are the same; functions where they have the same place in the source,
+    as where a notebook's cell runs again or a module is imported under two names."""
+    one, other = getattr(one, "fn", one), getattr(other, "fn", other)
+    if one is other:
+        return True
+    if not (isinstance(one, types.FunctionType) and isinstance(other, types.FunctionType)):
+        return not callable(one) and bool(one == other)
+    return (
+        one.__code__ == other.__code__
+        and one.__code__.co_filename == other.__code__.co_filename
+        and one.__defaults__ == other.__defaults__
+        and _same_cells(one, other)
+    )
+
+
+def _same_cells(one: types.FunctionType, other: types.FunctionType) -> bool:
+    """Whether two functions of the same code close over the same things."""
+    pairs = zip(one.__closure__ or (), other.__closure__ or (), strict=True)
+    held = [(a.cell_contents, b.cell_contents) for a, b in pairs]
+    return all(a is b or (isinstance(a, int | float | str) and a == b) for a, b in held)

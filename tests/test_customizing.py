@@ -1,0 +1,167 @@
+"""`pyrevgrad.custom`: an activation of the user's own, on the reference.
+
+The Triton part runs in interpreted.py. It may import the package.
+"""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from expected import example, ruled
+
+import pyrevgrad
+from pyrevgrad import EXACT, GUIDED, TracingError, customizing, reverse, rules
+from pyrevgrad.activations import ACTIVATIONS
+
+
+def value(x):
+    return x * torch.sin(x)
+
+
+def slope(x):
+    return torch.sin(x) + x * torch.cos(x)
+
+
+def swish(x, beta):
+    return x * torch.sigmoid(beta * x)
+
+
+def swish_slope(x, beta):
+    s = torch.sigmoid(beta * x)
+    return s + x * (beta * (s * (1 - s)))
+
+
+WAVE = pyrevgrad.custom("wave", value, slope, text=("x·sin(x)", "sin(x) + x·cos(x)"))
+SWISH = pyrevgrad.custom("swish_of", swish, swish_slope, parameters={"beta": 1.0})
+XS = (-2.0, -0.5, 0.3, 1.7)
+GS = (-1.5, 0.0, 0.7)
+
+
+def test_example_prints_three_rules_and_a_layer(capsys):
+    example("custom_activation").main()
+    printed = capsys.readouterr().out
+    assert "gx = -0.5·((1 + x / √(x² + b)) / 2)·g" in printed
+    assert "[0.0, 0.0, 1.0]" in printed
+    assert "Activation('squareplus', rule=GUIDED, b=1.0)" in printed
+
+
+@pytest.mark.parametrize("rule_name", rules.RULES)
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.bfloat16), ids=str)
+def test_any_rule_goes_with_a_custom_activation(rule_name, dtype):
+    x = torch.tensor(XS, dtype=dtype).repeat_interleave(len(GS)).requires_grad_()
+    g = torch.tensor(GS, dtype=dtype).repeat(len(XS))
+    y = WAVE(x, rules.RULES[rule_name])
+    (gx,) = torch.autograd.grad(y, x, g)
+    at = x.detach().double()
+    torch.testing.assert_close(y.detach(), (at * at.sin()).to(dtype))
+    wanted = ruled(rule_name, at, g.double(), y.double(), at.sin() + at * at.cos())
+    torch.testing.assert_close(gx, wanted.to(dtype))
+
+
+def test_parameters_have_defaults_and_are_passed_by_name():
+    x = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
+    for given, beta in (({}, 1.0), ({"beta": 2.5}, 2.5)):
+        y = SWISH(x, **given)
+        sigma = 1 / (1 + math.exp(-beta * 0.7))
+        assert y.item() == pytest.approx(0.7 * sigma)
+        (gx,) = torch.autograd.grad(y, x)
+        assert gx.item() == pytest.approx(sigma + 0.7 * beta * sigma * (1 - sigma))
+    with pytest.raises(TypeError, match="swish_of has no parameter 'bet': did you mean 'beta'"):
+        SWISH(x, bet=2.0)
+
+
+def test_its_name_serves_wherever_a_name_does():
+    x = torch.tensor([0.5, -0.5])
+    assert torch.equal(pyrevgrad.activation(x, "wave"), WAVE(x))
+    layer = pyrevgrad.nn.Activation("swish_of", rule=reverse(torch.tensor(0.5)), beta=2.0)
+    assert torch.equal(layer(x), SWISH(x, beta=2.0))
+    assert torch.equal(copy.deepcopy(layer)(x), layer(x))
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), layer(x))
+    assert pyrevgrad.plan("wave").keeps == "input"
+    assert GUIDED.formula("wave") == "gx = (x <= 0 or g <= 0) ? +0 : g"
+    assert EXACT.formula("wave") == "gx = (sin(x) + x·cos(x))·g"
+    assert "wave" not in ACTIVATIONS
+    with pytest.raises(ValueError, match="unknown activation 'wav': did you mean 'wave'"):
+        pyrevgrad.activation(x, "wav")
+
+
+def test_second_derivatives_in_place_and_transforms_work():
+    x = torch.tensor(XS, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(WAVE, x)
+    assert torch.autograd.gradgradcheck(WAVE, x)
+    y = x.detach().clone()
+    assert WAVE(y, inplace=True) is y
+    torch.testing.assert_close(y, value(x.detach()))
+    torch.testing.assert_close(
+        torch.func.vmap(torch.func.grad(WAVE))(x.detach()), slope(x.detach())
+    )
+
+
+# PyTorch's compiler instantiates a Function, which PyTorch deprecates.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_compiled_code_keeps_the_rule():
+    x = torch.tensor([-1.0, 2.0], requires_grad=True)
+    y = torch.compile(WAVE, backend="aot_eager", fullgraph=True)(x, GUIDED)
+    assert torch.autograd.grad(y, x, torch.tensor([1.0, 3.0]))[0].tolist() == [0.0, 3.0]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+def test_a_slope_that_is_no_derivative_is_used_and_never_dropped():
+    surrogate = pyrevgrad.custom(
+        "step_of", lambda x: (x > 0).to(x.dtype), lambda x: 1 / (1 + x * x)
+    )
+    x = torch.tensor([2.0], requires_grad=True)
+    assert torch.autograd.grad(surrogate(x), x)[0].item() == pytest.approx(0.2)
+    with pytest.raises(TracingError, match="would replace the backward"):
+        torch.jit.trace(surrogate, x)
+
+
+def test_the_same_functions_are_made_once():
+    assert pyrevgrad.custom("wave", value, slope, text=("x·sin(x)", "sin(x) + x·cos(x)")) is WAVE
+    made = [pyrevgrad.custom("twice", lambda x: 2 * x, lambda x: 0 * x + 2) for _ in range(3)]
+    assert made[0] is made[1] is made[2]
+
+
+def test_a_name_that_is_taken_by_other_functions_is_refused():
+    with pytest.raises(ValueError, match="'wave' was made before of other functions"):
+        pyrevgrad.custom("wave", slope, value)
+    assert pyrevgrad.activation(torch.ones(1), "wave").item() == pytest.approx(math.sin(1))
+
+
+def of_factor(factor):
+    return pyrevgrad.custom("scaled_by", lambda x: factor * x, lambda x: 0 * x + factor)
+
+
+def test_closures_are_told_apart_by_what_they_hold():
+    assert of_factor(2.0) is of_factor(2.0)
+    with pytest.raises(ValueError, match="made before"):
+        of_factor(3.0)
+
+
+#: What is given instead of, or beside, ("bad", value, slope), and what is said of it.
+BAD = (
+    (ValueError, "table has 'relu' already", {"name": "relu"}),
+    (ValueError, "'my act' is no Python name", {"name": "my act"}),
+    (TypeError, "name must be a string, not int", {"name": 3}),
+    (TypeError, "slope of bad must be a function", {"slope": 1.0}),
+    (TypeError, "value of bad returned float", {"value": lambda x: 1.0}),
+    (TypeError, r"must keep shape and dtype, and made torch.float32 \(\)", {"value": torch.sum}),
+    (TypeError, "slope of bad must keep shape and dtype", {"slope": lambda x: x > 0}),
+    (ValueError, "at most two parameters", {"parameters": {"a": 1, "b": 2, "c": 3}}),
+    (ValueError, "a parameter called 'rule'", {"parameters": {"rule": 1.0}}),
+    (TypeError, "a must be a number, not str", {"parameters": {"a": "1"}}),
+    (TypeError, "text of bad must be two strings", {"text": "x"}),
+    (TypeError, "triton of bad must be the pair", {"triton": value}),
+    (TypeError, "must be a @triton.jit function", {"triton": (value, slope)}),
+)
+
+
+@pytest.mark.parametrize(("kind", "message", "given"), BAD, ids=lambda it: str(it)[:20])
+def test_wrong_arguments_get_a_sentence_and_leave_nothing(kind, message, given):
+    with pytest.raises(kind, match=message):
+        pyrevgrad.custom(**{"name": "bad", "value": value, "slope": slope, **given})
+    assert "bad" not in customizing.CUSTOM
+    with pytest.raises(ValueError, match="unknown activation 'bad'"):
+        pyrevgrad.activation(torch.ones(1), "bad")
