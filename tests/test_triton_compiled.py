@@ -42,8 +42,7 @@ def chosen():
         return [(n, r, d) for n in ACTIVATIONS for r in RULE_NAMES for d in DTYPES]
     found = [(name, rule, dtype) for name, rule in PLANS for dtype in DTYPES]
     for place, name in enumerate(ACTIVATIONS):
-        rule = RULE_NAMES[place % len(RULE_NAMES)]
-        found += [(name, "EXACT", DTYPES[place % 4]), (name, rule, DTYPES[place // 2 % 4])]
+        found.append((name, RULE_NAMES[place % len(RULE_NAMES)], DTYPES[place % len(DTYPES)]))
     return list(dict.fromkeys(found))
 
 
@@ -119,8 +118,9 @@ def test_half_precision_kernels_leave_registers_for_three_quarters_of_the_thread
 
 
 def test_compiled_table_of_the_documentation_is_up_to_date(repository):
+    names = [] if EVERY else ["tanh", "sign"]
     ended = subprocess.run(
-        [sys.executable, "docs/generate_kernels.py", "--check", *([] if EVERY else ["relu"])],
+        [sys.executable, "docs/generate_kernels.py", "--check", *names],
         cwd=repository, capture_output=True, text=True,
     )  # fmt: skip
     if ended.returncode == 3:
