@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parent
 REPORT = "_build_report.txt"
 # "torch " and the version that the nodes are for, or why there are none.
 NODES_RECORD = "_autograd.txt"
+CUDA_REPORT = "_build_report_cuda.txt"
 INSTALL = "`pip install --no-build-isolation --no-deps --force-reinstall .` in the checkout"
 OLDEST_TORCH = (2, 10)
 FLAGS = ["-O2", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
@@ -45,9 +46,15 @@ KERNELS = {
     "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mbmi2 -mprfchw",
     "avx2": "-mavx2 -mfma -mf16c -mprfchw",
 }
-
-
-EXTENSION_SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+CUDA_SOURCES = [
+    f"csrc/cuda/kernels_{name}.cu" for name in ("bfloat16", "float16", "float32", "float64")
+]
+CUDA_SOURCES += ["csrc/cuda/runtime.cu", "csrc/cuda/library.cpp"]
+# Without -fmad=false a product would be fused into the sum after it, which the CPU's is not.
+NVCC_FLAGS = ["-O3", "-std=c++17", "-fmad=false", "-Xptxas=-v"]
+NVCC_FLAGS += ["-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off"]
+# A cubin for each generation in wide use, and PTX that the driver compiles for later ones.
+CUDA_ARCHITECTURES = "sm_80,sm_90,compute_90"
 
 
 class NotBuilt(Exception):
@@ -105,6 +112,35 @@ def find_compiler():
     )
 
 
+def find_nvcc():
+    """The path of nvcc: CUDACXX, CUDA_HOME's, the path's or the usual one."""
+    if os.environ.get("PYREVGRAD_CUDA") == "0":
+        raise NotBuilt("PYREVGRAD_CUDA=0 left the CUDA kernels out of the build", "unset it")
+    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    names = [os.environ.get("CUDACXX"), *(f"{home}/bin/nvcc" for home in homes if home)]
+    for name in [*names, "nvcc", "/usr/local/cuda/bin/nvcc"]:
+        found = name and shutil.which(name)
+        if found:
+            return found
+    raise NotBuilt(
+        "the CUDA kernels need nvcc, and none is on the path",
+        "install the CUDA toolkit, or set CUDA_HOME to where it is",
+    )
+
+
+def wanted_architectures():
+    """What to compile for, from PYREVGRAD_CUDA_ARCHITECTURES: sm_90 is a cubin, compute_90 PTX."""
+    asked = os.environ.get("PYREVGRAD_CUDA_ARCHITECTURES") or CUDA_ARCHITECTURES
+    names = [name.strip() for name in asked.split(",")]
+    wrong = [name for name in names if not re.fullmatch(r"(sm|compute)_\d+[af]?", name)]
+    if wrong:
+        sys.exit(
+            f"PYREVGRAD_CUDA_ARCHITECTURES={asked}: {wrong[0]!r} is no architecture; "
+            f"name some like {CUDA_ARCHITECTURES}"
+        )
+    return names
+
+
 def wanted_kernels():
     """The instruction sets to build for: all of this machine's kind, or PYREVGRAD_CAPABILITIES."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -133,21 +169,30 @@ def included(path):
 
 
 def run(command, what):
-    """Run a compiler; its first error line goes into the reason, all of it to the terminal."""
+    """Run a compiler; its first error line goes into the reason, all of it to the terminal.
+
+    Returns what ptxas tells of registers, which is for a test and not for the terminal.
+    """
     print(f"pyrevgrad: {what}", flush=True)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace")
-    print(done.stdout + done.stderr, end="", flush=True)
+    said = done.stdout + done.stderr
+    figures = re.compile(r"ptxas info|\s+\d+ bytes stack frame")
+    print("".join(li for li in said.splitlines(True) if not figures.match(li)), end="", flush=True)
     if done.returncode:
-        lines = (done.stdout + done.stderr).strip().splitlines() or ["no message"]
+        lines = said.strip().splitlines() or ["no message"]
         first = next((line for line in lines if "error" in line), lines[-1])
         raise NotBuilt(
             f"{what} failed: {first.strip().rstrip('.')}",
             "mend what it names (`pip install -v` shows all of the compiler's output)",
         )
+    return "".join(line for line in said.splitlines(True) if figures.match(line))
 
 
 class Toolchain:
     """The compiler with torch and Python as it finds them, and the folder of its objects."""
+
+    #: What is left beside a library that was built; nothing for most.
+    record = ""
 
     def __init__(self, objects):
         if sys.platform == "win32":
@@ -199,7 +244,9 @@ class Toolchain:
         if target.is_file() and note.is_file() and note.read_text() == text:
             return target
         note.unlink(missing_ok=True)
-        run([*command, "-o", str(target)], what)
+        figures = run([*command, "-o", str(target)], what)
+        if figures:
+            target.with_suffix(".ptxas").write_text(figures)
         note.write_text(text)
         return target
 
@@ -225,8 +272,27 @@ class Toolchain:
         contents = [path.read_bytes() for path in objects]
         return self.make(self.objects / name, command, contents, f"linking {name}")
 
-    def build_nodes(self, name):
-        """The nodes of csrc/autograd.cpp, for this torch and this Python alone."""
+    def compile_all(self, sources, jobs):
+        pool = ThreadPoolExecutor(jobs)
+        try:
+            return list(pool.map(self.compile, sources))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def build(self, name, jobs):
+        # The longest compilation first: it would otherwise run alone at the end.
+        sources = [f"csrc/cpu/kernels_{kind}.cpp" for kind in self.kernels] + list(SOURCES)
+        return self.link(self.compile_all(sources, jobs), name)
+
+
+class NodesToolchain(Toolchain):
+    """For PyTorch's own C++ interface: what it makes is this torch's and this Python's alone."""
+
+    def __init__(self, objects):
+        super().__init__(objects)
+        self.record = f"torch {self.version}"
+
+    def build(self, name, jobs):
         flags = [flag for flag in FLAGS if not flag.startswith("-std=")]
         # NDEBUG as torch itself was built: its headers change with it.
         flags += ["-std=c++20", "-DNDEBUG"]
@@ -239,15 +305,58 @@ class Toolchain:
         made = self.make(target, command, included(NODES), f"compiling {NODES}")
         return self.link([made], name, ["-ltorch_python", "-ltorch_cpu", "-lc10"])
 
+
+class CudaToolchain(Toolchain):
+    """nvcc beside the C++ compiler. The torch that is there need not be one with CUDA."""
+
+    def __init__(self, objects):
+        super().__init__(objects)
+        self.nvcc = find_nvcc()
+        self.architectures = wanted_architectures()
+        said = subprocess.run([self.nvcc, "--version"], capture_output=True, text=True)
+        self.identity.append(said.stdout)
+
+    def compile(self, source):
+        target = self.objects / f"cuda_{Path(source).stem}.o"
+        if source.endswith(".cpp"):
+            command = [*self.compiler, *self.flags_of(source), "-c", source]
+        else:
+            command = [self.nvcc, "-ccbin", self.compiler[0], *NVCC_FLAGS]
+            for name in self.architectures:
+                virtual = "compute_" + name.partition("_")[2]
+                command += ["-gencode", f"arch={virtual},code={name}"]
+            command += [f'-DPYREVGRAD_CUDA_CODE="{",".join(self.architectures)}"']
+            command += [*shlex.split(os.environ.get("NVCCFLAGS", "")), "-c", source]
+        return self.make(target, command, included(source), f"compiling {source}")
+
+    def runtime_folder(self):
+        """Where nvcc itself would find the static CUDA runtime."""
+        command = [self.nvcc, "-dryrun", "-c", CUDA_SOURCES[0], "-o", os.devnull]
+        said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        for folder in re.findall(r"-L([^\"\s]+)", said.stdout + said.stderr):
+            if Path(folder, "libcudart_static.a").is_file():
+                return folder
+        raise NotBuilt(
+            "the CUDA kernels need libcudart_static.a, and nvcc knows of none",
+            "install it (the toolkit's package cuda-cudart-dev)",
+        )
+
+    def link(self, objects, name):
+        # Not by nvcc, which would link device code that needs none, and name our paths in it.
+        script = self.objects / "exported_cuda"
+        script.write_text("{ global: PyInit__native_cuda; local: *; };\n")
+        command = [*self.compiler, "-shared", f"-Wl,--version-script={script}", "-Wl,--as-needed"]
+        command += [*map(str, objects), f"-L{self.runtime_folder()}", "-lcudart_static"]
+        command += ["-lrt", "-lpthread", "-ldl", "-lstdc++", "-lm"]
+        # Nothing of libtorch.so is used, but it leads to libtorch_cuda.so, which has the stream.
+        command += [f"-L{self.torch / 'lib'}", "-ltorch_cpu", "-Wl,--no-as-needed", "-ltorch"]
+        command += shlex.split(os.environ.get("LDFLAGS", ""))
+        contents = [path.read_bytes() for path in objects]
+        return self.make(self.objects / name, command, contents, f"linking {name}")
+
     def build(self, name, jobs):
-        # The longest compilation first: it would otherwise run alone at the end.
-        sources = [f"csrc/cpu/kernels_{kind}.cpp" for kind in self.kernels] + list(SOURCES)
-        pool = ThreadPoolExecutor(jobs)
-        try:
-            objects = list(pool.map(self.compile, sources))
-        finally:
-            pool.shutdown(cancel_futures=True)
-        return self.link(objects, name)
+        self.objects.mkdir(parents=True, exist_ok=True)
+        return self.link(self.compile_all(CUDA_SOURCES, jobs), name)
 
 
 def put(made, target):
@@ -261,48 +370,55 @@ def put(made, target):
 
 
 class BuildNative(build_ext):
-    """Builds the library, or installs the reason instead (fatal if PYREVGRAD_REQUIRE_NATIVE)."""
+    """Builds each library, or installs the reason instead.
+
+    PYREVGRAD_REQUIRE_NATIVE makes it fatal that the native library is missing, PYREVGRAD_CUDA=1
+    that the CUDA kernels are.
+    """
 
     def run(self):
-        (extension,) = self.extensions
+        base = ROOT / self.get_finalized_command("build").build_base / "objects"
+        native, nodes, cuda = self.extensions
+        required = os.environ.get("PYREVGRAD_REQUIRE_NATIVE", "0") != "0"
+        reason = self.attempt(native, lambda: Toolchain(base), REPORT)
+        if reason and required:
+            sys.exit(f"PYREVGRAD_REQUIRE_NATIVE is set: {reason}")
+        if reason:
+            print(f"pyrevgrad: the reference backend alone is installed: {reason}", flush=True)
+        without = reason
+        reason = self.attempt(nodes, lambda: NodesToolchain(base), NODES_RECORD, without)
+        if reason and not without:
+            print(f"pyrevgrad: autograd in Python alone is installed: {reason}", flush=True)
+        reason = self.attempt(cuda, lambda: CudaToolchain(base), CUDA_REPORT, without)
+        if reason and os.environ.get("PYREVGRAD_CUDA", "0") != "0":
+            sys.exit(f"PYREVGRAD_CUDA is set: {reason}")
+        if reason and not without:
+            print(f"pyrevgrad: no CUDA kernels are installed: {reason}", flush=True)
+        if not self.extensions:
+            # Nothing compiled is left to install: the wheel's tag follows from this.
+            self.distribution.ext_modules = None
+
+    def attempt(self, extension, toolchain, report_name, reason=None):
+        """Put the library in place, or the reason why there is none; return the reason."""
         package, name = os.path.split(self.get_ext_filename(extension.name))
         folder = ROOT / package if self.inplace else Path(self.build_lib, package)
-        library, report = folder / name, folder / REPORT
-        base = ROOT / self.get_finalized_command("build").build_base
+        library, report = folder / name, folder / report_name
         jobs = int(self.parallel or os.environ.get("MAX_JOBS") or min(os.cpu_count() or 1, 4))
         try:
-            toolchain = Toolchain(base / "objects")
-            with ThreadPoolExecutor(1) as beside:
-                nodes = beside.submit(toolchain.build_nodes, "_autograd" + EXTENSION_SUFFIX)
-                put(toolchain.build(name, jobs), library)
-            self.install_nodes(folder, nodes, toolchain.version)
+            if reason:
+                raise OSError(reason)
+            tools = toolchain()
+            put(tools.build(name, jobs), library)
             report.unlink(missing_ok=True)
-        except (NotBuilt, OSError) as reason:
-            if os.environ.get("PYREVGRAD_REQUIRE_NATIVE", "0") != "0":
-                sys.exit(f"PYREVGRAD_REQUIRE_NATIVE is set: {reason}")
-            print(f"pyrevgrad: the reference backend alone is installed: {reason}", flush=True)
+            if tools.record:
+                report.write_text(f"{tools.record}\n", encoding="utf-8")
+        except (NotBuilt, OSError) as error:
+            reason = str(error)
             folder.mkdir(parents=True, exist_ok=True)
             library.unlink(missing_ok=True)
             report.write_text(f"{reason}\n", encoding="utf-8")
-            self.remove_nodes(folder)
-            # Nothing compiled is left to install: the wheel's tag follows from this.
-            self.extensions, self.distribution.ext_modules = [], None
-
-    def remove_nodes(self, folder):
-        for stale in (*folder.glob("_autograd.*.so"), folder / NODES_RECORD):
-            stale.unlink(missing_ok=True)
-
-    def install_nodes(self, folder, nodes, version):
-        """The optional part: without it every call works, and show_config() says why it is not."""
-        self.remove_nodes(folder)
-        try:
-            made = nodes.result()
-        except NotBuilt as reason:
-            print(f"pyrevgrad: autograd in Python alone is installed: {reason}", flush=True)
-            (folder / NODES_RECORD).write_text(f"{reason}\n", encoding="utf-8")
-            return
-        put(made, folder / made.name)
-        (folder / NODES_RECORD).write_text(f"torch {version}\n", encoding="utf-8")
+            self.extensions = [other for other in self.extensions if other is not extension]
+        return reason
 
 
 class HonestWheel(bdist_wheel):
@@ -316,7 +432,11 @@ class HonestWheel(bdist_wheel):
 
 
 setuptools.setup(
-    ext_modules=[setuptools.Extension("pyrevgrad._native", list(SOURCES), py_limited_api=True)],
+    ext_modules=[
+        setuptools.Extension("pyrevgrad._native", list(SOURCES), py_limited_api=True),
+        setuptools.Extension("pyrevgrad._autograd", [NODES]),
+        setuptools.Extension("pyrevgrad._native_cuda", CUDA_SOURCES, py_limited_api=True),
+    ],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": HonestWheel},
     options={
         "bdist_wheel": (

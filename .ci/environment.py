@@ -102,6 +102,8 @@ def main(folder):
     with open(note, "w") as file:
         json.dump(origin, file)
     print("Compiling the native library takes minutes the first time", flush=True)
+    # One architecture, which halves the time; a release has more.
+    os.environ.setdefault("PYREVGRAD_CUDA_ARCHITECTURES", "sm_90")
     install(folder, "--no-build-isolation", "--editable", ".[demo,test,dev]")
     if os.path.exists(REPORT):
         with open(REPORT) as file:

@@ -47,6 +47,26 @@ struct Program {
   }
 };
 
+inline Program program_of(const double* numbers) {
+  Program p;
+  p.activation = static_cast<int>(numbers[kActivation]);
+  p.keeps = static_cast<Keeps>(static_cast<int>(numbers[kKeeps]));
+  p.mask_bit = static_cast<MaskBit>(static_cast<int>(numbers[kMaskBit]));
+  p.gradient_gate = static_cast<GradientGate>(static_cast<int>(numbers[kGradientGate]));
+  p.identity_slope = numbers[kIdentitySlope] != 0;
+  p.a = numbers[kA];
+  p.b = numbers[kB];
+  p.low = numbers[kLow];
+  p.high = numbers[kHigh];
+  p.slope_high = numbers[kSlopeHigh];
+  p.slope_low = numbers[kSlopeLow];
+  p.threshold = numbers[kThreshold];
+  p.clip = numbers[kClip];
+  p.clipped = p.clip <= 1.7976931348623157e308;
+  p.scale = numbers[kScale];
+  return p;
+}
+
 template <class V>
 struct Rule {
   V scale, low, high, threshold, clip;

@@ -310,46 +310,75 @@ def reference_for_batches() -> None:
         )
 
 
-def _native_serves(x: Tensor, pair: Pair) -> bool:
-    return pair.program is not None and x.is_cpu
-
-
 def choose(x: Tensor, pair: Pair) -> Any:
     """The forced backend or BackendError; else native, on CUDA then Triton, then the reference.
 
     Under torch.compile the reference serves CUDA tensors, for the compiler to fuse.
     """
     name = _forced
-    if name is None:
-        if _native_serves(x, pair):
-            return _native
-        if torch.compiler.is_compiling():
-            return REFERENCE
-        if x.is_cuda:
-            return _choose_on_cuda(x, pair)
-        if _native is None:
-            _say_once()
+    if name is not None:
+        return _named(x, pair, name)
+    if pair.program is not None and x.is_cpu:
+        return _native
+    if torch.compiler.is_compiling():
         return REFERENCE
+    if x.is_cuda:
+        return _choose_on_cuda(x, pair)
+    if _native is None:
+        _say_once()
+    return REFERENCE
+
+
+def _choose_on_cuda(x: Tensor, pair: Pair) -> Any:
+    problem = _cuda_problem(x, pair)
+    if not problem:
+        return _native
+    found = triton_backend.backend_for(x, pair.row.name)
+    if found is not None:
+        return found
+    missing = triton_backend.load()[1]
+    _say_of_cuda(f"{problem} And {missing}" if missing else problem)
+    return REFERENCE
+
+
+def _named(x: Tensor, pair: Pair, name: str) -> Any:
+    """The backend `name`, or BackendError where it does not serve `x`."""
     if name == "triton":
         return _choose_triton(x, pair)
     _require(name)
     if name == "reference":
         return REFERENCE
-    if not _native_serves(x, pair):
-        raise BackendError(
-            f"backend 'native' was asked for and does not serve {pair.row.name} on "
-            f"{x.device.type} tensors; see pyrevgrad.show_config()"
-        )
-    return _native
+    if pair.program is not None and x.is_cpu:
+        return _native
+    problem = _cuda_problem(x, pair) if x.is_cuda else ""
+    if x.is_cuda and not problem:
+        return _native
+    raise BackendError(
+        f"backend 'native' was asked for and does not serve {pair.row.name} on "
+        f"{x.device.type} tensors{': ' + problem if problem else ''}; "
+        "see pyrevgrad.show_config()"
+    )
 
 
-def _choose_on_cuda(x: Tensor, pair: Pair) -> Any:
-    found = triton_backend.backend_for(x, pair.row.name)
-    if found is not None:
-        return found
-    if triton_backend.load()[0] is None:
-        _say_once_of_cuda(triton_backend.load()[1])
-    return REFERENCE
+def _cuda_problem(x: Tensor, pair: Pair) -> str:
+    """Why native does not serve a CUDA tensor, or nothing."""
+    if _native is None:
+        return _native_missing
+    if pair.program is None:
+        return f"the native library lacks {pair.row.name}"
+    if torch.compiler.is_compiling():
+        # No device is asked while a graph is traced; the operation itself says what is wrong.
+        return str(_native.cuda_missing)
+    return str(_native.cuda_problem(x.get_device()))
+
+
+@functools.cache
+def _say_of_cuda(problem: str) -> None:
+    warnings.warn(
+        f"pyrevgrad runs CUDA tensors on its reference backend (plain PyTorch): {problem}",
+        RuntimeWarning,
+        stacklevel=4,
+    )
 
 
 def _refused_compilation() -> BackendError:
@@ -378,15 +407,6 @@ def _say_once() -> None:
     )
 
 
-@functools.cache
-def _say_once_of_cuda(missing: str) -> None:
-    warnings.warn(
-        f"pyrevgrad runs CUDA tensors on its reference backend (plain PyTorch): {missing}",
-        RuntimeWarning,
-        stacklevel=5,
-    )
-
-
 def _cpu_serving() -> str:
     if forced() == "triton" and not triton_backend.interpreted():
         return "none: triton was asked for and serves CUDA tensors"
@@ -394,14 +414,20 @@ def _cpu_serving() -> str:
 
 
 def _cuda_serving() -> str:
-    if forced() == "native":
-        return "none: native was asked for and has no CUDA kernels in this build"
     if forced() == "reference":
         return "reference"
+    problem = _native_missing if _native is None else str(_native.cuda_missing)
+    # Asking a device would take hold of it, which only a program that uses CUDA should do.
+    if not problem and torch.cuda.is_initialized():
+        problem = str(_native.cuda_problem(torch.cuda.current_device()))
+    if not problem and forced() != "triton":
+        return f"native; {_native.cuda_build()}"
+    if forced() == "native":
+        return f"none: {problem}"
     module, missing = triton_backend.load()
     if module is not None:
         return "triton"
-    return f"none: {missing}" if forced() else f"reference (triton is missing: {missing})"
+    return f"none: {missing}" if forced() else f"reference (native: {problem} triton: {missing})"
 
 
 def configuration() -> dict[str, str]:

@@ -1,11 +1,13 @@
 """The native backend: the compiled library's operations, their shapes and the pair as numbers.
 
-Importing this module loads the library; ImportError where it is not built. Imports pairs only.
+Importing this module loads the library; ImportError where it is not built. The CUDA kernels are a
+library of their own, loaded beside it on a torch with CUDA. Imports pairs only.
 """
 
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,23 @@ from torch.utils._python_dispatch import _disable_current_modes
 from .pairs import Pair
 
 importlib.import_module("pyrevgrad._native")
+
+CUDA_BUILD_REPORT = Path(__file__).with_name("_build_report_cuda.txt")
+
+
+def _load_cuda() -> str:
+    """Load the CUDA kernels, or say why there are none."""
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA. Cure: install one that is built with it."
+    try:
+        importlib.import_module("pyrevgrad._native_cuda")
+    except ImportError as error:
+        report = CUDA_BUILD_REPORT.read_text().strip() if CUDA_BUILD_REPORT.exists() else ""
+        return report or (
+            f"the library of the CUDA kernels did not load ({error}). Cure: with nvcc, run "
+            "`pip install --no-build-isolation --no-deps --force-reinstall .` in the checkout."
+        )
+    return ""
 
 
 class Native:
@@ -31,6 +50,24 @@ class Native:
         self._backward = operations.backward.default
         *names, self.capability = operations.describe.default().split(",")
         self.codes = {name: code for code, name in enumerate(names)}
+        self.cuda_missing = _load_cuda()
+        self._cuda_problems: dict[int, str] = {}
+
+    def cuda_problem(self, index: int) -> str:
+        """Why the CUDA kernels do not serve device `index`, or nothing; asked of it once."""
+        if self.cuda_missing:
+            return self.cuda_missing
+        try:
+            return self._cuda_problems[index]
+        except KeyError:
+            problem = torch.ops.pyrevgrad.cuda_problem.default(index)
+            self._cuda_problems[index] = problem
+            return problem
+
+    def cuda_build(self) -> str:
+        """The CUDA version that the kernels are built with, and what they are compiled for."""
+        version, *code = torch.ops.pyrevgrad.cuda_build.default().split(",")
+        return f"CUDA {version} kernels for {', '.join(code)}"
 
     def value(self, x: Tensor, pair: Pair) -> Tensor:
         return self._value(x, pair.program)

@@ -210,3 +210,76 @@ def test_the_configuration_says_why_the_library_is_missing():
     text = python(code, PYREVGRAD_DISABLE_NATIVE="1").stdout
     assert "missing: PYREVGRAD_DISABLE_NATIVE is set" in text
     assert re.search(r"cpu tensors +reference", text)
+
+
+# CUDA tensors, decided without a device: what is asked of a tensor is its kind and its index.
+
+
+class OnCuda:
+    """What `choose` asks of a tensor on cuda:1."""
+
+    is_cpu, is_cuda = False, True
+    device = torch.device("cuda", 1)
+
+    def get_device(self):
+        return 1
+
+
+@pytest.fixture
+def relu_pair():
+    return backends.pairs_of("relu", GUIDED, {}).full
+
+
+@needs_native
+def test_native_serves_a_cuda_tensor_whose_device_runs_its_kernels(monkeypatch, relu_pair):
+    asked = []
+    monkeypatch.setattr(backends._native, "cuda_problem", lambda index: asked.append(index) or "")
+    assert backends.choose(OnCuda(), relu_pair) is backends._native
+    with pyrevgrad.backend("native"):
+        assert backends.choose(OnCuda(), relu_pair) is backends._native
+    assert asked == [1, 1]
+
+
+@needs_native
+def test_device_that_does_not_run_the_kernels_is_named_once_in_a_warning(monkeypatch, relu_pair):
+    problem = "Old Card (compute capability 7.5) cannot run what the library holds"
+    monkeypatch.setattr(backends._native, "cuda_problem", lambda index: problem)
+    backends._say_of_cuda.cache_clear()
+    with pytest.warns(RuntimeWarning, match="on its reference backend.*: Old Card") as caught:
+        assert backends.choose(OnCuda(), relu_pair) is backends.REFERENCE
+        assert backends.choose(OnCuda(), relu_pair) is backends.REFERENCE
+    assert len(caught) == 1
+
+
+@needs_native
+def test_named_native_on_a_device_that_does_not_run_it_says_why(monkeypatch, relu_pair):
+    monkeypatch.setattr(backends._native, "cuda_problem", lambda index: "the card is too old")
+    with (
+        pyrevgrad.backend("native"),
+        pytest.raises(BackendError, match="does not serve relu on cuda tensors: the card is too"),
+    ):
+        backends.choose(OnCuda(), relu_pair)
+
+
+@needs_native
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")
+def test_torch_without_cuda_is_the_reason_and_the_library_is_not_loaded():
+    code = "import sys, pyrevgrad; print('pyrevgrad._native_cuda' in sys.modules)"
+    assert python(code).stdout.strip() == "False"
+    assert "this torch is built without CUDA" in backends._native.cuda_problem(0)
+    assert "this torch is built without CUDA" in backends.configuration()["cuda tensors"]
+
+
+@needs_native
+def test_cuda_library_that_was_not_built_is_named_with_the_builds_reason(monkeypatch, tmp_path):
+    from pyrevgrad import native
+
+    report = tmp_path / "report.txt"
+    report.write_text("the CUDA kernels need nvcc, and none is on the path. Cure: install it.\n")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(native, "CUDA_BUILD_REPORT", report)
+    monkeypatch.setitem(sys.modules, "pyrevgrad._native_cuda", None)
+    assert native._load_cuda() == report.read_text().strip()
+    report.unlink()
+    assert "the library of the CUDA kernels did not load" in native._load_cuda()
+    assert "Cure: with nvcc, run `pip install" in native._load_cuda()

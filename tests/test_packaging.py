@@ -16,6 +16,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+from cuda_objects import cuda_architectures
 
 import pyrevgrad
 from pyrevgrad import __main__, backends, binding
@@ -30,8 +32,17 @@ SLEEF = {
 PYTHON = {"PyModule_Create2"}
 #: The loader's and the linker's own, all weak.
 WEAK = {"_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__gmon_start__"}
+#: Lies in libtorch_cuda.
+STREAM = "aoti_torch_get_current_cuda_stream"
 SYSTEM = re.compile(r"@+(GLIBC|GLIBCXX|CXXABI|GCC)_[0-9.]+$")
 STABLE = re.compile(r"(aoti_torch|torch)_\w+$")
+#: What leaves the CUDA objects of this checkout up to date, or leaves CUDA out where it has none.
+CUDA_LIBRARY = Path(pyrevgrad.__file__).with_name("_native_cuda.abi3.so")
+AS_BUILT = (
+    {"PYREVGRAD_CUDA_ARCHITECTURES": ",".join(cuda_architectures())}
+    if CUDA_LIBRARY.is_file()
+    else {"PYREVGRAD_CUDA": "0"}
+)
 SOURCES = (
     *("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"),
     *("pyrevgrad", "kernels", "csrc"),
@@ -91,9 +102,9 @@ def test_library_names_no_path_to_search_and_only_torch_and_system_libraries(lib
 
 
 def test_library_holds_no_path_of_the_machine_that_built_it(library, repository):
-    torch = Path(sys.modules["torch"].__file__).parent
+    folder = Path(torch.__file__).parent
     content = library.read_bytes()
-    for place in (repository, torch, Path(sys.prefix), Path.home()):
+    for place in (repository, folder, Path(sys.prefix), Path.home()):
         assert os.fsencode(f"{place}/") not in content
 
 
@@ -119,8 +130,85 @@ def test_nodes_export_their_init_function_alone_and_hold_no_path(nodes_library, 
 
 
 @pytest.fixture(scope="module")
+def cuda_library() -> Path:
+    if not CUDA_LIBRARY.is_file():
+        pytest.skip("the CUDA kernels are not built here: see pyrevgrad/_build_report_cuda.txt")
+    return CUDA_LIBRARY
+
+
+def test_cuda_library_takes_only_stable_python_and_system_symbols(cuda_library):
+    wanted = {name for _, name in symbols(cuda_library, "-D", "--undefined-only")}
+    stray = {name for name in wanted if not (SYSTEM.search(name) or STABLE.match(name))}
+    assert stray - PYTHON - WEAK == set()
+
+
+def test_cuda_library_asks_for_the_stream_weakly_so_that_it_loads_without_cuda(cuda_library):
+    """Of all it takes from torch, this alone lies in libtorch_cuda."""
+    undefined = symbols(cuda_library, "-D", "--undefined-only")
+    weak = {name for kind, name in undefined if kind == "w" and not SYSTEM.search(name)}
+    assert weak - WEAK == {STREAM}
+    assert [name for _, name in undefined if "cuda" in name] == [STREAM]
+
+
+def test_cuda_library_exports_its_init_function_alone(cuda_library):
+    exported = {name for _, name in symbols(cuda_library, "-D", "--defined-only")}
+    assert exported == {"PyInit__native_cuda"}
+
+
+def test_cuda_library_needs_libtorch_which_leads_to_the_stream(cuda_library):
+    """And no libcudart or libcuda, which a machine without CUDA has not."""
+    dynamic = output(tool("readelf"), "-d", cuda_library)
+    assert not re.search(r"RPATH|RUNPATH", dynamic)
+    needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic))
+    assert {"libtorch.so", "libtorch_cpu.so"} <= needed
+    assert needed <= {
+        *("libtorch.so", "libtorch_cpu.so", "libstdc++.so.6", "libgcc_s.so.1"),
+        *("libm.so.6", "libc.so.6", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"),
+        *("librt.so.1", "libpthread.so.0", "libdl.so.2"),  # parts of libc.so.6 since glibc 2.34
+    }
+
+
+def test_cuda_library_holds_no_path_of_the_machine_that_built_it(cuda_library, repository):
+    folder = Path(torch.__file__).parent
+    content = cuda_library.read_bytes()
+    for place in (repository, folder, Path(sys.prefix), Path.home()):
+        assert os.fsencode(f"{place}/") not in content
+
+
+PROBLEM = """if True:
+    import importlib, torch, pyrevgrad
+    importlib.import_module("pyrevgrad._native_cuda")
+    print(torch.ops.pyrevgrad.cuda_build.default())
+    print(torch.ops.pyrevgrad.cuda_problem.default(0))
+"""
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")
+def test_cuda_library_loads_on_a_torch_without_cuda_and_says_what_is_missing(cuda_library):
+    build, problem = output(sys.executable, "-c", PROBLEM).splitlines()
+    assert re.fullmatch(r"\d+\.\d+(,(sm|compute)_\w+)+", build)
+    assert problem == f"this torch is built without CUDA: it has no {STREAM}"
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")
+def test_stream_symbol_is_taken_from_whatever_library_offers_it(cuda_library, tmp_path):
+    """Where another library defines it the weak symbol resolves, and the driver is asked next."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None or torch.cuda.is_available():
+        pytest.skip("no compiler, or a machine with a driver")
+    offering = tmp_path / "liboffers.so"
+    (tmp_path / "offers.cpp").write_text(f'extern "C" int {STREAM}(int, void**) {{ return 1; }}')
+    output(compiler, "-shared", "-fPIC", tmp_path / "offers.cpp", "-o", offering)
+    environment = {**os.environ, "LD_PRELOAD": str(offering)}
+    problem = output(sys.executable, "-c", PROBLEM, env=environment).splitlines()[1]
+    assert problem == "no NVIDIA driver is installed; install one"
+
+
+@pytest.fixture(scope="module")
 def objects(repository) -> list[Path]:
     found = sorted((repository / "build" / "objects").glob("*.o"))
+    # Those of the CUDA library are never linked with the others.
+    found = [path for path in found if not path.stem.startswith("cuda_")]
     if not found:
         pytest.skip("no objects in build/objects: the library was not built in this checkout")
     return found
@@ -164,7 +252,7 @@ def checkout(repository, tmp_path_factory) -> Path:
 def pip(checkout: Path, *arguments: object, **variables: str) -> str:
     """Run pip on the copy, offline, against the packages that are there."""
     pytest.importorskip("pip")
-    environment = {**os.environ, "PIP_NO_INDEX": "1", **variables}
+    environment = {**os.environ, "PIP_NO_INDEX": "1", **AS_BUILT, **variables}
     given = (*arguments, "--no-deps", "--no-build-isolation", checkout)
     return output(sys.executable, "-m", "pip", *given, env=environment, cwd=checkout)
 
@@ -276,7 +364,7 @@ def test_nodes_that_do_not_compile_leave_the_library_and_a_reason(checkout, obje
     shutil.copytree(objects[0].parent, built / "objects")
     package = tmp_path / "pyrevgrad"
     package.mkdir()
-    stale = package / "_autograd.of.another.so"
+    stale = package / f"_autograd{sysconfig.get_config_var('EXT_SUFFIX')}"
     stale.write_text("of another time")
     source = checkout / "csrc" / "autograd.cpp"
     content = source.read_text()
@@ -294,15 +382,65 @@ def test_nodes_that_do_not_compile_leave_the_library_and_a_reason(checkout, obje
 
 
 def test_too_old_torch_is_named_in_the_report(checkout, tmp_path):
-    torch = tmp_path / "torch"
-    torch.mkdir()
-    (torch / "__init__.py").touch()
-    (torch / "version.py").write_text("__version__ = '2.4.1+cpu'\n")
+    folder = tmp_path / "torch"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "version.py").write_text("__version__ = '2.4.1+cpu'\n")
     command = (sys.executable, "setup.py", "build", "--build-base", tmp_path / "build")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     output(*command, "--build-lib", tmp_path, cwd=checkout, env=environment)
     report = (tmp_path / "pyrevgrad" / "_build_report.txt").read_text()
     assert "needs torch 2.10 or newer, and this is 2.4.1+cpu. Cure: upgrade it" in report
+
+
+def build(checkout: Path, folder: Path, **variables: str) -> subprocess.CompletedProcess:
+    """Build from the objects that are there, into `folder`."""
+    command = [sys.executable, "setup.py", "build_ext", "--build-lib", str(folder)]
+    environment = {**os.environ, **AS_BUILT, **variables}
+    return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+
+
+def test_build_without_nvcc_has_the_native_library_and_says_why_no_cuda(wheel, checkout, tmp_path):
+    nowhere = str(tmp_path / "nvcc")
+    usual = Path("/usr/local/cuda/bin/nvcc").exists()
+    folders = os.environ["PATH"].split(os.pathsep)
+    path = os.pathsep.join(folder for folder in folders if not Path(folder, "nvcc").exists())
+    switch = {"PYREVGRAD_CUDA": "0" if usual else "", "CUDACXX": nowhere, "CUDA_HOME": nowhere}
+    done = build(checkout, tmp_path, PATH=path, **switch)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "pyrevgrad" / "_native.abi3.so").is_file()
+    assert not (tmp_path / "pyrevgrad" / "_native_cuda.abi3.so").exists()
+    report = (tmp_path / "pyrevgrad" / "_build_report_cuda.txt").read_text()
+    reason = "PYREVGRAD_CUDA=0 left the CUDA kernels out" if usual else "need nvcc, and none is on"
+    assert reason in report and "Cure: " in report
+    assert "no CUDA kernels are installed" in done.stdout
+    assert "compiling" not in done.stdout
+
+
+def test_failed_nvcc_leaves_the_native_library_whole(wheel, checkout, fake_compiler, tmp_path):
+    stale = tmp_path / "pyrevgrad" / "_native_cuda.abi3.so"
+    stale.parent.mkdir()
+    stale.write_text("of another time")
+    done = build(checkout, tmp_path, CUDACXX=str(fake_compiler), PYREVGRAD_CUDA="")
+    assert done.returncode == 0, done.stderr
+    report = (tmp_path / "pyrevgrad" / "_build_report_cuda.txt").read_text()
+    assert re.match(
+        r"compiling csrc/cuda/\S+\.cu failed: x\.h:3: error: this is beyond me\.", report
+    )
+    assert (tmp_path / "pyrevgrad" / "_native.abi3.so").is_file() and not stale.exists()
+
+
+def test_requiring_cuda_makes_a_failed_nvcc_fatal(wheel, checkout, fake_compiler, tmp_path):
+    done = build(checkout, tmp_path, CUDACXX=str(fake_compiler), PYREVGRAD_CUDA="1")
+    assert done.returncode == 1
+    assert "PYREVGRAD_CUDA is set: compiling csrc/cuda/" in done.stderr
+
+
+@pytest.mark.skipif(not CUDA_LIBRARY.is_file(), reason="no nvcc here")
+def test_unknown_architecture_is_refused(wheel, checkout, tmp_path):
+    done = build(checkout, tmp_path, PYREVGRAD_CUDA_ARCHITECTURES="sm_90,hopper")
+    assert done.returncode == 1
+    assert "PYREVGRAD_CUDA_ARCHITECTURES=sm_90,hopper: 'hopper' is no architecture" in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -329,17 +467,17 @@ def test_wheel_holds_every_package_the_library_and_no_report(wheel):
     assert {"reference", "demonstration", "kernels"} <= folders
     assert "pyrevgrad/_native.abi3.so" in names
     assert "pyrevgrad/_build_report.txt" not in names
+    assert ("pyrevgrad/_native_cuda.abi3.so" in names) == CUDA_LIBRARY.is_file()
+    assert ("pyrevgrad/_build_report_cuda.txt" in names) != CUDA_LIBRARY.is_file()
     if binding.NODES is not None:
-        assert {
-            "pyrevgrad/_autograd.txt",
-            f"pyrevgrad/{Path(binding.NODES.__file__).name}",
-        } <= names
+        nodes = f"pyrevgrad/{Path(binding.NODES.__file__).name}"
+        assert {"pyrevgrad/_autograd.txt", nodes} <= names
     assert not [name for name in names if name.startswith(("csrc", "tests", "kernels", "bench"))]
 
 
 def test_unchanged_tree_compiles_nothing_again(wheel, checkout, tmp_path):
     command = (sys.executable, "setup.py", "build_ext", "--build-lib", tmp_path)
-    printed = output(*command, cwd=checkout)
+    printed = output(*command, cwd=checkout, env={**os.environ, **AS_BUILT})
     assert "compiling" not in printed and "linking" not in printed
     assert (tmp_path / "pyrevgrad" / "_native.abi3.so").is_file()
 

@@ -1,0 +1,323 @@
+"""The CUDA kernels on a device: the whole matrix, streams, graphs, devices, sizes beyond 2^31.
+
+Skipped where no CUDA device is served. PYREVGRAD_TEST_DEVICE=cpu runs what needs no device on the
+CPU kernels instead, which tries the tests themselves. May import the package and grids.py.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from grids import (
+    COMPOSED,
+    DTYPES,
+    FORMULAS,
+    FULL,
+    SELECTS,
+    SPECS,
+    TOLERANCES,
+    array,
+    assert_gradient,
+    assert_value,
+    expected_gradient,
+    expected_value,
+    grid,
+    reproducible,
+    rule_and_spec,
+    run,
+    same_bits,
+)
+
+import pyrevgrad
+from pyrevgrad import GUIDED, BackendError, backend, backends, reverse, rules
+
+DEVICE = torch.device(os.environ.get("PYREVGRAD_TEST_DEVICE", "cuda"))
+CUDA = DEVICE.type == "cuda"
+
+
+def _missing() -> str:
+    if not CUDA:
+        return "" if backends._native is not None else "no native library"
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    return backends._native.cuda_problem(0) if backends._native else "no native library"
+
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(bool(_missing()), reason=_missing() or "served"),
+]
+needs_cuda = pytest.mark.skipif(not CUDA, reason="streams and graphs are of CUDA devices")
+RULE_NAMES = (*SPECS, *COMPOSED)
+SAMPLE = (
+    ("relu", "GUIDED"), ("leaky_relu", "reverse"), ("identity", "DECONVNET"),
+    ("tanh", "reverse"), ("hardtanh", "rectgrad"), ("gelu", "guided_slope"),
+    ("silu", "clipped_straight_through"), ("mish", "EXACT"),
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def native():
+    """Nothing may be served by another backend."""
+    with backend("native"):
+        yield
+
+
+def on_device(x, g, name, rule, **options):
+    """(y, gx) of a pair on the device, brought back."""
+    y, gx = run(x.to(DEVICE), g.to(DEVICE), name, rule, **options)
+    assert y.device.type == gx.device.type == DEVICE.type
+    return y.cpu(), gx.cpu()
+
+
+@pytest.mark.parametrize("rule_name", RULE_NAMES)
+@pytest.mark.parametrize("name", FORMULAS)
+def test_value_and_gradient_agree_with_the_oracle(name, rule_name):
+    rule, spec = rule_and_spec(rule_name)
+    for dtype in DTYPES:
+        x, g = grid(dtype, name in SELECTS)
+        y, gx = on_device(x, g, name, rule)
+        assert_value(y, x, name)
+        columns = {"x": array(x), "g": array(g), "y": array(y)}
+        wanted = expected_gradient(name, spec, dtype, *columns.values())
+        assert_gradient(gx, wanted, f"of {name} under {rule} in {dtype} are off", **columns)
+
+
+@pytest.mark.parametrize("rule_name", RULE_NAMES)
+@pytest.mark.parametrize("name", FORMULAS)
+def test_select_and_scale_is_bit_equal_to_the_cpu(name, rule_name):
+    rule, spec = rule_and_spec(rule_name)
+    for dtype in DTYPES:
+        x, g = grid(dtype, True)
+        y, gx = on_device(x, g, name, rule)
+        cpu_y, cpu_gx = run(x, g, name, rule)
+        if name in SELECTS:
+            assert same_bits(y, cpu_y)
+        if reproducible(name, spec):
+            assert same_bits(gx, cpu_gx)
+
+
+@pytest.mark.parametrize("name", [name for name in FORMULAS if name not in SELECTS])
+def test_value_is_within_a_few_ulp_of_the_oracle(name):
+    for dtype in FULL:
+        x, _ = grid(dtype)
+        x = x[x.isfinite()]
+        y = pyrevgrad.activation(x.to(DEVICE), name).cpu()
+        rtol = 8 * torch.finfo(dtype).eps
+        atol = min(TOLERANCES[dtype][1], 4 * torch.finfo(dtype).eps)
+        wanted = torch.from_numpy(expected_value(name, array(x))).to(dtype)
+        torch.testing.assert_close(y.double(), wanted.double(), rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize(("name", "rule_name"), SAMPLE)
+def test_element_depends_neither_on_size_nor_on_start(name, rule_name):
+    """Sizes about a group, a warp and a block; starts off by 1 to 15 elements; no stray write."""
+    rule = rules.RULES[rule_name]
+    for dtype in DTYPES:
+        x, g = (part.repeat(7) for part in grid(dtype))
+        y, gx = on_device(x, g, name, rule)
+        sizes = (0, 1, 7, 8, 9, 255, 256, 1023, 2048, 2049, 4096, 8191, 8192, 8193, 16385)
+        for turn, size in enumerate(sizes):
+            offset = turn % 16
+            room_x = torch.full((size + 32,), 42.0, dtype=dtype, device=DEVICE)
+            room_g = room_x.clone()
+            inner, inner_g = room_x[offset:][:size], room_g[(3 * offset) % 16 :][:size]
+            inner.copy_(x[:size])
+            inner_g.copy_(g[:size])
+            got_y, got_gx = run(inner, inner_g, name, rule)
+            assert same_bits(got_y.cpu(), y[:size]) and same_bits(got_gx.cpu(), gx[:size])
+            pyrevgrad.activation(inner, name, rule, inplace=True)
+            assert same_bits(inner.cpu(), y[:size])
+            edges = torch.cat([room_x[:offset], room_x[offset + size :]])
+            assert (edges == 42.0).all()
+
+
+@pytest.mark.parametrize(("name", "rule_name"), SAMPLE)
+def test_layouts_and_expanded_gradients_agree_with_contiguous_ones(name, rule_name):
+    rule = rules.RULES[rule_name]
+    x = torch.randn(4, 6, 10, 14, device=DEVICE)
+    g = torch.randn_like(x)
+    y, gx = run(x, g, name, rule)
+    last = {"memory_format": torch.channels_last}
+    for same_x in (x.contiguous(**last), x.permute(3, 1, 0, 2).clone().permute(2, 1, 3, 0)):
+        for same_g in (g, g.contiguous(**last), g[..., None].expand(*g.shape, 2)[..., 0]):
+            got_y, got_gx = run(same_x, same_g, name, rule)
+            assert torch.equal(got_y, y) and torch.equal(got_gx, gx)
+            assert got_y.stride() == torch.empty_like(same_x).stride()
+    ones = run(x, torch.ones_like(x), name, rule)[1]
+    assert torch.equal(run(x, torch.ones((), device=DEVICE).expand_as(x), name, rule)[1], ones)
+    thin = x[:, ::2, 1:, ::3]
+    got_y, got_gx = run(thin, g[:, ::2, 1:, ::3], name, rule)
+    assert torch.equal(got_y, y[:, ::2, 1:, ::3]) and torch.equal(got_gx, gx[:, ::2, 1:, ::3])
+
+
+@pytest.mark.parametrize("scale_dtype", DTYPES)
+@pytest.mark.parametrize(("name", "rule_name"), SAMPLE)
+def test_tensor_scale_gives_what_the_number_gives(name, rule_name, scale_dtype):
+    scale = torch.tensor(0.375, dtype=scale_dtype, device=DEVICE)
+    rule = rules.RULES[rule_name]
+    for dtype in DTYPES:
+        x, g = grid(dtype)
+        by_tensor = on_device(x, g, name, rule.scaled(scale))[1]
+        assert same_bits(by_tensor, on_device(x, g, name, rule.scaled(0.375))[1])
+
+
+@needs_cuda
+def test_tensor_scale_is_read_without_waiting_for_the_device():
+    scale = torch.tensor(2.0, device=DEVICE)
+    x = torch.randn(4096, device=DEVICE, requires_grad=True)
+    g = torch.randn(4096, device=DEVICE)
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        y = pyrevgrad.activation(x, "relu", reverse(scale))
+        scale.fill_(0.25)
+        (gx,) = torch.autograd.grad(y, x, g)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    assert torch.equal(gx, torch.where(x > 0, -0.25 * g, 0.0))
+
+
+@needs_cuda
+@pytest.mark.parametrize(("name", "rule_name"), SAMPLE)
+def test_captured_graph_follows_the_scale_and_the_data(name, rule_name):
+    scale = torch.tensor(1.0, device=DEVICE)
+    rule = rules.RULES[rule_name].scaled(scale)
+    x = torch.randn(10007, device=DEVICE).requires_grad_()
+    g = torch.randn(10007, device=DEVICE)
+
+    def step():
+        y = pyrevgrad.activation(x, name, rule)
+        return y, torch.autograd.grad(y, x, g)[0]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y, gx = step()
+    for number in (0.5, -3.0, 0.0):
+        with torch.no_grad():
+            x.copy_(torch.randn_like(x))
+        g.copy_(torch.randn_like(g))
+        scale.fill_(number)
+        graph.replay()
+        wanted_y, wanted_gx = run(x, g, name, rules.RULES[rule_name].scaled(number))
+        assert same_bits(y.cpu(), wanted_y.cpu()) and same_bits(gx.cpu(), wanted_gx.cpu())
+
+
+@needs_cuda
+def test_kernels_run_on_the_stream_of_the_moment():
+    """What a side stream prepares late is seen, which a kernel on another stream would not."""
+    x = torch.zeros(1 << 20, device=DEVICE)
+    busy = torch.randn(2048, 2048, device=DEVICE)
+    ready = torch.randn(1 << 20, device=DEVICE)
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(50):
+            busy = torch.tanh(busy @ busy)
+        x.copy_(ready)
+        y = pyrevgrad.relu(x, GUIDED)
+        leaf = x.detach().requires_grad_()
+        (gx,) = torch.autograd.grad(pyrevgrad.relu(leaf, GUIDED), leaf, x)
+    side.synchronize()
+    assert torch.equal(y, ready.clamp_min(0)) and torch.equal(gx, ready.clamp_min(0))
+
+
+@needs_cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device")
+@pytest.mark.parametrize(("name", "rule_name"), SAMPLE)
+def test_tensor_of_another_device_than_the_current_one(name, rule_name):
+    x, g = grid(torch.float32)
+    rule = rules.RULES[rule_name]
+    y, gx = on_device(x, g, name, rule)
+    with torch.cuda.device(0):
+        other_y, other_gx = run(x.to("cuda:1"), g.to("cuda:1"), name, rule)
+        assert torch.cuda.current_device() == 0
+        assert other_y.device == other_gx.device == torch.device("cuda:1")
+        assert torch.ones(1, device="cuda").device == torch.device("cuda:0")
+    assert same_bits(other_y.cpu(), y) and same_bits(other_gx.cpu(), gx)
+
+
+@needs_cuda
+@pytest.mark.parametrize(("name", "rule_name"), SAMPLE)
+def test_compiled_with_cuda_graphs_gives_what_eager_gives(name, rule_name):
+    rule = rules.RULES[rule_name]
+    with backend("reference"):
+        x, g = (torch.randn(4096, device=DEVICE) for _ in range(2))
+        wanted = run(x, g, name, rule)
+
+        @torch.compile(mode="reduce-overhead", fullgraph=True)
+        def compiled(x):
+            return pyrevgrad.activation(x, name, rule)
+
+        for _ in range(4):
+            torch.compiler.cudagraph_mark_step_begin()
+            leaf = x.clone().requires_grad_()
+            y = compiled(leaf)
+            (gx,) = torch.autograd.grad(y, leaf, g)
+            torch.testing.assert_close((y.clone(), gx.clone()), wanted)
+
+
+@needs_cuda
+@pytest.mark.parametrize("rule_name", ["GUIDED", "rectgrad", "DECONVNET"])
+def test_more_elements_than_32_bits_count(rule_name):
+    count = 2**31 + 8 * 256 + 5
+    if torch.cuda.mem_get_info()[0] < 9 * count:
+        pytest.skip("takes 20 GB of device memory")
+    rule = rules.RULES[rule_name]
+    x = torch.zeros(count, dtype=torch.bfloat16, device=DEVICE)
+    step = 2**20 + 7
+    x[::step] = 3.0
+    x[-9:] = torch.tensor([1, -1, 2, -2, 3, -3, 4, -4, 5], dtype=x.dtype, device=DEVICE)
+    y, gx = run(x, x, "relu", rule)
+    for part in (slice(0, 4096), slice(2**31 - 4096, 2**31 + 4096), slice(count - 4096, count)):
+        wanted_y, wanted_gx = run(x[part].clone(), x[part].clone(), "relu", rule)
+        assert same_bits(y[part], wanted_y) and same_bits(gx[part], wanted_gx)
+    assert torch.equal(y[::step], x[::step].clamp_min(0))
+
+
+# Bad input.
+
+
+@needs_cuda
+def test_scale_on_another_device_is_refused():
+    x = torch.randn(8, device=DEVICE, requires_grad=True)
+    with pytest.raises(ValueError, match="the tensor scale is on cpu and x on cuda:0"):
+        pyrevgrad.activation(x, "relu", reverse(torch.tensor(1.0)))
+
+
+@needs_cuda
+def test_tensors_on_two_devices_are_refused_by_the_operation():
+    pairs = backends.pairs_of("relu", GUIDED, {})
+    program = pairs.full.program
+    g = torch.randn(16, device=DEVICE)
+    mask = torch.zeros(2, dtype=torch.uint8)
+    backward = torch.ops.pyrevgrad.backward.default
+    with pytest.raises(RuntimeError, match="the kept tensor is on another device than the grad"):
+        backward(g, mask, program)
+    with pytest.raises(RuntimeError, match="the tensor scale is on another device than the grad"):
+        backward(g, mask.to(DEVICE), program, torch.tensor(1.0))
+
+
+@needs_cuda
+def test_device_that_does_not_exist_is_a_sentence():
+    problem = torch.ops.pyrevgrad.cuda_problem.default(torch.cuda.device_count() + 3)
+    assert "invalid device ordinal" in problem
+    torch.ones(1, device=DEVICE).add_(1)
+    assert pyrevgrad.relu(torch.ones(2, device=DEVICE)).tolist() == [1.0, 1.0]
+
+
+def test_native_is_what_serves():
+    x = torch.ones(3, device=DEVICE)
+    assert backends.choose(x, backends.pairs_of("relu", GUIDED, {}).full).name == "native"
+    with backend("reference"):
+        assert pyrevgrad.relu(x).tolist() == [1.0, 1.0, 1.0]
+    with pytest.raises(BackendError, match="does not serve relu on meta tensors"):
+        pyrevgrad.relu(torch.ones(3, device="meta"))

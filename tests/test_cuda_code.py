@@ -1,0 +1,76 @@
+"""The machine code of the CUDA kernels, read without a GPU: widths, registers, no local memory.
+
+Reads the objects that the build left in build/objects, through cuda_objects.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+from cuda_objects import DTYPES, OBJECTS, cuda_architectures, disassembler, kernels
+
+from pyrevgrad.activations import ACTIVATIONS
+
+CUBINS = [name for name in cuda_architectures() if name.startswith("sm_")]
+pytestmark = [
+    pytest.mark.skipif(not CUBINS, reason="no CUDA library in this checkout"),
+    pytest.mark.skipif(disassembler() is None, reason="no cuobjdump, of the toolkit or Triton"),
+    pytest.mark.skipif(
+        not (OBJECTS / "cuda_kernels_float32.ptxas").is_file(), reason="no objects of the build"
+    ),
+    pytest.mark.parametrize("architecture", CUBINS),
+    pytest.mark.parametrize("dtype", DTYPES),
+]
+#: 16-byte accesses that a thread keeps under way for each tensor: csrc/cuda/bodies.h.
+STEPS = {"any": 1, "plain": 2, "none": 4, "gradient": 4}
+CHEAP = (
+    "identity", "relu", "leaky_relu", "relu6", "hardtanh", "hardshrink", "softshrink",
+    "hardsigmoid", "sign", "round", "heaviside",
+)  # fmt: skip
+
+
+def steps(kernel):
+    if kernel.direction != "Forward":
+        return STEPS[kernel.variant]
+    return 4 if kernel.activation.lower() in {name.replace("_", "") for name in CHEAP} else 2
+
+
+def tensors_read(kernel):
+    return 2 if kernel.direction in ("BackwardOutput", "BackwardInput") else 1
+
+
+def test_every_activation_has_its_kernels(dtype, architecture):
+    found = kernels(dtype, architecture)
+    for direction, variant in (("Forward", ""), ("Forward", "with mask"), ("BackwardInput", "any")):
+        named = {k.activation.lower() for k in found
+                 if k.direction == direction and k.variant == variant}  # fmt: skip
+        assert named == {name.replace("_", "") for name in ACTIVATIONS}
+
+
+def test_whole_tiles_move_by_16_bytes_at_a_time(dtype, architecture):
+    """As many wide loads and stores as a thread has steps: none was split or merged."""
+    for kernel in kernels(dtype, architecture):
+        wide_loads = [load for load in kernel.loads if load.endswith(".128")]
+        wide_stores = [store for store in kernel.stores if store.endswith(".128")]
+        assert len(wide_loads) == steps(kernel) * tensors_read(kernel), kernel.name
+        assert len(wide_stores) == steps(kernel), kernel.name
+
+
+def test_nothing_is_spilled_or_kept_in_local_or_shared_memory(dtype, architecture):
+    for kernel in kernels(dtype, architecture):
+        assert kernel.stack == kernel.spills == 0, kernel.name
+        local = [line for line in (*kernel.loads, *kernel.stores) if line[:3] not in ("LDG", "STG")]
+        assert local == [], kernel.name
+
+
+def test_registers_leave_room_for_three_blocks_on_a_multiprocessor(dtype, architecture):
+    """65536 registers, 256 threads a block; the dear kernels and the common rules leave more."""
+    for kernel in kernels(dtype, architecture):
+        assert kernel.registers <= 80, kernel.name
+        if kernel.variant in ("none", "gradient") or steps(kernel) <= 2:
+            assert kernel.registers <= 56, kernel.name
+
+
+def test_mask_is_written_by_the_byte_once_for_each_step(dtype, architecture):
+    for kernel in kernels(dtype, architecture):
+        if kernel.direction == "Forward" and kernel.variant == "with mask":
+            assert sum(store == "STG.E.U8" for store in kernel.stores) == steps(kernel), kernel.name
