@@ -9,7 +9,7 @@ TRITON := $(VENV)/ready-triton
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CLANG_FORMAT = $(PY) -c 'import clang_format; clang_format.clang_format()'
 
-.PHONY: help demo test reproduce triton-matrix bench bench-quick lint format sanitize clean \
+.PHONY: help demo test reproduce triton-matrix bench bench-quick gpu lint format sanitize clean \
   distclean
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo 'make triton-matrix  every Triton kernel, interpreted and compiled, with no GPU; an hour'
 	@echo 'make bench        the benchmarks; make bench-quick for a first look'
 	@echo 'make reproduce    domain adaptation over five seeds; leaves reproductions/results/'
+	@echo 'make gpu          on a machine with one: build, tests, compute-sanitizer, benchmarks'
 	@echo 'make lint         ruff, clang-format and mypy; make format mends the layout'
 	@echo 'make sanitize     the native kernels under AddressSanitizer and UBSan'
 	@echo 'make clean        remove what was built; make distclean removes .venv too'
@@ -53,6 +54,10 @@ bench: $(READY)
 
 bench-quick: $(READY)
 	$(PY) -m bench --quick $(ARGUMENTS)
+
+# Under the Python that has torch with CUDA, which gets nothing installed.
+gpu:
+	$(PYTHON) .ci/gpu.py $(ARGUMENTS)
 
 lint: $(READY)
 	$(PY) -m ruff check

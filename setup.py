@@ -390,7 +390,7 @@ class BuildNative(build_ext):
         if reason and not without:
             print(f"pyrevgrad: autograd in Python alone is installed: {reason}", flush=True)
         reason = self.attempt(cuda, lambda: CudaToolchain(base), CUDA_REPORT, without)
-        if reason and os.environ.get("PYREVGRAD_CUDA", "0") != "0":
+        if reason and (os.environ.get("PYREVGRAD_CUDA") or "0") != "0":
             sys.exit(f"PYREVGRAD_CUDA is set: {reason}")
         if reason and not without:
             print(f"pyrevgrad: no CUDA kernels are installed: {reason}", flush=True)

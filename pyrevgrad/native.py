@@ -60,7 +60,8 @@ class Native:
         try:
             return self._cuda_problems[index]
         except KeyError:
-            problem = torch.ops.pyrevgrad.cuda_problem.default(index)
+            with _disable_current_modes():
+                problem = torch.ops.pyrevgrad.cuda_problem.default(index)
             self._cuda_problems[index] = problem
             return problem
 

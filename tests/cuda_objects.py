@@ -60,6 +60,12 @@ def cuda_architectures() -> list[str]:
     return torch.ops.pyrevgrad.cuda_build.default().split(",")[1:]
 
 
+def cuda_version() -> str:
+    """The CUDA version that the library was built with, such as 13.0."""
+    importlib.import_module("pyrevgrad._native_cuda")
+    return torch.ops.pyrevgrad.cuda_build.default().split(",")[0]
+
+
 def disassembler() -> str | None:
     """cuobjdump, of the toolkit or of Triton's package, which has nvdisasm beside it."""
     found = shutil.which("cuobjdump")

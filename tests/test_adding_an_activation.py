@@ -59,6 +59,7 @@ def add_the_activation(project):
 def run(project, *arguments, **variables):
     """Run Python in the copy, with its package before any installed one."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYREVGRAD_")}
+    environment |= {"PYREVGRAD_CUDA": "0"}
     environment |= {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1", **variables}
     return subprocess.run(
         [sys.executable, *arguments],

@@ -5,11 +5,15 @@ Reads the objects that the build left in build/objects, through cuda_objects.py.
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import pytest
 from cuda_objects import DTYPES, OBJECTS, cuda_architectures, disassembler, kernels
 
 from pyrevgrad.activations import ACTIVATIONS
 
+ROOT = Path(__file__).resolve().parent.parent
 CUBINS = [name for name in cuda_architectures() if name.startswith("sm_")]
 pytestmark = [
     pytest.mark.skipif(not CUBINS, reason="no CUDA library in this checkout"),
@@ -17,9 +21,10 @@ pytestmark = [
     pytest.mark.skipif(
         not (OBJECTS / "cuda_kernels_float32.ptxas").is_file(), reason="no objects of the build"
     ),
-    pytest.mark.parametrize("architecture", CUBINS),
-    pytest.mark.parametrize("dtype", DTYPES),
 ]
+each = pytest.mark.parametrize(
+    ("dtype", "architecture"), [(dtype, name) for dtype in DTYPES for name in CUBINS]
+)
 #: 16-byte accesses that a thread keeps under way for each tensor: csrc/cuda/bodies.h.
 STEPS = {"any": 1, "plain": 2, "none": 4, "gradient": 4}
 CHEAP = (
@@ -38,6 +43,7 @@ def tensors_read(kernel):
     return 2 if kernel.direction in ("BackwardOutput", "BackwardInput") else 1
 
 
+@each
 def test_every_activation_has_its_kernels(dtype, architecture):
     found = kernels(dtype, architecture)
     for direction, variant in (("Forward", ""), ("Forward", "with mask"), ("BackwardInput", "any")):
@@ -46,6 +52,7 @@ def test_every_activation_has_its_kernels(dtype, architecture):
         assert named == {name.replace("_", "") for name in ACTIVATIONS}
 
 
+@each
 def test_whole_tiles_move_by_16_bytes_at_a_time(dtype, architecture):
     """As many wide loads and stores as a thread has steps: none was split or merged."""
     for kernel in kernels(dtype, architecture):
@@ -55,6 +62,7 @@ def test_whole_tiles_move_by_16_bytes_at_a_time(dtype, architecture):
         assert len(wide_stores) == steps(kernel), kernel.name
 
 
+@each
 def test_nothing_is_spilled_or_kept_in_local_or_shared_memory(dtype, architecture):
     for kernel in kernels(dtype, architecture):
         assert kernel.stack == kernel.spills == 0, kernel.name
@@ -62,6 +70,7 @@ def test_nothing_is_spilled_or_kept_in_local_or_shared_memory(dtype, architectur
         assert local == [], kernel.name
 
 
+@each
 def test_registers_leave_room_for_three_blocks_on_a_multiprocessor(dtype, architecture):
     """65536 registers, 256 threads a block; the dear kernels and the common rules leave more."""
     for kernel in kernels(dtype, architecture):
@@ -70,7 +79,20 @@ def test_registers_leave_room_for_three_blocks_on_a_multiprocessor(dtype, archit
             assert kernel.registers <= 56, kernel.name
 
 
+@each
 def test_mask_is_written_by_the_byte_once_for_each_step(dtype, architecture):
     for kernel in kernels(dtype, architecture):
         if kernel.direction == "Forward" and kernel.variant == "with mask":
             assert sum(store == "STG.E.U8" for store in kernel.stores) == steps(kernel), kernel.name
+
+
+def test_the_documented_table_is_up_to_date(monkeypatch):
+    """Another toolkit may choose other registers, so the table names the one that it is of."""
+    if not (ROOT / "docs").is_dir():
+        pytest.skip("the documentation is in the repository only")
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    page = importlib.import_module("machine_code")
+    text = page.PAGE.read_text(encoding="utf-8")
+    if page.ARCHITECTURE not in CUBINS or f"Built by CUDA {page.version()} for" not in text:
+        pytest.skip("the table is of another toolkit or architecture")
+    assert page.filled(text) == text, "run python docs/machine_code.py"

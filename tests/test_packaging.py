@@ -394,8 +394,11 @@ def test_too_old_torch_is_named_in_the_report(checkout, tmp_path):
 
 
 def build(checkout: Path, folder: Path, **variables: str) -> subprocess.CompletedProcess:
-    """Build from the objects that are there, into `folder`."""
-    command = [sys.executable, "setup.py", "build_ext", "--build-lib", str(folder)]
+    """Build into `folder` from a copy of the objects that are there, which a failure spoils."""
+    base = folder / "build"
+    shutil.copytree(checkout / "build" / "objects", base / "objects")
+    command = [sys.executable, "setup.py", "build", "--build-base", str(base)]
+    command += ["--build-lib", str(folder)]
     environment = {**os.environ, **AS_BUILT, **variables}
     return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
 

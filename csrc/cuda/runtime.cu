@@ -55,6 +55,9 @@ std::string sentence(cudaError_t error, int index) {
 std::string build() { return version(CUDART_VERSION) + "," + PYREVGRAD_CUDA_CODE; }
 
 std::string problem(int index) {
+  // The first question may come while the caller captures a graph, which loading code must not end.
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  cudaThreadExchangeStreamCaptureMode(&mode);
   int before = 0;
   cudaError_t error = cudaGetDevice(&before);
   if (error == cudaSuccess) error = cudaSetDevice(index);
@@ -63,6 +66,7 @@ std::string problem(int index) {
     error = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(probe));
     cudaSetDevice(before);
   }
+  cudaThreadExchangeStreamCaptureMode(&mode);
   cudaGetLastError();  // what was found is told, and must not surface at the next launch
   return sentence(error, index);
 }

@@ -1,0 +1,238 @@
+"""``python -m bench.gpu FILE``: device times of the CUDA kernels, beside a copy in the same rounds.
+
+Imports cases, kernels, providers, idioms' results through them, and timing's statistics. Every
+timing starts with a cold L2 cache and a queue that the host has filled ahead, so that what is
+timed is the device alone; the host's own time is measured on tiny tensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import pyrevgrad
+from pyrevgrad import backends
+
+from . import kernels, providers, traffic
+from .cases import RELU_CASES
+from .timing import Measured, paired_ratio
+
+Row = dict[str, Any]
+Step = Callable[[], object]
+DTYPES = ("bfloat16", "float32")
+#: Bytes of one tensor; the targets speak of this size.
+LARGE = 256 << 20
+ROUNDS = 30
+#: (case, opponent) to the least speed-up of forward and backward together, device time.
+SPEEDUPS = {
+    ("relu/GUIDED", "idiom"): 2.3,
+    ("relu/GUIDED", "eager-best"): 1.8,
+    ("relu/GUIDED", "idiom+compile"): 1.15,
+    ("relu/GUIDED", "plain"): 1.0,
+    ("relu/reverse", "idiom"): 1.55,
+    ("relu/reverse", "plain"): 1.0,
+}
+SHARES = {True: 0.95, False: 0.90}
+HOST = 2.0
+
+
+class DeviceTimer:
+    """Seconds of the device between two events, the L2 cache flushed before."""
+
+    def __init__(self, device: torch.device) -> None:
+        properties = torch.cuda.get_device_properties(device)
+        self._flush = torch.empty(4 * properties.L2_cache_size, dtype=torch.uint8, device=device)
+        self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def __call__(self, step: Step) -> float:
+        self._flush.zero_()
+        # The device waits here while the host enqueues the rest: about a millisecond.
+        torch.cuda._sleep(2_000_000)
+        self._start.record()
+        kept = step()
+        self._end.record()
+        self._end.synchronize()
+        del kept
+        return self._start.elapsed_time(self._end) / 1e3
+
+
+def rounds(
+    steps: Mapping[str, Step], timer: Callable[[Step], float], count: int
+) -> dict[str, Measured]:
+    """Every step once a round, in a shuffled order, after three rounds that do not count."""
+    generator = random.Random(0)
+    samples: dict[str, list[float | None]] = {name: [] for name in steps}
+    order = list(steps)
+    for number in range(-3, count):
+        generator.shuffle(order)
+        for name in order:
+            seconds = timer(steps[name])
+            if number >= 0:
+                samples[name].append(seconds)
+    return {name: Measured(tuple(found), 1, 0.0) for name, found in samples.items()}
+
+
+def tensors(nbytes: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """x and g of `nbytes` each."""
+    generator = torch.Generator(device=device).manual_seed(0)
+    x, g = (
+        torch.randn(nbytes // dtype.itemsize, generator=generator, device=device).to(dtype)
+        for _ in range(2)
+    )
+    return x, g
+
+
+def kernel_rows(
+    dtype: str, nbytes: int, device: torch.device, timer: Callable[[Step], float], count: int
+) -> list[Row]:
+    """Each kernel's bandwidth as a share of ``copy_``'s in the same rounds."""
+    x, g = tensors(nbytes, getattr(torch, dtype), device)
+    target = torch.empty_like(x)
+    made = []
+    for kernel in kernels.kernels(None, compute=True):
+        steps = {"copy": lambda: target.copy_(x), "kernel": kernels._bound(kernel, x, g)}
+        measured = rounds(steps, timer, count)
+        row = kernels._row(kernel, dtype, x.numel(), measured["kernel"], measured["copy"])
+        row.pop("threads")
+        row.pop("faults")
+        made.append({**row, "target": SHARES[kernel.selects]})
+    return made
+
+
+def pair_rows(
+    dtype: str, nbytes: int, device: torch.device, timer: Callable[[Step], float], count: int
+) -> list[Row]:
+    """Forward and backward of the relu cases, ours and each opponent's."""
+    x, g = tensors(nbytes, getattr(torch, dtype), device)
+    x = x.requires_grad_() * 1
+    made = []
+    for case in RELU_CASES:
+        wanted = providers.expected(case, x, g)
+        steps: dict[str, Step] = {}
+        for provider in providers.build(case, x.dtype, {"reference": "", "copy": ""}):
+            if isinstance(provider, providers.Provider):
+                providers.check(provider, case, x, g, wanted[provider.name])
+                steps[provider.name] = lambda step=provider.step: step(x, g)
+        measured = rounds(steps, timer, count)
+        for name, own in measured.items():
+            ratio = paired_ratio(own, measured["fused"])
+            assert ratio is not None
+            made.append(
+                {
+                    "case": case.name, "dtype": dtype, "elements": x.numel(), "provider": name,
+                    "median_s": own.seconds.median, "q1_s": own.seconds.q1,
+                    "q3_s": own.seconds.q3, "rounds": own.seconds.runs,
+                    "fused_is_faster": ratio.median, "faster_q1": ratio.q1,
+                    "faster_q3": ratio.q3, "target": SPEEDUPS.get((case.name, name)),
+                }
+            )  # fmt: skip
+    return made
+
+
+def host_rows(device: torch.device, wait: Step, calls: int = 2000) -> list[Row]:
+    """Host microseconds of forward and backward on 16 elements, beside ``F.relu``'s."""
+    x = torch.randn(16, device=device).requires_grad_() * 1
+    g = torch.randn(16, device=device)
+    applies = {
+        "F.relu": F.relu,
+        "relu/GUIDED": lambda x: pyrevgrad.relu(x, pyrevgrad.GUIDED),
+        "relu/reverse": lambda x: pyrevgrad.relu(x, pyrevgrad.reverse(0.3)),
+    }
+    best: dict[str, list[float]] = {name: [] for name in applies}
+    for _ in range(7):
+        for name, apply in applies.items():
+            wait()
+            start = time.perf_counter()
+            for _ in range(calls):
+                torch.autograd.grad(apply(x), x, g)
+            best[name].append((time.perf_counter() - start) / calls)
+    usual = sorted(best["F.relu"])[3]
+    return [
+        {"case": name, "median_s": sorted(found)[3], "times_relu": sorted(found)[3] / usual,
+         "target": HOST}
+        for name, found in best.items()
+    ]  # fmt: skip
+
+
+def missed(run: Mapping[str, list[Row]]) -> list[str]:
+    """The targets that a run did not reach, a sentence each."""
+    found = [
+        f"{row['kernel']} {row['dtype']}: {row['share']:.3f} of the copy, target {row['target']}"
+        for row in run["kernels"]
+        if row["share"] < row["target"]
+    ]
+    found += [
+        f"{row['case']} {row['dtype']}: {row['fused_is_faster']:.3f} times faster than "
+        f"{row['provider']}, target {row['target']}"
+        for row in run["pairs"]
+        if row["target"] is not None and row["fused_is_faster"] < row["target"]
+    ]
+    found += [
+        f"host time of {row['case']}: {row['times_relu']:.2f} times F.relu's, target {HOST}"
+        for row in run["host"]
+        if row["times_relu"] > row["target"]
+    ]
+    return found
+
+
+def measure(
+    device: torch.device,
+    timer: Callable[[Step], float],
+    wait: Step,
+    nbytes: int = LARGE,
+    count: int = ROUNDS,
+) -> dict[str, Any]:
+    """The whole run; a timer other than the device's for tests."""
+    run: dict[str, Any] = {"bytes_per_tensor": nbytes, "kernels": [], "pairs": []}
+    for dtype in DTYPES:
+        run["kernels"] += kernel_rows(dtype, nbytes, device, timer, count)
+        run["pairs"] += pair_rows(dtype, nbytes, device, timer, count)
+    run["host"] = host_rows(device, wait)
+    run["missed"] = missed(run)
+    return run
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """The device and what runs on it."""
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "device": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "l2_bytes": properties.L2_cache_size,
+        "torch_cuda": torch.version.cuda,
+        "kernels": backends._native.cuda_build(),
+        "traffic": {dtype: traffic.item_size(dtype) for dtype in DTYPES},
+    }
+
+
+def main() -> int:
+    """Measure on the current device and write one JSON file."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=main.__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--quick", action="store_true", help="smaller tensors, fewer rounds")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.exit(1, "there is no CUDA device; `make bench` measures the CPU\n")
+    device = torch.device("cuda", torch.cuda.current_device())
+    with pyrevgrad.backend("native"):
+        pyrevgrad.relu(torch.empty(0, device=device))  # or a sentence on why it cannot
+        timer = DeviceTimer(device)
+        sizes = (16 << 20, 5) if options.quick else (LARGE, ROUNDS)
+        run = measure(device, timer, torch.cuda.synchronize, *sizes)
+    options.file.write_text(json.dumps({**describe(device), **run}), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

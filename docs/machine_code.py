@@ -1,0 +1,106 @@
+"""Write the table of the CUDA kernels' machine code into docs/cuda.md; ``--check`` only compares.
+
+Reads the objects of the last build through tests/cuda_objects.py, so it needs a build by nvcc for
+sm_90 and a disassembler, but no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+import cuda_objects  # noqa: E402
+from cuda_objects import DTYPES, Kernel  # noqa: E402
+
+PAGE = ROOT / "docs" / "cuda.md"
+ARCHITECTURE = "sm_90"
+ITEM = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
+#: Family of kernels: what it reads and writes beside two tensors, and how a reader says it.
+FAMILIES = {
+    ("Forward", ""): ("forward", 0.0),
+    ("Forward", "with mask"): ("forward, mask written", 0.125),
+    ("BackwardNothing", "none"): ("backward by g: no gate", 0.0),
+    ("BackwardNothing", "gradient"): ("backward by g: g <= 0", 0.0),
+    ("BackwardNothing", "any"): ("backward by g: any rule", 0.0),
+    ("BackwardMask", "none"): ("backward by mask: no other gate", 0.125),
+    ("BackwardMask", "gradient"): ("backward by mask: g <= 0", 0.125),
+    ("BackwardMask", "any"): ("backward by mask: any rule", 0.125),
+    ("BackwardOutput", "plain"): ("backward by output: slope alone", 1.0),
+    ("BackwardOutput", "any"): ("backward by output: any rule", 1.0),
+    ("BackwardInput", "plain"): ("backward by input: slope alone", 1.0),
+    ("BackwardInput", "any"): ("backward by input: any rule", 1.0),
+}
+
+
+def _range(numbers: list[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low}–{high}"
+
+
+def _wide(kernel: Kernel) -> tuple[int, int]:
+    return tuple(
+        sum(access.endswith(".128") for access in accesses)
+        for accesses in (kernel.loads, kernel.stores)
+    )  # type: ignore[return-value]
+
+
+def _row(family: tuple[str, str], dtype: str, found: list[Kernel]) -> list[str]:
+    text, extra = FAMILIES[family]
+    moved = 2 * ITEM[dtype] + (ITEM[dtype] if extra == 1.0 else extra)
+    loads, stores = zip(*map(_wide, found), strict=True)
+    return [
+        text, dtype, str(len(found)), f"{moved:g}", _range(list(loads)), _range(list(stores)),
+        _range([kernel.registers for kernel in found]),
+        str(max(kernel.stack + kernel.spills for kernel in found)),
+    ]  # fmt: skip
+
+
+def version() -> str:
+    """The CUDA version that the library was built with."""
+    return cuda_objects.cuda_version()
+
+
+def text() -> str:
+    """The table."""
+    head = (
+        "kernel", "dtype", "kernels", "bytes per element", "16-byte loads", "16-byte stores",
+        "registers", "local memory",
+    )  # fmt: skip
+    rows = [list(head), ["---"] * len(head)]
+    for family in FAMILIES:
+        for dtype in DTYPES:
+            every = cuda_objects.kernels(dtype, ARCHITECTURE)
+            found = [k for k in every if (k.direction, k.variant) == family]
+            rows.append(_row(family, dtype, found))
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return f"Built by CUDA {version()} for {ARCHITECTURE}:\n\n{table}"
+
+
+def filled(page: str) -> str:
+    """The page with its table made anew."""
+    mark = "<!-- machine code -->\n\n{}\n\n<!-- /machine code -->"
+    pattern = r"<!-- machine code -->\n.*?<!-- /machine code -->"
+    return re.sub(pattern, lambda _: mark.format(text()), page, flags=re.DOTALL)
+
+
+def main() -> int:
+    """Write the page; with --check, only say whether it is out of date."""
+    parser = argparse.ArgumentParser(description="Generate the table of the machine code.")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if out of date")
+    check = parser.parse_args().check
+    before = PAGE.read_text(encoding="utf-8")
+    after = filled(before)
+    if check:
+        print("out of date" if after != before else "up to date")
+        return int(after != before)
+    PAGE.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

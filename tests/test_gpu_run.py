@@ -1,0 +1,132 @@
+"""What `make gpu` does around its device: its survey, its verdicts, its record, its figures' form.
+
+Reads .ci/gpu.py and bench/gpu.py, and drives the measuring code on the CPU with a clock of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+if not (ROOT / ".ci" / "gpu.py").is_file():
+    pytest.skip("make gpu is in the repository only", allow_module_level=True)
+sys.path.append(str(ROOT))
+
+from bench import gpu, providers  # noqa: E402
+from pyrevgrad import backends  # noqa: E402
+
+needs_native = pytest.mark.skipif(backends._native is None, reason="no native library")
+
+
+@pytest.fixture(scope="module")
+def driver():
+    spec = importlib.util.spec_from_file_location("gpu_driver", ROOT / ".ci" / "gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+def test_without_a_device_it_ends_with_a_sentence_and_writes_nothing():
+    command = [sys.executable, str(ROOT / ".ci" / "gpu.py")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "torch sees no CUDA device here; `make test` proves what can be proven" in done.stderr
+    command = [sys.executable, "-m", "bench.gpu", "nowhere.json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and "there is no CUDA device" in done.stderr
+    assert not (ROOT / "nowhere.json").exists()
+
+
+def test_the_sanitizer_watches_tests_that_exist(driver):
+    text = (ROOT / "tests" / "test_cuda.py").read_text()
+    for part in driver.WATCHED.split(" or "):
+        assert re.search(rf"def test_\w*{part}", text), part
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "passed", "errors"),
+    [
+        ("12 passed in 3.10s", 0, True, 0),
+        ("==== 1 failed, 11 passed in 3.10s ====", 1, False, 0),
+        ("12 skipped in 0.10s", 0, False, 0),
+        ("12 passed in 3.1s\n========= ERROR SUMMARY: 0 errors", 0, True, 0),
+        ("12 passed in 3.1s\n========= ERROR SUMMARY: 2 errors", 9, False, 2),
+        ("12 passed in 3.1s\nRACECHECK SUMMARY: 1 hazard displayed (1 error)", 0, False, 1),
+        ("Segmentation fault", -11, False, 0),
+    ],
+)
+def test_a_run_passes_only_if_some_test_ran_and_nothing_was_found(
+    driver, text, status, passed, errors
+):
+    row = driver.outcome(text, status)
+    assert (row["passed"], row["errors"]) == (passed, errors)
+
+
+def test_the_record_names_device_driver_versions_and_commit(driver):
+    found = {"devices": ["NVIDIA X"], "torch": "2.13.0", "cuda": "13.0", "capability": [9, 0]}
+    passed = {"summary": "3 passed in 1s", "passed": True, "errors": 0}
+    figures = {"kernels": [], "missed": []}
+    run = driver.record(found, passed, {"memcheck": passed}, figures)
+    assert {"devices", "driver", "torch", "python", "commit", "dirty", "nvcc"} <= set(run)
+    assert driver.failures(run) == []
+    run["sanitizer"]["memcheck"] = {
+        "summary": "compute-sanitizer is not installed",
+        "passed": False,
+    }
+    assert driver.failures(run) == ["memcheck: compute-sanitizer is not installed"]
+    without = driver.record(found, passed, {}, None)
+    assert driver.failures(without) == ["the benchmark failed"]
+    assert driver.folder_of("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+
+
+def test_the_build_is_for_the_device_that_is_there(driver):
+    variables = driver.environment({"capability": [8, 6]})
+    assert variables["PYREVGRAD_CUDA_ARCHITECTURES"] == "sm_86"
+    assert variables["PYREVGRAD_CUDA"] == variables["PYREVGRAD_REQUIRE_NATIVE"] == "1"
+
+
+class Ticks:
+    """A timer that runs the step and says what it is told."""
+
+    def __init__(self):
+        self.runs = 0
+
+    def __call__(self, step):
+        self.runs += 1
+        step()
+        return 0.5
+
+
+@needs_native
+@pytest.mark.filterwarnings("ignore")
+def test_the_figures_have_a_row_for_every_kernel_and_opponent(monkeypatch):
+    skipped = lambda case, dtype: providers.Skipped("idiom+compile", "takes a compiler")  # noqa: E731
+    monkeypatch.setitem(providers._MAKERS, "idiom+compile", skipped)
+    monkeypatch.setattr(gpu, "host_rows", lambda device, wait: [])
+    run = gpu.measure(torch.device("cpu"), Ticks(), lambda: None, 1 << 12, 2)
+    kernels = {(row["kernel"], row["dtype"]) for row in run["kernels"]}
+    assert ("relu/reverse backward", "bfloat16") in kernels
+    assert ("gelu/reverse forward", "float32") in kernels
+    for row in run["kernels"]:
+        # Equal times: the share is the ratio of the bytes moved.
+        copied = 2 * {"bfloat16": 2, "float32": 4}[row["dtype"]]
+        assert row["share"] == pytest.approx(row["bytes_per_element"] / copied)
+    opponents = {(row["case"], row["provider"]) for row in run["pairs"]}
+    assert {("relu/GUIDED", "idiom"), ("relu/reverse", "plain")} <= opponents
+    assert all(row["fused_is_faster"] == 1.0 for row in run["pairs"])
+    assert "relu/GUIDED bfloat16: 1.000 times faster than idiom, target 2.3" in run["missed"]
+    assert not [text for text in run["missed"] if "plain" in text]
+
+
+def test_host_rows_compare_with_relu():
+    rows = gpu.host_rows(torch.device("cpu"), lambda: None, calls=3)
+    assert [row["case"] for row in rows] == ["F.relu", "relu/GUIDED", "relu/reverse"]
+    assert rows[0]["times_relu"] == 1.0 and all(row["median_s"] > 0 for row in rows)
