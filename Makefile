@@ -9,8 +9,8 @@ TRITON := $(VENV)/ready-triton
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CLANG_FORMAT = $(PY) -c 'import clang_format; clang_format.clang_format()'
 
-.PHONY: help demo test reproduce triton-matrix bench bench-quick gpu lint format sanitize clean \
-  distclean
+.PHONY: help demo test reproduce triton-matrix bench bench-quick bench-networks gpu lint format \
+  sanitize clean distclean
 
 help:
 	@echo 'make demo         train, draw and time on real digits; leaves out/demo/'
@@ -19,6 +19,7 @@ help:
 	@echo 'make bench        the benchmarks; make bench-quick for a first look'
 	@echo 'make reproduce    domain adaptation over five seeds; leaves reproductions/results/'
 	@echo 'make gpu          on a machine with one: build, tests, compute-sanitizer, benchmarks'
+	@echo 'make bench-networks  guided backpropagation of whole networks against captum and zennit'
 	@echo 'make lint         ruff, clang-format and mypy; make format mends the layout'
 	@echo 'make sanitize     the native kernels under AddressSanitizer and UBSan'
 	@echo 'make clean        remove what was built; make distclean removes .venv too'
@@ -58,6 +59,8 @@ bench-quick: $(READY)
 # Under the Python that has torch with CUDA, which gets nothing installed.
 gpu:
 	$(PYTHON) .ci/gpu.py $(ARGUMENTS)
+bench-networks: $(READY)
+	$(PY) -m bench.networks $(ARGUMENTS)
 
 lint: $(READY)
 	$(PY) -m ruff check

@@ -21,7 +21,7 @@ if not (ROOT / "bench").is_dir():
 sys.path.append(str(ROOT))
 
 from bench import __main__ as command  # noqa: E402
-from bench import cases, memory, page, providers, targets, timing, traffic  # noqa: E402
+from bench import cases, memory, networks, page, providers, targets, timing, traffic  # noqa: E402
 from bench.cases import Case  # noqa: E402
 from bench.timing import Effort, Measured  # noqa: E402
 
@@ -313,3 +313,33 @@ def test_an_unknown_filter_ends_the_command_with_a_message(capsys):
         command.main(["--filter", "nothing_like_it"])
     assert ended.value.code == 2
     assert "no case matches 'nothing_like_it'" in capsys.readouterr().err
+
+
+def test_networks_are_measured_against_each_other_after_a_gate(tmp_path, capsys):
+    out = tmp_path / "networks.json"
+    small = ["--batch", "1", "--size", "32", "--width", "4", "--seconds", "0.01"]
+    assert networks.main([*small, "--networks", "resnet18", "--out", str(out)]) == 0
+    record = json.loads(out.read_text(encoding="utf-8"))
+    rows = {row["provider"]: row for row in record["rows"]}
+    assert set(networks.installed()) == set(rows) >= {"pyrevgrad", "plain"}
+    assert rows["pyrevgrad"]["speedup"] is None and rows["plain"]["speedup"] > 0
+    assert "resnet18" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["vgg16", "resnet18"])
+def test_networks_have_the_published_sizes(name):
+    model = networks.NETWORKS[name]()
+    wanted = {"vgg16": 138_357_544, "resnet18": 11_689_512}[name]
+    assert sum(parameter.numel() for parameter in model.parameters()) == wanted
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_map_that_is_the_plain_gradient_does_not_pass_the_gate():
+    model = networks.built("resnet18", 4, "cpu")
+    maps = {name: networks.provider(name, model) for name in networks.installed()}
+    x = torch.randn(1, 3, 32, 32)
+    networks.gate(maps, x)
+    with pytest.raises(AssertionError, match="is the plain gradient"):
+        networks.gate({"pyrevgrad": maps["plain"], "plain": maps["plain"]}, x)
+    with pytest.raises(AssertionError, match="other's map is"):
+        networks.gate({**maps, "other": maps["plain"]}, x)
