@@ -59,6 +59,7 @@ bench-quick: $(READY)
 # Under the Python that has torch with CUDA, which gets nothing installed.
 gpu:
 	$(PYTHON) .ci/gpu.py $(ARGUMENTS)
+
 bench-networks: $(READY)
 	$(PY) -m bench.networks $(ARGUMENTS)
 
