@@ -81,8 +81,16 @@ class Probe:
 
     def chosen(self, output: Any, label: Any) -> tuple[Callable[[Any], Tensor], Any]:
         """How to take the domain output, and the label output if it is known, from a result."""
-        with torch.no_grad():
-            result = self.run()
+        try:
+            with torch.no_grad():
+                result = self.run()
+        except RuntimeError as error:
+            if self.dtype == torch.float32:
+                raise
+            raise RuntimeError(
+                f"the model does not run in float64 ({error}): if it runs in float32 alone, pass "
+                "dtype=torch.float32"
+            ) from error
         if output is None:
             if isinstance(result, Tensor):
                 return _taker(lambda it: it, result), None

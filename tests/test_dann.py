@@ -21,6 +21,7 @@ from pyrevgrad.reference.circuits import adversarial_gradients, adversarial_para
 
 
 def network(scale=0.5, outputs=1, **options):
+    torch.manual_seed(0)
     return DANN(
         nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh()),
         nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 3)),
@@ -236,6 +237,24 @@ def test_frozen_normalisation_does_not_change_the_reversal():
         mode(*batch()).loss.backward()
         gradients.append([p.grad.clone() for p in mode.parameters()])
     assert all(map(torch.equal, *gradients))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])
+def test_class_labels_may_be_any_integers(dtype):
+    source, labels, target = batch()
+    wanted = network()(source, labels, target)
+    assert torch.equal(network()(source, labels.to(dtype), target).loss, wanted.loss)
+
+
+@pytest.mark.parametrize("where", ["label_head", "domain_head"])
+def test_a_head_that_overwrites_the_shared_features_is_refused(where):
+    parts = {"features": nn.Linear(5, 6), "label_head": nn.Linear(6, 3)}
+    parts["domain_head"] = nn.Linear(6, 1)
+    parts[where] = nn.Sequential(nn.ReLU(inplace=True), parts[where])
+    with pytest.raises(ValueError, match=f"{where} overwrites its input, which both heads share"):
+        DANN(**parts).double()(*batch())
+    parts[where] = nn.Sequential(nn.ReLU(), nn.Linear(6, 6), nn.ReLU(inplace=True), parts[where][1])
+    DANN(**parts).double()(*batch()).loss.backward()
 
 
 def test_the_scale_follows_a_schedule_and_is_saved():

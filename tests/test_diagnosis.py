@@ -261,7 +261,7 @@ def test_the_model_its_gradients_and_the_random_state_stay_as_they_were():
         (lambda: check_reversal(Network(None), X), ValueError, "returns a tuple: say by output="),
         (lambda: checked(Network(None), output=2), ValueError, "the chosen output is not there"),
         (lambda: checked(Network(None), features="body"), ValueError, "no submodule 'body'"),
-        (lambda: checked(Network(None), X.long()), RuntimeError, "dtype"),
+        (lambda: checked(Network(None), X.long()), RuntimeError, "pass dtype=torch.float32"),
         (lambda: check_reversal(nn.Identity(), X.long()), ValueError, "no floating-point tensor"),
     ],
 )

@@ -115,11 +115,11 @@ class CDAN(DANN):
         self.entropy = bool(entropy)
 
     def _domain_inputs(
-        self, sources: list[Tensor], targets: list[Tensor], logits: Tensor
+        self, found: Tensor, sizes: list[int], logits: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        joined, _ = super()._domain_inputs(sources, targets, logits)
+        joined, _ = super()._domain_inputs(found, sizes, logits)
         with torch.no_grad():
-            others = self.label_head(torch.cat(targets))
+            others = self.label_head(found[len(logits) :])
         g = torch.cat([logits.detach(), others]).softmax(1)
         if joined.dim() != 2 or g.dim() != 2:
             raise ValueError(
@@ -129,6 +129,5 @@ class CDAN(DANN):
         weights = None
         if self.entropy:
             certain = 1 + torch.exp((g * g.clamp_min(torch.finfo(g.dtype).tiny).log()).sum(1))
-            sizes = [len(part) for part in (*sources, *targets)]
             weights = torch.cat([part / part.mean() for part in certain.split(sizes)])
         return self.conditioning(joined, g), weights

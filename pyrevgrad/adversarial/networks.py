@@ -76,11 +76,12 @@ class DANN(nn.Module):
         are averaged.
     label_loss : callable
         ``label_loss(label_head(features), labels)``, a 0-dim tensor; cross-entropy if not given.
-        For imbalanced classes: ``functools.partial(cross_entropy, weight=...)``.
+        For imbalanced classes: ``nn.CrossEntropyLoss(weight)``, whose weights follow the network.
     scale : float, 0-dim Tensor or Schedule, optional
         λ, handed to the `GradientReversal` that is ``model.reversal``; 1 if not given. A domain
-        head that begins with a `ReversedLinear` brings the reversal with it, at no cost in time:
-        ``model.reversal`` is that layer, and keeps its own λ if none is given here.
+        head that begins with a `ReversedLinear` (or with a module that holds one, which must come
+        first there too) brings the reversal with it, at no cost in time: ``model.reversal`` is that
+        layer, and keeps its own λ if none is given here.
     domain_weight : float
         w >= 0.
     domain_average : {"domains", "samples"}
@@ -149,7 +150,8 @@ class DANN(nn.Module):
         first = self.domain_head
         while isinstance(first, nn.Sequential) and len(first):
             first = first[0]
-        folded = first if isinstance(first, ReversedLinear) else None
+        found = [part for part in first.modules() if isinstance(part, ReversedLinear)]
+        folded = found[0] if found else None
         for name, part in self.named_modules():
             if isinstance(part, _REVERSALS) and part is not folded:
                 raise ValueError(
@@ -193,19 +195,20 @@ class DANN(nn.Module):
         sources, targets = _listed("source", source), _listed("target", target)
         answers = _listed("labels", labels)
         _check_batches(sources, answers, targets)
-        found = self._features_of([*sources, *targets])
-        labelled = _joined("the features of the source domains", found[: len(sources)])
-        logits = self.label_head(labelled)
+        sizes = [len(part) for part in (*sources, *targets)]
+        found = self._features_of([*sources, *targets], sizes)
+        labelled, _ = found.split([sum(sizes[: len(sources)]), sum(sizes[len(sources) :])])
+        logits = _headed("label_head", self.label_head, labelled)
         truth = _joined("the labels", answers)
         check_labels(truth, logits, self.ignore_index)
-        truth = truth.to(logits.device, non_blocking=True)
+        kind = torch.long if _are_classes(truth, logits) else truth.dtype
+        truth = truth.to(logits.device, kind, non_blocking=True)
         label_loss = self.label_loss(logits, truth)
         if label_loss.dim() != 0:
             raise ValueError(
                 f"label_loss must return a 0-dim tensor, got shape {tuple(label_loss.shape)}"
             )
-        judged, weights = self._domain_inputs(found[: len(sources)], found[len(sources) :], logits)
-        sizes = [len(part) for part in found]
+        judged, weights = self._domain_inputs(found, sizes, logits)
         domain_loss, domain_accuracy = self._domain_loss(judged, sizes, weights)
         return Losses(
             label_loss + self.domain_weight * domain_loss,
@@ -224,29 +227,31 @@ class DANN(nn.Module):
         """Label logits of `x`. The reversal and the domain head play no part."""
         return self.label_head(self.features(x))
 
-    def _features_of(self, batches: list[Tensor]) -> list[Tensor]:
-        if not self.together:
-            return [self.features(batch) for batch in batches]
-        joined = self.features(_joined("source and target, which go through as one batch", batches))
-        sizes = [len(batch) for batch in batches]
-        if len(joined) != sum(sizes):
+    def _features_of(self, batches: list[Tensor], sizes: list[int]) -> Tensor:
+        """The features of all domains, in order."""
+        if self.together:
+            what = "source and target, which go through as one batch,"
+            found = self.features(_joined(what, batches, "; pass together=False"))
+        else:
+            parts = [self.features(batch) for batch in batches]
+            found = _joined("the features of the domains", parts)
+        if len(found) != sum(sizes):
             raise ValueError(
-                f"features made {len(joined)} samples of {sum(sizes)}: it must keep the batch "
+                f"features made {len(found)} samples of {sum(sizes)}: it must keep the batch "
                 "dimension first"
             )
-        return list(joined.split(sizes))
+        return found
 
     def _domain_inputs(
-        self, sources: list[Tensor], targets: list[Tensor], logits: Tensor
+        self, found: Tensor, sizes: list[int], logits: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """What the domain head judges, all domains in order, and the weights of the samples."""
-        joined = _joined("the features of the domains", [*sources, *targets])
-        return joined if self._folded else self.reversal(joined), None
+        """What the domain head judges, and the weights of the samples."""
+        return found if self._folded else self.reversal(found), None
 
     def _domain_loss(
         self, judged: Tensor, sizes: list[int], weights: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        logits = self.domain_head(judged)
+        logits = _headed("domain_head", self.domain_head, judged)
         if len(logits) != sum(sizes):
             raise ValueError(
                 f"domain_head made {len(logits)} rows of {sum(sizes)}: it must keep the batch "
@@ -318,15 +323,28 @@ def _check_batches(sources: list[Tensor], labels: list[Tensor], targets: list[Te
             )
 
 
-def _joined(what: str, parts: list[Tensor]) -> Tensor:
+def _joined(what: str, parts: list[Tensor], cure: str = "") -> Tensor:
     if len(parts) == 1:
         return parts[0]
-    shapes = {tuple(part.shape[1:]) for part in parts}
-    if len(shapes) > 1:
+    if len({tuple(part.shape[1:]) for part in parts}) > 1:
         listed = " and ".join(str(tuple(part.shape)) for part in parts)
-        cure = "; pass together=False" if "one batch" in what else ""
         raise ValueError(f"{what} have different shapes: {listed}{cure}")
     return torch.cat(parts)
+
+
+def _headed(name: str, head: nn.Module, found: Tensor) -> Tensor:
+    """What a head makes of features that the other head shares."""
+    if torch.compiler.is_compiling():
+        return head(found)
+    try:
+        return head(found)
+    except RuntimeError as error:
+        if "modified inplace" not in str(error):
+            raise
+        raise ValueError(
+            f"{name} overwrites its input, which both heads share: its first layer must not work "
+            "in place (inplace=False)"
+        ) from error
 
 
 def check_labels(labels: Tensor, logits: Tensor, ignore_index: int) -> None:
