@@ -1,4 +1,4 @@
-"""Two processes on this machine train as one does: weights, λ, history, and after a kill."""
+"""Two processes train as one does, under DDP and FSDP2: weights, λ, history, and after a kill."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pyrevgrad.adversarial import DANN, GaninSchedule, fit
+from pyrevgrad.nn import ReversedLinear
 
 if not torch.distributed.is_available():
     pytest.skip("this torch has no torch.distributed", allow_module_level=True)
@@ -45,6 +46,8 @@ def train(model, **options):
 
 def worker(mode, folder):
     """What each process runs: fit under DistributedDataParallel, and says what came of it."""
+    if mode == "sharded":
+        return sharded(folder)
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     model = network()
@@ -72,6 +75,53 @@ def worker(mode, folder):
     torch.save(model.state_dict(), folder / f"{rank}.pt")
     (folder / f"{rank}.json").write_text(json.dumps(history.epochs))
     torch.distributed.destroy_process_group()
+
+
+def sharded(folder):
+    """A plain loop under FSDP2, each process with its half; then λ under mixed precision."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    model = folded()
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+    for part in (model.features, model.label_head, model.domain_head, model):
+        fully_shard(part, mesh=mesh)
+    loop(model, slice(rank, None, 2))
+    full = {
+        name: value.full_tensor() if hasattr(value, "full_tensor") else value
+        for name, value in model.state_dict().items()
+    }
+    torch.save(full, folder / f"{rank}.pt")
+    half = folded()
+    half.reversal.scale = 0.3
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    fully_shard(half, mesh=mesh, mp_policy=policy)
+    (x, y), target = data()
+    half(x, y, target).loss.backward()
+    (folder / f"{rank}.json").write_text(
+        json.dumps([half.reversal.scale.item(), str(half.reversal.scale.dtype)])
+    )
+    torch.distributed.destroy_process_group()
+
+
+def folded():
+    torch.manual_seed(0)
+    return DANN(
+        nn.Sequential(nn.Linear(4, 8), nn.Tanh()), nn.Linear(8, 2),
+        nn.Sequential(ReversedLinear(8, 6, activation="relu"), nn.Linear(6, 1)),
+        scale=GaninSchedule(STEPS),
+    )  # fmt: skip
+
+
+def loop(model, share):
+    (x, y), target = data()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    for _ in range(6):
+        optimizer.zero_grad()
+        model(x[share], y[share], target[share]).loss.backward()
+        optimizer.step()
+        model.schedule.step()
 
 
 def _nan_after(calls):
@@ -157,6 +207,18 @@ def test_a_nan_in_one_process_stops_both_and_a_bare_model_is_refused(tmp_path):
         assert ("in another process" in text) == (rank == 0)
         refused = (tmp_path / f"bare {rank}.txt").read_text()
         assert "runs 2 processes" in refused and "wrap it in torch.nn.parallel" in refused
+
+
+def test_fsdp2_matches_one_process_and_leaves_the_scale_alone(tmp_path):
+    codes, said = launched(tmp_path, "sharded")
+    assert codes == [0, 0], said
+    model = folded()
+    loop(model, slice(None))
+    for rank in range(2):
+        found = saved(tmp_path, rank)
+        for name, wanted in model.state_dict().items():
+            torch.testing.assert_close(found[name], wanted, rtol=2e-5, atol=2e-6)
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [0.3, "torch.float64"]
 
 
 if __name__ == "__main__":
