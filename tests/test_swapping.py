@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import json
 import math
 import pickle
 import threading
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -493,3 +495,60 @@ def test_quantised_models_are_refused_by_name():
     model = nn.Sequential(torch.ao.nn.quantized.Linear(4, 4))
     with pytest.raises(SwapError, match=r"0 is quantised \(.*Linear\)"):
         swap(model, GUIDED)
+
+
+def test_a_method_that_runs_no_activation_does_not_raise():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).double()
+    with swap(model, GUIDED) as swapped:
+        model.append(nn.ReLU())
+        run(model)
+    assert [site.forward for site in swapped.report.replaced] == [1, 1]
+    assert [type(module) for module in model] == [nn.Linear, nn.ReLU, nn.ReLU]
+
+
+@pytest.mark.parametrize("function", [nn.ReLU(), lambda x: x.relu(), F.gelu])
+def test_tracing_a_swapped_model_is_refused(function):
+    model = Wrapped(function)
+    with swap(model, GUIDED, strict=False):
+        with pytest.raises(pyrevgrad.TracingError, match="symbolic_trace would replace"):
+            torch.fx.symbolic_trace(model)
+        with pytest.raises(pyrevgrad.TracingError, match="would replace the backward"):
+            torch.export.export(model, (torch.randn(1, 4),))
+    traced = torch.fx.symbolic_trace(model)
+    with swap(traced, GUIDED) as swapped:
+        run(traced, dtype=torch.float32)
+    assert len(swapped.report.replaced) == 2
+
+
+def test_classes_that_watch_their_subclasses_do_not_see_the_swap():
+    seen = []
+
+    class Watching(nn.Module):
+        def __init_subclass__(cls, *, needed, **options):
+            seen.append(cls)
+
+    class Child(Watching, needed=1):
+        def forward(self, x):
+            return F.relu(x)
+
+    model = Child()
+    with swap(model, GUIDED):
+        run(model)
+    assert seen == [Child] and type(model) is Child
+
+
+def test_a_lazy_layer_keeps_the_class_that_it_took():
+    model = nn.Sequential(nn.LazyLinear(5), nn.ReLU())
+    with swap(model, GUIDED):
+        run(model, dtype=torch.float32)
+    assert type(model[0]) is nn.Linear and "_pyrevgrad_places" not in vars(model[0])
+
+
+def test_nothing_of_the_model_is_kept_alive():
+    model = Wrapped(F.relu).double()
+    reference = weakref.ref(model)
+    with swap(model, GUIDED) as swapped:
+        run(model)
+    del model, swapped
+    gc.collect()
+    assert reference() is None

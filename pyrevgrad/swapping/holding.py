@@ -160,13 +160,12 @@ class Swap:
             return self.recorder.substitute(call, x, site)
         return self._substitution(call, x, site.rule)
 
-    def after_call(self, place: Place, args: Any, kwargs: Any, result: Any) -> None:
-        """The checks after the outermost call of a module of the model."""
-        self.calls += 1
+    def after_call(self, place: Place, forward: bool, args: Any, kwargs: Any, result: Any) -> None:
+        """The checks after the outermost call of a method of a module of the model."""
+        self.calls += forward
         for finding in audit.unseen((args, kwargs), result):
             self._note_finding(place, finding)
-        whole_model = place.module is self.model
-        problem = self._problem(whole_model)
+        problem = self._problem(forward and place.module is self.model)
         if problem is not None:
             self._restore()
             raise SwapError(problem)

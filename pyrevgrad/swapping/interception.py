@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from .. import autograd, backends
 from ..rules import Rule
+from ..transforms import TracingError
 from . import calls
 from .calls import Call
 from .patterns import Patterns
@@ -29,6 +30,10 @@ SEEN = "pyrevgrad: seen by a swap"
 NOT_COMPILED = (
     "pyrevgrad.swap: a swapped model runs uncompiled, so fullgraph=True is refused; call the model "
     "and not its compiled form"
+)
+NOT_TRACED = (
+    "torch.fx.symbolic_trace would replace the backward of a swapped model by the plain gradient; "
+    "trace the model before, and swap the graph module"
 )
 _SWAPPING = str(Path(__file__).parent)
 _LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
@@ -95,13 +100,17 @@ class Interceptor(TorchFunctionMode):
         self.thread = _Thread()
         self.patterns = Patterns()
 
-    def run(self, place: Place, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def run(
+        self, place: Place, function: Callable[..., Any], forward: bool, args: Any, kwargs: Any
+    ) -> Any:
         """Call a method of the module of `place` with the mode on in this thread."""
         resumed = resumed_swaps()
         if self.swap not in resumed if resumed is not None else not self.swap.live:
             return function(*args, **kwargs)
         thread = self.thread
         outermost = not thread.places
+        if outermost and any(isinstance(part, torch.fx.Proxy) for part in args):
+            raise TracingError(NOT_TRACED)
         switched = self._switch_on(thread)
         thread.places.append(place)
         try:
@@ -112,7 +121,7 @@ class Interceptor(TorchFunctionMode):
                 thread.active = False
                 self.__exit__(None, None, None)
         if outermost and resumed is None:
-            self.swap.after_call(place, args, kwargs, result)
+            self.swap.after_call(place, forward, args, kwargs, result)
         return result
 
     def _switch_on(self, thread: _Thread) -> bool:

@@ -99,30 +99,32 @@ def _own_methods(cls: type) -> Iterator[tuple[str, Callable[..., Any]]]:
                 yield name, value
 
 
-def _announced(function: Callable[..., Any]) -> Callable[..., Any]:
+def _announced(function: Callable[..., Any], forward: bool) -> Callable[..., Any]:
     @functools.wraps(function)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         places = self.__dict__.get(KEY)
         if not places:
             return function(self, *args, **kwargs)
-        return _through(tuple(places), function, (self, *args), kwargs)
+        return _through(tuple(places), function, forward, (self, *args), kwargs)
 
     return method
 
 
 def _through(
-    places: tuple[Place, ...], function: Callable[..., Any], args: Any, kwargs: Any
+    places: tuple[Place, ...], function: Callable[..., Any], forward: bool, args: Any, kwargs: Any
 ) -> Any:
     place, *inner = places
     if inner:
-        function = functools.partial(_through, tuple(inner), function)
-        return place.swap.interceptor.run(place, function, (args, kwargs), {})
-    return place.swap.interceptor.run(place, function, args, kwargs)
+        function = functools.partial(_through, tuple(inner), function, forward)
+        return place.swap.interceptor.run(place, function, forward, (args, kwargs), {})
+    return place.swap.interceptor.run(place, function, forward, args, kwargs)
 
 
 def _derived(cls: type) -> type:
-    body: dict[str, Any] = {name: _announced(method) for name, method in _own_methods(cls)}
-    body["__call__"] = _announced(cls.__call__)
+    body: dict[str, Any] = {
+        name: _announced(method, name == "forward") for name, method in _own_methods(cls)
+    }
+    body["__call__"] = _announced(cls.__call__, True)
     body["__module__"], body["__qualname__"] = cls.__module__, cls.__qualname__
     body["__doc__"], body["_pyrevgrad_original"] = cls.__doc__, cls
     return types.new_class(cls.__name__, (Announcing, cls), exec_body=lambda ns: ns.update(body))
