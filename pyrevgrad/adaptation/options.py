@@ -12,13 +12,21 @@ import torch
 from . import datasets, networks
 
 
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Prints the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        plain = action.default is None or action.default is False
+        return action.help if plain else super()._get_help_string(action)
+
+
 def parser() -> argparse.ArgumentParser:
     """The options of ``train``."""
     made = argparse.ArgumentParser(
         prog="python -m pyrevgrad train",
         description="Train on a labelled source and an unlabelled target by gradient reversal. "
         "Leaves metrics.csv, curves.png, embedding.png and a checkpoint for each seed.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Defaults,
     )
     add = made.add_argument_group("data: one of --data, or --source with --target").add_argument
     add("--data", choices=("moons", "digits"), help="of scikit-learn, in two domains")
