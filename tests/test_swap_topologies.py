@@ -132,3 +132,25 @@ def test_a_clamp_keeps_its_slope_of_one_at_its_bound():
     assert plain.tolist() == [0.0, 1.0, 1.0]
     assert torch.equal(reversed_, -plain)
     assert expected.value("relu", x.detach()).tolist() == [0.0, 0.0, 2.0]
+
+
+@pytest.mark.parametrize("rule", ["GUIDED", "reverse", "rectgrad"])
+@pytest.mark.parametrize("kind", ["relu", "silu", "elu"])
+def test_in_place_on_a_slice(kind, rule):
+    def wiring(a, b, act, x):
+        h = a(x)
+        part = h[:, 1:4]
+        assert act(part) is part
+        return b(h) * h
+
+    def out_of_place(a, b, act, x):
+        h = a(x)
+        h = torch.cat([h[:, :1], act(h[:, 1:4]), h[:, 4:]], 1)
+        return b(h) * h
+
+    plain = zoo.Topology(wiring, lambda x: getattr(F, kind)(x, inplace=True))
+    oracle = zoo.Topology(out_of_place, zoo.site_of(kind, rule))
+    x = zoo.images(5, 6)
+    swapped, _, _ = compare(plain, oracle, rule, x)
+    assert [site.backward for site in swapped.report.replaced] == [1]
+    assert pyrevgrad.assert_overridden(plain, RULES[rule], x).must_differ > 0

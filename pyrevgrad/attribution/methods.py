@@ -5,9 +5,11 @@ Imports the swap, the rules and targets.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,16 @@ from .targets import kept_output, last_of, selected  # isort: skip
 def is_relu(site: Site) -> bool:
     """The default of ``where``: ReLU in every spelling."""
     return site.kind == "relu"
+
+
+_locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+_locking = threading.Lock()
+
+
+def alone(model: nn.Module) -> Any:
+    """A lock of the model: a swap holds in all threads, so its attributions take turns."""
+    with _locking:
+        return _locks.setdefault(model, threading.RLock())
 
 
 class Attribution:
@@ -71,8 +83,10 @@ class Saliency(Attribution):
         """
         given, extra = as_tuple(inputs), extra_arguments(additional_forward_args)
         function = self.forward_func
-        left = as_found(function) if isinstance(function, nn.Module) else nullcontext()
-        with left:
+        with ExitStack() as held:
+            if isinstance(function, nn.Module):
+                held.enter_context(alone(function))
+                held.enter_context(as_found(function))
             found = gradient(function, given, extra, lambda y: selected(y, target), create_graph)
         found = tuple(part.abs() for part in found) if abs else found
         return found if isinstance(inputs, tuple) else found[0]
@@ -116,7 +130,7 @@ class ModifiedGradient(Attribution):
 
     @contextmanager
     def _swapped(self) -> Any:
-        with as_found(self.model):
+        with alone(self.model), as_found(self.model):
             swap = Swap(self.model, self.rule, self.where, True, self._substitution())
             self.report = swap.report
             with swap:
@@ -341,6 +355,7 @@ class GuidedGradCam(Attribution):
         given, extra = as_tuple(inputs), extra_arguments(additional_forward_args)
         kept: list[Tensor] = []
         with (
+            alone(self.model),
             as_found(self.model),
             torch.enable_grad(),
             kept_output(self.layer, kept, attribute_to_layer_input),

@@ -204,9 +204,14 @@ class Interceptor(TorchFunctionMode):
     def apply(self, call: Call, site: Site) -> Any:
         """f(x) by PyTorch, or bit for bit as PyTorch's, with the backward of the site's rule."""
         x = _as_autocast_would(call)
-        assert site.rule is not None
-        y = self.swap.substitute(call, x, site)
-        node = y.grad_fn
+        if not (call.inplace and x._is_view()):
+            return self._counted(self.swap.substitute(call, x, site), site)
+        # In place on a view, PyTorch hides our node inside another, where nothing can count it.
+        y = self.swap.substitute(replace(call, inplace=False), x.clone(), site)
+        return x.copy_(self._counted(y, site))
+
+    def _counted(self, y: Tensor, site: Site) -> Tensor:
+        node: Any = y.grad_fn
         if node is not None:
             node.metadata[SEEN] = True
             node.register_prehook(lambda _: self.swap.count_backward(site))
