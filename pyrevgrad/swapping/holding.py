@@ -71,7 +71,11 @@ class Swap:
         aliases: dict[nn.Module, list[str]] = {}
         for name, module in named.items():
             aliases.setdefault(module, []).append(name)
-        self._places = [Place(self, module, tuple(names)) for module, names in aliases.items()]
+        self._places = [
+            Place(self, module, tuple(names))
+            for module, names in aliases.items()
+            if module is model or not places.calls_no_activation(module)
+        ]
         self._register_layers()
         self.hold()
         self.live = True

@@ -108,6 +108,8 @@ class Interceptor(TorchFunctionMode):
         if self.swap not in resumed if resumed is not None else not self.swap.live:
             return function(*args, **kwargs)
         thread = self.thread
+        if thread.active and thread.places and thread.places[-1] is place:
+            return function(*args, **kwargs)
         outermost = not thread.places
         if outermost and any(isinstance(part, torch.fx.Proxy) for part in args):
             raise TracingError(NOT_TRACED)

@@ -20,6 +20,20 @@ from torch import nn
 KEY = "_pyrevgrad_places"
 
 
+_SILENT = {
+    getattr(nn, name)
+    for name in (
+        *("Linear", "Bilinear", "Identity", "Flatten", "Unflatten", "Embedding", "EmbeddingBag"),
+        *(f"{kind}{n}d" for n in (1, 2, 3) for kind in ("Conv", "ConvTranspose", "BatchNorm")),
+        *(f"{kind}{n}d" for n in (1, 2, 3) for kind in ("InstanceNorm", "MaxPool", "AvgPool")),
+        *(f"Adaptive{kind}Pool{n}d" for n in (1, 2, 3) for kind in ("Max", "Avg")),
+        *("LayerNorm", "GroupNorm", "RMSNorm", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d"),
+        *("AlphaDropout", "Upsample", "PixelShuffle", "Softmax", "LogSoftmax", "Softmax2d"),
+        *("ReflectionPad2d", "ReplicationPad2d", "ZeroPad2d", "ConstantPad2d"),
+    )
+}
+
+
 class Place:
     """One module of a swapped model: the swap, the module, and its dotted names."""
 
@@ -93,7 +107,9 @@ def _own_methods(cls: type) -> Iterator[tuple[str, Callable[..., Any]]]:
             if name in seen or not isinstance(value, types.FunctionType):
                 continue
             seen.add(name)
-            private = name.startswith("__") or (name != "forward" and hasattr(nn.Module, name))
+            # PyTorch's own layers reach their other methods through forward alone.
+            library = base.__module__.startswith("torch.nn.") or hasattr(nn.Module, name)
+            private = name.startswith("__") or (library and name != "forward")
             lazy = inspect.isgeneratorfunction(value) or inspect.iscoroutinefunction(value)
             if not (private or lazy):
                 yield name, value
@@ -130,6 +146,16 @@ def _derived(cls: type) -> type:
     return types.new_class(cls.__name__, (Announcing, cls), exec_body=lambda ns: ns.update(body))
 
 
+def _set_class(module: nn.Module, cls: type) -> None:
+    # Past nn.Module.__setattr__, which takes ten times as long.
+    object.__setattr__(module, "__class__", cls)
+
+
+def calls_no_activation(module: nn.Module) -> bool:
+    """Whether a module is a layer of PyTorch's whose forward is one operation, no activation."""
+    return type(module) in _SILENT
+
+
 def announce(places: list[Place]) -> None:
     """Give each place's module a derived class and the place; undone if one cannot have it."""
     derived: dict[type, type] = {}
@@ -141,7 +167,7 @@ def announce(places: list[Place]) -> None:
                 cls = type(module)
                 if cls not in derived:
                     derived[cls] = _derived(cls)
-                module.__class__ = derived[cls]
+                _set_class(module, derived[cls])
             module.__dict__.setdefault(KEY, []).append(place)
             done.append(place)
     except BaseException:
@@ -160,4 +186,4 @@ def silence(places: list[Place]) -> None:
             # A lazy layer has taken another class by itself, and keeps it.
             original = type(module).__dict__.get("_pyrevgrad_original")
             if original is not None:
-                module.__class__ = original
+                _set_class(module, original)
