@@ -19,6 +19,7 @@ from .mathematics import (
     hyperbolic_tangent,
     log_one_plus,
     logistic,
+    logistic_and_rest,
     negative,
     normal_distribution,
     quotient,
@@ -165,8 +166,8 @@ def softsign_slope_of_output(y):
 
 @triton.jit
 def sigmoid_slope(x):
-    y = logistic(x)
-    return (1.0 - y) * y
+    y, rest = logistic_and_rest(x)
+    return rest * y
 
 
 @triton.jit
@@ -248,21 +249,21 @@ def gelu_slope(x):
 
 
 @triton.jit
-def gelu_share(x):
-    """(1 + tanh(z)) / 2 = 1 / (1 + e^(−2z)), which does not cancel where z < 0."""
-    return logistic(1.59576912160573071 * (x + 0.044715 * x * x * x))
+def gelu_argument(x):
+    """2z with z of the table, for (1 + tanh(z)) / 2 = σ(2z), which does not cancel where z < 0."""
+    return 1.59576912160573071 * (x + 0.044715 * x * x * x)
 
 
 @triton.jit
 def gelu_tanh_value(x):
-    return x * gelu_share(x)
+    return x * logistic(gelu_argument(x))
 
 
 @triton.jit
 def gelu_tanh_slope(x):
-    s = gelu_share(x)
+    s, rest = logistic_and_rest(gelu_argument(x))
     inner = 1.59576912160573071 * (1.0 + (3 * 0.044715) * x * x)
-    return s + x * (s * (1.0 - s)) * inner
+    return s + x * (s * rest) * inner
 
 
 @triton.jit
@@ -272,8 +273,8 @@ def silu_value(x):
 
 @triton.jit
 def silu_slope(x):
-    s = logistic(x)
-    return s * (1.0 + x * (1.0 - s))
+    s, rest = logistic_and_rest(x)
+    return s * (1.0 + x * rest)
 
 
 @triton.jit

@@ -156,6 +156,16 @@ def logistic(x):
 
 
 @triton.jit
+def logistic_and_rest(x):
+    """σ(x) and 1 − σ(x), without the subtraction: a GPU's approximate division may leave 1/1 a unit
+    off, which x would magnify."""
+    e = exponential(negative(tl.abs(x)))
+    larger = 1.0 / (1.0 + e)
+    smaller = e * larger
+    return tl.where(x < 0, smaller, larger), tl.where(x < 0, larger, smaller)
+
+
+@triton.jit
 def normal_distribution(x, bell):
     """Φ(x), given e^(−x²/2). In float32 by formula 7.1.26 of Abramowitz & Stegun (1964), as csrc:
     an error of 1.5e-7, and without cancellation where x < 0."""
