@@ -247,6 +247,11 @@ def call_unwatched(
     return _recorded(x, pair, scale, backend)
 
 
+def recorded_by_us(node: Any) -> bool:
+    """Whether a node of the graph is that of a call of ours."""
+    return hasattr(node, "call") or node.name() == "ModifiedBackward"
+
+
 def call_view(x: Any, pairs: Pairs, scale: Tensor | None) -> Any:
     """x as a view, recorded with the rule's backward where a gradient can be needed."""
     nodes = _nodes_for(pairs)

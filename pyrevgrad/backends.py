@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import triton_backend
-from .activations import ACTIVATIONS, Activation, find
+from .activations import ACTIVATIONS, CUSTOM, Activation, find
 from .binding import WHY
 from .checks import closest
 from .pairs import Pair, make_pair
@@ -166,7 +166,8 @@ class Pairs:
         self.handles = _handles(self.full, self.half)
 
     def __reduce__(self) -> Any:
-        return Pairs, (self.full.row.name, self.rule, self.given)
+        made = _custom_pairs if self.full.row.own_slope else Pairs
+        return made, (self.full.row.name, self.rule, self.given)
 
     def without_tensor(self) -> Pairs:
         """The same pairs for a layer, which keeps the tensor scale in a buffer."""
@@ -182,6 +183,12 @@ class Pairs:
         made.handles = self.handles
         made.rule, made.tensor = rule, rule.tensor
         return made
+
+
+def _custom_pairs(name: str, rule: Rule, params: dict[str, Any]) -> Pairs:
+    if name not in CUSTOM:
+        raise ValueError(f"{name!r} was made by pyrevgrad.custom: make it before this is loaded")
+    return Pairs(name, rule, params)
 
 
 _PAIRS: dict[tuple[Any, ...], Pairs] = {}
@@ -427,7 +434,9 @@ def _cuda_serving() -> str:
     module, missing = triton_backend.load()
     if module is not None:
         return "triton"
-    return f"none: {missing}" if forced() else f"reference (native: {problem} triton: {missing})"
+    if forced():
+        return f"none: {missing}"
+    return f"reference, as triton is not in use, nor native: {problem}"
 
 
 def configuration() -> dict[str, str]:

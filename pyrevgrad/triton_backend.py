@@ -92,6 +92,6 @@ def description() -> str:
     """What show_config() says of it."""
     module, missing = load()
     if module is None:
-        return f"missing: {missing}"
+        return f"not in use: {missing}"
     where = "interpreted, serves tensors where asked for" if module.INTERPRETED else "CUDA kernels"
     return f"{importlib.import_module('triton').__version__}; {where}"

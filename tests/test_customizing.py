@@ -87,6 +87,13 @@ def test_its_name_serves_wherever_a_name_does():
         pyrevgrad.activation(x, "wav")
 
 
+def test_a_pickle_that_comes_before_its_activation_gets_a_sentence(monkeypatch):
+    pickled = pickle.dumps(pyrevgrad.nn.Activation("wave"))
+    monkeypatch.delitem(customizing.CUSTOM, "wave")
+    with pytest.raises(ValueError, match=r"'wave' was made by pyrevgrad\.custom: make it before"):
+        pickle.loads(pickled)
+
+
 def test_second_derivatives_in_place_and_transforms_work():
     x = torch.tensor(XS, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(WAVE, x)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .. import backends
+from .. import autograd, backends
 from ..reference import eager
 from ..rules import EXACT, Rule
 from . import interception
@@ -124,7 +124,7 @@ def _note(seen: _Seen, into: Any, out: Any) -> None:
 
 
 def _own_node(node: Any) -> Any:
-    """Our Function's node: `node` itself, or behind the copy and views of an in-place call."""
+    """The node of our call: `node` itself, or behind the copy and views of an in-place call."""
     waiting = [node]
     for _ in range(8):
         if not waiting:
@@ -132,7 +132,7 @@ def _own_node(node: Any) -> Any:
         node = waiting.pop(0)
         if node is None:
             continue
-        if hasattr(node, "call"):
+        if autograd.recorded_by_us(node):
             return node
         waiting += [parent for parent, _ in reversed(node.next_functions)]
     return None
