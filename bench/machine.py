@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import pyrevgrad
-from pyrevgrad import backends
+from pyrevgrad.configuration import configuration
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -64,6 +64,7 @@ def describe() -> dict[str, Any]:
     """Everything a reader needs to judge or repeat the figures."""
     # What a run writes does not make its own measurements dirty.
     changes = _git("status", "--porcelain", "--", ".", ":!bench/results", ":!bench/README.md")
+    configured = configuration()
     return {
         "processor": _processor(),
         "processors": usable_processors(),
@@ -74,8 +75,8 @@ def describe() -> dict[str, Any]:
         "torch": torch.__version__,
         "torch_kernels": torch.backends.cpu.get_cpu_capability(),
         "pyrevgrad": pyrevgrad.__version__,
-        "native": backends.configuration()["native"],
-        "autograd": backends.configuration()["autograd"],
+        "native": configured["native"],
+        "autograd": configured["autograd"],
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if changes is None else bool(changes),
     }

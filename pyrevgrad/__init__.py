@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from . import adversarial, compat, functional, nn, schedules
 from .activations import ACTIVATIONS
-from .backends import BackendError, backend, show_config
+from .backends import BackendError, backend
+from .configuration import show_config
 from .customizing import custom
 from .diagnosis import ReversalError, ReversalReport, check_reversal
 from .functional import activation, reverse_gradient

@@ -8,8 +8,6 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-import platform
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +20,6 @@ from torch import Tensor
 
 from . import triton_backend
 from .activations import ACTIVATIONS, CUSTOM, Activation, find
-from .binding import WHY
 from .checks import closest
 from .pairs import Pair, make_pair
 from .reference import eager
@@ -295,6 +292,11 @@ def native() -> Any:
     return _native
 
 
+def native_missing() -> str:
+    """Why it is not there, and the cure; nothing where it is."""
+    return _native_missing
+
+
 def reference_for_subclass(x: Tensor) -> Reference:
     """The reference, which serves any subclass of Tensor; BackendError where another is forced."""
     if forced() not in (None, "reference"):
@@ -412,75 +414,3 @@ def _say_once() -> None:
         RuntimeWarning,
         stacklevel=4,
     )
-
-
-def _cpu_serving() -> str:
-    if forced() == "triton" and not triton_backend.interpreted():
-        return "none: triton was asked for and serves CUDA tensors"
-    return forced() or ("native" if _native else "reference")
-
-
-def _cuda_serving() -> str:
-    if forced() == "reference":
-        return "reference"
-    problem = _native_missing if _native is None else str(_native.cuda_missing)
-    # Asking a device would take hold of it, which only a program that uses CUDA should do.
-    if not problem and torch.cuda.is_initialized():
-        problem = str(_native.cuda_problem(torch.cuda.current_device()))
-    if not problem and forced() != "triton":
-        return f"native; {_native.cuda_build()}"
-    if forced() == "native":
-        return f"none: {problem}"
-    module, missing = triton_backend.load()
-    if module is not None:
-        return "triton"
-    if forced():
-        return f"none: {missing}"
-    return f"reference, as triton is not in use, nor native: {problem}"
-
-
-def configuration() -> dict[str, str]:
-    """What is built, what would run where, and why, as (topic, sentence)."""
-    from . import __version__
-
-    native = f"built; {_native.capability} kernels" if _native else f"missing: {_native_missing}"
-    cpu = _cpu_serving()
-    compiled = f"cpu: {cpu}, as an opaque operation; elsewhere: reference, to be fused"
-    lines = {
-        "pyrevgrad": __version__,
-        "python": f"{platform.python_version()} on {platform.machine()}",
-        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
-        "native": native,
-        "autograd": WHY if _native is not None else "Python functions",
-        "triton": triton_backend.description(),
-        "asked for": forced() or "nothing: the fastest that serves a tensor runs",
-        "cpu tensors": cpu,
-        "cuda tensors": _cuda_serving(),
-        "mps, xpu, meta tensors": "reference",
-        "torch.compile": "none: triton does not serve it" if forced() == "triton" else compiled,
-        "torch.func": "reference",
-    }
-    if _native is not None:
-        absent = sorted(set(ACTIVATIONS) - set(_native.codes))
-        if absent:
-            lines["native lacks"] = ", ".join(absent) + " (reference)"
-    return lines
-
-
-def show_config(file: Any = None) -> None:
-    """Print what is built, which backend would serve which tensor, and why.
-
-    Parameters
-    ----------
-    file : text stream, optional
-        Standard output if not given.
-
-    Examples
-    --------
-    >>> show_config()  # doctest: +ELLIPSIS
-    pyrevgrad ...
-    """
-    lines = configuration()
-    width = max(map(len, lines))
-    for topic, sentence in lines.items():
-        print(f"{topic:<{width}}  {sentence}", file=file or sys.stdout)

@@ -190,7 +190,7 @@ def test_every_activation_has_a_function_of_its_name(name):
     (
         ("rellu", "unknown activation 'rellu': did you mean 'relu'"),
         ("Gelu", "unknown activation 'Gelu': did you mean 'gelu'"),
-        ("swish", "unknown activation 'swish': did you mean 'hardswish'"),
+        ("hardswis", "unknown activation 'hardswis': did you mean 'hardswish'"),
         ("xyz", "unknown activation 'xyz': choose from celu, elu, gelu"),
     ),
 )

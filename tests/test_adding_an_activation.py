@@ -99,7 +99,7 @@ from pyrevgrad.rules import RULES
 xs, gs = json.loads(sys.argv[1])
 x = torch.tensor(xs, dtype=torch.float64).repeat_interleave(len(gs)).requires_grad_()
 g = torch.tensor(gs, dtype=torch.float64).repeat(len(xs))
-found = {"file": pyrevgrad.__file__, "config": pyrevgrad.backends.configuration()}
+found = {"file": pyrevgrad.__file__, "config": pyrevgrad.configuration.configuration()}
 for backend in ("native", "reference"):
     with pyrevgrad.backend(backend):
         for name, rule in RULES.items():

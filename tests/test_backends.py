@@ -13,6 +13,7 @@ from expected import BACKENDS, Serving
 
 import pyrevgrad
 from pyrevgrad import BackendError, activation, backends
+from pyrevgrad.configuration import configuration
 from pyrevgrad.rules import GUIDED
 
 needs_native = pytest.mark.skipif("native" not in BACKENDS, reason="no native library")
@@ -267,7 +268,7 @@ def test_torch_without_cuda_is_the_reason_and_the_library_is_not_loaded():
     code = "import sys, pyrevgrad; print('pyrevgrad._native_cuda' in sys.modules)"
     assert python(code).stdout.strip() == "False"
     assert "this torch is built without CUDA" in backends._native.cuda_problem(0)
-    assert "this torch is built without CUDA" in backends.configuration()["cuda tensors"]
+    assert "this torch is built without CUDA" in configuration()["cuda tensors"]
 
 
 @needs_native

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyrevgrad
 from pyrevgrad import backends
+from pyrevgrad.configuration import configuration
 
 from . import timing
 from .digits import ROTATION, Digits
@@ -84,11 +85,11 @@ def processor() -> str:
 
 def serving_backend() -> str:
     """The backend that serves float32 on the CPU here, and why where it is not the native one."""
-    configuration = backends.configuration()
-    name = backends.forced() or configuration["cpu tensors"]
+    configured = configuration()
+    name = backends.forced() or configured["cpu tensors"]
     if name == "native":
         return "native backend"
-    reason = "asked for" if backends.forced() else f"native {configuration['native']}"
+    reason = "asked for" if backends.forced() else f"native {configured['native']}"
     return f"{name} backend, plain PyTorch ({reason})"
 
 
