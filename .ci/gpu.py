@@ -86,7 +86,10 @@ def tests(variables, *before, selected=None):
     """pytest's last line over the GPU tests, and whether it passed; under `before` if given."""
     command = [*before, sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml")]
     command += ["--rootdir", str(ROOT), "-p", "no:cacheprovider", "-q"]
-    command += [str(ROOT / "tests" / "test_cuda.py"), *(["-k", selected] if selected else [])]
+    # Triton's are run beside the native ones, and left out of the sanitizer's slow selection.
+    files = ["test_cuda.py"] if selected else ["test_cuda.py", "test_triton_gpu.py"]
+    command += [str(ROOT / "tests" / file) for file in files]
+    command += ["-k", selected] if selected else []
     done = subprocess.run(command, env=variables, cwd=PACKAGE, text=True, capture_output=True)
     print(done.stdout + done.stderr, flush=True)
     return outcome(done.stdout + done.stderr, done.returncode)

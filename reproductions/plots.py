@@ -28,7 +28,7 @@ def _draw(axes: Any, curves: dict[str, list[list[float]]], epochs: list[float]) 
     axes.set_ylim(0, 1)
     axes.set_xlabel("epoch")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="best", fontsize=8)
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -371,7 +371,8 @@ def test_nodes_that_do_not_compile_leave_the_library_and_a_reason(checkout, obje
     source.write_text(f"#error beyond me\n{content}")
     try:
         command = (sys.executable, "setup.py", "build", "--build-base", built)
-        output(*command, "--build-lib", tmp_path, cwd=checkout)
+        environment = {**os.environ, **AS_BUILT}
+        output(*command, "--build-lib", tmp_path, cwd=checkout, env=environment)
     finally:
         source.write_text(content)
     assert (package / "_native.abi3.so").is_file() and not stale.exists()
