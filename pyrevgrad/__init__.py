@@ -59,7 +59,6 @@ __all__ = [
     "custom",
     "functional",
     "guided",
-    "nn",
     "plan",
     "rectgrad",
     "reverse",

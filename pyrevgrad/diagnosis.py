@@ -134,6 +134,7 @@ def check_reversal(
     if expected == 0:
         raise ValueError("scale is 0: no reversal could be seen; check with another λ")
     probe = Probe(model, inputs, features, dtype)
+    turned_round = probe.negative_scale() if expected is None else None
     expected = probe.set_scale() if expected is None else expected
     domain, labels = probe.chosen(output, label)
     factors = probe.factors(domain)
@@ -148,6 +149,12 @@ def check_reversal(
                 f"the gradient of the label output is not the plain one in {_listed(turned)}: the "
                 "reversal must stand before the domain head alone"
             )
+    if verdict == "reversed" and turned_round is not None:
+        verdict = "wrong sign"
+        sentence = (
+            "the reversal reverses, but λ of {} is {:g}: below 0 it undoes the reversal; give λ "
+            "without its sign".format(*turned_round)
+        )
     report = ReversalReport(verdict, sentence, expected, factors)
     if strict and not report.ok:
         raise ReversalError(report)

@@ -48,6 +48,13 @@ class Probe:
         given = inputs if isinstance(inputs, (tuple, list)) else [inputs]
         return [taken(it) for it in given], {}
 
+    def negative_scale(self) -> tuple[str, float] | None:
+        """The first live layer of ours whose λ is below 0, and that λ."""
+        for name, layer in self.model.named_modules():
+            if isinstance(layer, Scaled) and layer.scale is not None and layer.scale < 0:
+                return name or "the layer itself", layer.scale.item()
+        return None
+
     def set_scale(self) -> float:
         """Give every live layer of ours the same λ, and say which; 1 where there is none."""
         layers = [m for m in self.model.modules() if isinstance(m, Scaled)]

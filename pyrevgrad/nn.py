@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import ctypes
+import functools
 import math
 from typing import Any
 
@@ -292,7 +294,9 @@ class ReversedLinear(GradientReversal):
         self.weight = linear.weight
         self.register_parameter("bias", linear.bias)
         self.activation = None if activation is None else Activation(activation, rule, **params)
-        self.to(device=self.weight.device)
+        assert self.scale is not None
+        if self.scale.device != self.weight.device:
+            self.to(device=self.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
         """y, of shape (…, out_features) for x of shape (…, in_features)."""
@@ -313,15 +317,18 @@ class ReversedLinear(GradientReversal):
         autograd.check_live_scale(self.scale, x)
         if self.record_norm:
             x = observed(x, self._norm_on(x.device))
-        number = None if torch.compiler.is_compiling() else self._number
+        compiling = torch.compiler.is_compiling()
+        number = None if compiling else functools.partial(self._number, self.scale)
         return folded_linear(x, self.weight, self.bias, self.scale, number)
 
-    def _number(self) -> float | None:
+    def _number(self, scale: Tensor) -> float | None:
         """λ, if it is known without asking the device and may stand in what runs now."""
-        assert self.scale is not None
-        if self.scale.is_cuda and torch.cuda.is_current_stream_capturing():
+        if type(scale) is Tensor and scale.is_cpu and scale.dtype == torch.float64:
+            # From memory: no operation, nothing waits, and no write by another way is missed.
+            return ctypes.c_double.from_address(scale.data_ptr()).value
+        if scale.is_cuda and torch.cuda.is_current_stream_capturing():
             return None
-        return self._still_known()
+        return self._still_known() if scale is self.scale else None
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)

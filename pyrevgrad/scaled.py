@@ -36,11 +36,11 @@ class Scaled(nn.Module):
         self._written = self._version_of(self.scale)
 
     @staticmethod
-    def _version_of(scale: Tensor | None) -> int | None:
-        """What changes with every write into the buffer; None where writes cannot be seen."""
+    def _version_of(scale: Tensor | None) -> tuple[int, int] | None:
+        """What changes with another buffer and every write; None where writes cannot be seen."""
         # Another process writes into shared memory unseen, and inference tensors do not count.
         unseen = scale is None or scale.is_inference() or (scale.is_cpu and scale.is_shared())
-        return None if unseen else scale._version  # type: ignore[union-attr]
+        return None if unseen else (id(scale), scale._version)  # type: ignore[union-attr]
 
     def _still_known(self) -> float | None:
         """The buffer's value, if it is known and nobody else has written since."""

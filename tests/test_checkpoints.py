@@ -206,3 +206,9 @@ def test_ignored_labels_alone_are_named():
     (x, y), target = data()
     with pytest.raises(DivergedError, match="every label of the batch is ignored"):
         train(network(), (x, torch.full_like(y, -100)), target)
+
+
+def test_resuming_without_a_checkpoint_is_an_error():
+    source, target = data()
+    with pytest.raises(ValueError, match="name its file by checkpoint="):
+        train(network(), source, target, resume=True)

@@ -273,3 +273,9 @@ def test_what_cannot_be_checked_is_said(call, kind, message):
 def test_it_is_reachable_from_the_package():
     assert pyrevgrad.check_reversal is check_reversal
     assert issubclass(pyrevgrad.ReversalError, RuntimeError)
+
+
+def test_a_scale_below_zero_is_a_wrong_sign():
+    layers = [nn.Linear(2, 8), nn.Tanh(), GradientReversal(-1.0), nn.Linear(8, 1)]
+    with pytest.raises(ReversalError, match=r"wrong sign: .* λ of 2 is -1: below 0 it undoes"):
+        check_reversal(nn.Sequential(*layers), torch.randn(8, 2))

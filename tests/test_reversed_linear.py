@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyrevgrad
@@ -169,9 +170,14 @@ def test_a_number_or_a_schedule_costs_no_operation_at_all(shape, how):
 
 
 @pytest.mark.parametrize(("rows", "smaller"), [(2, 8), (100, 12)])
-def test_a_tensor_costs_one_operation_on_the_smaller_operand(rows, smaller):
+def test_a_tensor_on_a_device_costs_one_operation_on_the_smaller_operand(
+    rows, smaller, monkeypatch
+):
     layer = ReversedLinear(3, 4, scale=torch.tensor(0.5))
     x = torch.randn(rows, 3)
+    assert len(operations([layer], x)) == len(operations([nn.Linear(3, 4)], x))
+    # What a device alone knows, which a CPU tensor never is.
+    monkeypatch.setattr(ReversedLinear, "_number", lambda self, scale: None)
     sizes = []
 
     class Sizes(Operations):
@@ -343,3 +349,28 @@ def test_it_reads_as_it_was_made():
     assert "ReversedLinear(\n  in_features=3, out_features=4, bias=True, scale=0.5" in text
     assert "Activation('relu')" in text
     assert pyrevgrad.nn.ReversedLinear is ReversedLinear
+
+
+@pytest.mark.parametrize("how", ["functional_call", "data", "numpy", "another buffer"])
+def test_a_scale_that_came_by_another_way_is_the_one_that_counts(how):
+    layer = ReversedLinear(2, 1, bias=False, scale=0.5)
+    x = torch.ones(1, 2, requires_grad=True)
+    three = torch.tensor(3.0, dtype=torch.float64)
+    if how == "functional_call":
+        y = torch.func.functional_call(layer, {"scale": three}, (x,))
+    else:
+        if how == "data":
+            layer.scale.data.fill_(3.0)
+        elif how == "numpy":
+            layer.scale.numpy()[...] = 3.0
+        else:
+            layer._buffers["scale"] = three
+        y = layer(x)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, -3.0 * layer.weight.detach())
+
+
+def test_it_can_be_built_of_fake_tensors():
+    with FakeTensorMode():
+        layer = ReversedLinear(3, 2)
+        assert layer(torch.ones(4, 3)).shape == (4, 2)

@@ -89,7 +89,7 @@ def fit(
         The loss is NaN or infinite. On the CPU the weights are still those before that step.
     ValueError, TypeError
         Labels out of range, a domain or loader without samples, shapes that do not fit, a
-        checkpoint of another training.
+        checkpoint of another training, `resume` without a `checkpoint`.
     FileExistsError
         A checkpoint is there, and `resume` is not asked for.
     ImportError
@@ -105,6 +105,8 @@ def fit(
     >>> [record["step"] for record in history.epochs]
     [3, 6]
     """
+    if resume and checkpoint is None:
+        raise ValueError("resume=True continues from a checkpoint: name its file by checkpoint=")
     run = Run(model, epochs, batch_size, seed, device)
     run.take_data(source, target, validation, scores)
     run.take_optimizer(optimizer, scheduler)
