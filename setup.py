@@ -355,7 +355,6 @@ class CudaToolchain(Toolchain):
         return self.make(self.objects / name, command, contents, f"linking {name}")
 
     def build(self, name, jobs):
-        self.objects.mkdir(parents=True, exist_ok=True)
         return self.link(self.compile_all(CUDA_SOURCES, jobs), name)
 
 

@@ -99,9 +99,9 @@ def kernel_rows(
     target = torch.empty_like(x)
     made = []
     for kernel in kernels.kernels(None, compute=True):
-        steps = {"copy": lambda: target.copy_(x), "kernel": kernels._bound(kernel, x, g)}
+        steps = {"copy": lambda: target.copy_(x), "kernel": kernels.bound(kernel, x, g)}
         measured = rounds(steps, timer, count)
-        row = kernels._row(kernel, dtype, x.numel(), measured["kernel"], measured["copy"])
+        row = kernels.row_of(kernel, dtype, x.numel(), measured["kernel"], measured["copy"])
         row.pop("threads")
         row.pop("faults")
         made.append({**row, "target": SHARES[kernel.selects]})
@@ -211,7 +211,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "memory_bytes": properties.total_memory,
         "l2_bytes": properties.L2_cache_size,
         "torch_cuda": torch.version.cuda,
-        "kernels": backends._native.cuda_build(),
+        "kernels": backends.native().cuda_build(),
         "traffic": {dtype: traffic.item_size(dtype) for dtype in DTYPES},
     }
 

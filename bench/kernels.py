@@ -52,7 +52,7 @@ class Kernel:
         return traffic.fused_backward(self.case, dtype)
 
 
-def _bound(kernel: Kernel, x: Tensor, g: Tensor) -> Callable[[], object]:
+def bound(kernel: Kernel, x: Tensor, g: Tensor) -> Callable[[], object]:
     """The operation of `kernel` with its arguments, as the binding would call it."""
     half = x.dtype in backends.HALF_TYPES
     pairs = backends.pairs_of(kernel.case.activation, kernel.case.rule, {})
@@ -81,7 +81,7 @@ def kernels(pattern: Callable[[str], object] | None, compute: bool) -> Iterator[
                 yield Kernel(case, "backward", selects)
 
 
-def _row(
+def row_of(
     kernel: Kernel, dtype: str, elements: int, own: Measured, copy: Measured
 ) -> dict[str, Any]:
     moved = kernel.bytes_per_element(dtype)
@@ -121,6 +121,6 @@ def measure(
     g = torch.randn(elements, generator=generator).to(torch_dtype)
     target = torch.empty_like(x)
     for kernel in chosen:
-        steps = {"copy": lambda: target.copy_(x), "kernel": _bound(kernel, x, g)}
+        steps = {"copy": lambda: target.copy_(x), "kernel": bound(kernel, x, g)}
         measured = interleave(steps, effort)
-        yield _row(kernel, dtype, elements, measured["kernel"], measured["copy"])
+        yield row_of(kernel, dtype, elements, measured["kernel"], measured["copy"])

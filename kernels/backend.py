@@ -18,6 +18,8 @@ import triton
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
+from pyrevgrad import masks
+
 from . import sweep
 from .formulas import FORMULAS, Formula
 from .layout import contiguous_strides, dense, laid_out
@@ -189,16 +191,8 @@ class Triton:
         _run(sweep.backward, backward_arguments(pair, g.element_size()), g, kept, gx, scale)
         return gx
 
-    @staticmethod
-    def unpacked(mask: Tensor, shape: torch.Size, strides: Any) -> Tensor:
-        lanes = torch.arange(8, dtype=torch.uint8, device=mask.device)
-        bits = (mask.unsqueeze(1) >> lanes & 1).flatten()[: shape.numel()].bool()
-        return bits.view(shape) if strides is None else bits.as_strided(shape, strides)
-
-    @staticmethod
-    def mask_strides(x: Tensor) -> tuple[int, ...]:
-        """The memory order that an in-place mask of `x` has: that of a dense copy."""
-        return torch.empty_like(x, device="meta").stride()
+    unpacked = staticmethod(masks.unpacked)
+    mask_strides = staticmethod(masks.mask_strides)
 
 
 TRITON = Triton()

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from . import triton_backend
 from .activations import ACTIVATIONS, CUSTOM, Activation, find
+from .binding import CURE
 from .checks import closest
 from .pairs import Pair, make_pair
 from .reference import eager
@@ -125,8 +126,7 @@ def _load_native() -> None:
     except ImportError as error:
         report = BUILD_REPORT.read_text().strip() if BUILD_REPORT.exists() else ""
         _native_missing = report or (
-            f"the compiled library did not load ({error}). Cure: with a C++ compiler, run "
-            "`pip install --no-build-isolation --no-deps --force-reinstall .` in the checkout."
+            f"the compiled library did not load ({error}). Cure: with a C++ compiler, run {CURE}."
         )
 
 

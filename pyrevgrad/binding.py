@@ -40,7 +40,7 @@ def _load() -> tuple[Any, str]:
             reason = f"the compiled nodes did not load ({error})"
     if asked == "c++":
         raise ImportError(f"PYREVGRAD_AUTOGRAD is c++, and {reason}. Cure: {CURE}.")
-    return None, f"Python functions ({reason}; the cure, worth some 20 us a call: {CURE})"
+    return None, f"Python functions ({reason}; they take longer on small tensors. Cure: {CURE})"
 
 
 def _mismatch() -> str | None:

@@ -1,7 +1,7 @@
 """The native backend: the compiled library's operations, their shapes and the pair as numbers.
 
 Importing this module loads the library; ImportError where it is not built. The CUDA kernels are a
-library of their own, loaded beside it on a torch with CUDA. Imports pairs only.
+library of their own, loaded beside it on a torch with CUDA. Imports pairs, masks and binding.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from . import masks
+from .binding import CURE
 from .pairs import Pair
 
 importlib.import_module("pyrevgrad._native")
@@ -30,8 +32,7 @@ def _load_cuda() -> str:
     except ImportError as error:
         report = CUDA_BUILD_REPORT.read_text().strip() if CUDA_BUILD_REPORT.exists() else ""
         return report or (
-            f"the library of the CUDA kernels did not load ({error}). Cure: with nvcc, run "
-            "`pip install --no-build-isolation --no-deps --force-reinstall .` in the checkout."
+            f"the library of the CUDA kernels did not load ({error}). Cure: with nvcc, run {CURE}."
         )
     return ""
 
@@ -89,16 +90,8 @@ class Native:
             return self._backward(g, kept, pair.program)
         return self._backward(g, kept, pair.program, scale, strides)
 
-    @staticmethod
-    def unpacked(mask: Tensor, shape: torch.Size, strides: Any) -> Tensor:
-        lanes = torch.arange(8, dtype=torch.uint8, device=mask.device)
-        bits = (mask.unsqueeze(1) >> lanes & 1).flatten()[: shape.numel()].bool()
-        return bits.view(shape) if strides is None else bits.as_strided(shape, strides)
-
-    @staticmethod
-    def mask_strides(x: Tensor) -> tuple[int, ...]:
-        """The memory order that an in-place mask of `x` has: that of a dense copy."""
-        return torch.empty_like(x, device="meta").stride()
+    unpacked = staticmethod(masks.unpacked)
+    mask_strides = staticmethod(masks.mask_strides)
 
     def program(self, pair: Pair) -> Tensor | None:
         """The pair as csrc/rule.h lays it out; None where the library lacks the activation."""

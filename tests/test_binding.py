@@ -110,7 +110,7 @@ def test_nodes_for_another_torch_are_not_loaded(monkeypatch, tmp_path):
     monkeypatch.delenv("PYREVGRAD_AUTOGRAD", raising=False)
     nodes, why = binding._load()
     assert nodes is None
-    assert f"are for torch 2.9.9+other, and this is {torch.__version__}; the cure" in why
+    assert f"are for torch 2.9.9+other, and this is {torch.__version__}; they take" in why
     monkeypatch.setenv("PYREVGRAD_AUTOGRAD", "c++")
     with pytest.raises(
         ImportError, match=r"PYREVGRAD_AUTOGRAD is c\+\+, and the compiled nodes are"

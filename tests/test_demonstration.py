@@ -135,11 +135,6 @@ def test_training_leaves_the_global_random_state_alone(data):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_learning_rate_follows_the_published_schedule():
-    rates = [training.annealed(1.0, progress) for progress in (0, 0.1, 0.25, 0.5, 1)]
-    assert rates == pytest.approx([1, 0.5946, 0.3908, 0.2608, 0.1656], abs=5e-5)
-
-
 def test_another_rule_leaves_the_values_alone(data):
     classifier = training.build_classifier()
     pixels = data.source.flat[:20]

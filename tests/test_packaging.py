@@ -20,7 +20,7 @@ import torch
 from cuda_objects import cuda_architectures
 
 import pyrevgrad
-from pyrevgrad import __main__, backends, binding
+from pyrevgrad import backends, binding
 
 #: Vector mathematics that libtorch_cpu exports beside the stable ABI, and all that we take of it.
 SLEEF = {
@@ -122,7 +122,7 @@ def nodes_library() -> Path:
 
 def test_nodes_export_their_init_function_alone_and_hold_no_path(nodes_library, repository):
     exported = {name for _, name in symbols(nodes_library, "-D", "--defined-only")}
-    assert {name for name in exported if not name.startswith("_Z")} == {"PyInit__autograd"}
+    assert exported == {"PyInit__autograd"}
     assert not re.search(r"RPATH|RUNPATH", output(tool("readelf"), "-d", nodes_library))
     torch = Path(sys.modules["torch"].__file__).parent
     for place in (repository, torch, Path(sys.prefix), Path.home()):
@@ -503,42 +503,3 @@ def test_disabled_library_is_not_loaded_and_the_reference_serves():
     printed = output(sys.executable, "-W", "ignore", "-c", code, env=environment)
     assert "missing: PYREVGRAD_DISABLE_NATIVE is set" in printed
     assert printed.splitlines()[-2:] == ["[0.0, 2.0]", "False"]
-
-
-def test_info_prints_the_configuration(capsys):
-    assert __main__.main(["info"]) == 0
-    printed = capsys.readouterr().out
-    assert printed.startswith("pyrevgrad ") and "cpu tensors" in printed
-
-
-def test_demo_gets_what_follows_it(monkeypatch):
-    from pyrevgrad import demonstration
-
-    given = []
-    monkeypatch.setattr(demonstration, "main", lambda arguments: given.append(arguments) or 7)
-    assert __main__.main(["demo", "--seeds", "3", "--quick", "--help"]) == 7
-    assert given == [["--seeds", "3", "--quick", "--help"]]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["explian"], "invalid choice: 'explian'"),
-        (["info", "--loud"], "info takes no options, got --loud"),
-        ([], "the following arguments are required: COMMAND"),
-    ],
-)
-def test_wrong_command_line_is_a_usage_error(arguments, message, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        __main__.main(arguments)
-    assert stopped.value.code == 2
-    printed = capsys.readouterr().err
-    assert printed.startswith("usage: python -m pyrevgrad") and message in printed
-
-
-def test_help_names_the_commands(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        __main__.main(["--help"])
-    assert stopped.value.code == 0
-    printed = capsys.readouterr().out
-    assert "info" in printed and "demo" in printed

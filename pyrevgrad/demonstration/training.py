@@ -87,11 +87,6 @@ def build_domain_head(first: torch.nn.Module) -> torch.nn.Sequential:
     )
 
 
-def annealed(rate: float, progress: float) -> float:
-    """Ganin's learning rate, ``rate / (1 + 10·progress)^.75`` (JMLR 2016, section 5.2.2)."""
-    return rate / (1 + 10 * progress) ** 0.75
-
-
 def build(seed: int, first: torch.nn.Module) -> tuple[torch.nn.Sequential, torch.nn.Sequential]:
     """Classifier and domain head with the initial weights of `seed`, whatever `first` is."""
     with torch.random.fork_rng(devices=[]):
@@ -136,15 +131,14 @@ def train(
     classifier, domain_head = build(seed, first)
     parameters = [*classifier.parameters(), *domain_head.parameters()]
     optimizer = torch.optim.SGD(parameters, settings.learning_rate, momentum=settings.momentum)
+    rate = pyrevgrad.schedules.GaninLearningRate(optimizer, steps)
     domains = torch.cat([torch.zeros(settings.batch), torch.ones(settings.batch)])
     batches = torch.Generator().manual_seed(seed)
     training = Training([copy.deepcopy(classifier)], [copy.deepcopy(domain_head[1:])])
-    for epoch in range(settings.epochs):
+    for _ in range(settings.epochs):
         source_order = endless(len(source), steps_per_epoch * settings.batch, batches)
         target_order = endless(len(target), steps_per_epoch * settings.batch, batches)
         for step in range(steps_per_epoch):
-            progress = (epoch * steps_per_epoch + step) / steps
-            optimizer.param_groups[0]["lr"] = annealed(settings.learning_rate, progress)
             here = slice(step * settings.batch, (step + 1) * settings.batch)
             picked = source_order[here]
             features = classifier[:4](torch.cat([source[picked], target[target_order[here]]]))
@@ -157,6 +151,7 @@ def train(
             optimizer.zero_grad()
             (label_loss + domain_loss).backward()
             optimizer.step()
+            rate.step()
             schedule.step()
         training.classifiers.append(copy.deepcopy(classifier))
         training.domain_heads.append(copy.deepcopy(domain_head[1:]))
