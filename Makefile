@@ -4,6 +4,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # One stamp per Python that was asked for, so that another one makes the environment anew.
 READY := $(VENV)/ready$(subst /,-,$(PYTHON))
+# Test processes, at most, each of which compiles and runs kernels of its own.
+PROCESSES ?= 4
 # Triton, which the tests take where it can be had.
 TRITON := $(VENV)/ready-triton
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -37,7 +39,8 @@ $(TRITON): $(READY) .ci/triton_for_tests.py
 	@touch $@
 
 test: $(READY) $(TRITON)
-	$(PY) -m pytest --doctest-modules --doctest-glob='*.md' \
+	$(PY) -m pytest -n auto --maxprocesses $(PROCESSES) --dist worksteal \
+	  --doctest-modules --doctest-glob='*.md' \
 	  tests pyrevgrad $(wildcard *.md docs/*.md) $(ARGUMENTS)
 
 reproduce: $(READY)

@@ -25,6 +25,8 @@ struct Row {
   static constexpr Kind kind = kind_;
   static constexpr bool output_gives_slope = output_gives_slope_;
   static constexpr bool has_flat = has_flat_;
+  // The value is x, a constant, or a constant times x, chosen by comparing x with constants.
+  static constexpr bool chooses = false;
 };
 
 #define PYREVGRAD_FORMULA(NAME, ARGUMENT)                    \
@@ -48,28 +50,33 @@ PYREVGRAD_HD V logistic(V x) {
 }
 
 struct Identity : Row<Kind::kConstant> {
+  static constexpr bool chooses = true;
   PYREVGRAD_FORMULA(value, x) { return x; }
 };
 
 struct Relu : Row<Kind::kMask, true> {
+  static constexpr bool chooses = true;
   PYREVGRAD_FORMULA(value, x) { return select(x < V(0), V(0), x); }
   PYREVGRAD_FORMULA(passes, x) { return !(x <= V(0)); }
   PYREVGRAD_FORMULA(passes_output, y) { return !(y <= V(0)); }
 };
 
 struct LeakyRelu : Row<Kind::kMask, true> {
+  static constexpr bool chooses = true;
   PYREVGRAD_FORMULA(value, x) { return select(x > V(0), x, p.a * x); }
   PYREVGRAD_FORMULA(passes, x) { return x > V(0); }
   PYREVGRAD_FORMULA(passes_output, y) { return y > V(0); }
 };
 
 struct Hardtanh : Row<Kind::kMask, true> {
+  static constexpr bool chooses = true;
   PYREVGRAD_FORMULA(value, x) { return select(x < p.a, p.a, select(x > p.b, p.b, x)); }
   PYREVGRAD_FORMULA(passes, x) { return (!(x <= p.a)) & (!(x >= p.b)); }
   PYREVGRAD_FORMULA(passes_output, y) { return (!(y <= p.a)) & (!(y >= p.b)); }
 };
 
 struct Relu6 : Row<Kind::kMask, true> {
+  static constexpr bool chooses = true;
   template <class V>
   static PYREVGRAD_HD Parameters<V> bounds() {
     return {V(0), V(6)};
@@ -174,6 +181,7 @@ struct Tanhshrink : Row<Kind::kInput> {
 };
 
 struct Hardshrink : Row<Kind::kMask, true> {
+  static constexpr bool chooses = true;
   PYREVGRAD_FORMULA(value, x) { return select(absolute(x) <= p.a, V(0), x); }
   PYREVGRAD_FORMULA(passes, x) { return !(absolute(x) <= p.a); }
   PYREVGRAD_FORMULA(passes_output, y) { return y != V(0); }
@@ -280,6 +288,7 @@ struct Hardsigmoid : Row<Kind::kMask> {
 };
 
 struct Sign : Row<Kind::kConstant> {
+  static constexpr bool chooses = true;
   PYREVGRAD_FORMULA(value, x) { return select(x > V(0), V(1), select(x < V(0), V(-1), V(0))); }
 };
 
@@ -288,6 +297,7 @@ struct Round : Row<Kind::kConstant> {
 };
 
 struct Heaviside : Row<Kind::kConstant> {
+  static constexpr bool chooses = true;
   PYREVGRAD_FORMULA(value, x) { return select(x > V(0), V(1), select(x == V(0), p.a, V(0))); }
 };
 

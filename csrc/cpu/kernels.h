@@ -5,6 +5,8 @@
 // kept, 2·size + 1/8 with a mask, 3·size with the output or the input.
 #pragma once
 
+#include <type_traits>
+
 #include "storage.h"
 
 namespace pyrevgrad::PYREVGRAD_ISA {
@@ -20,6 +22,21 @@ template <>
 struct Computed<double> {
   using V = F64;
 };
+
+// What kernels that choose among x, constants and products run on: sixteen-bit numbers as they are
+// stored, where the instruction set has a type for them.
+template <class T>
+struct Chosen : Computed<T> {};
+#ifdef PYREVGRAD_SIXTEEN
+template <>
+struct Chosen<Bfloat16> {
+  using V = Sixteen<Bfloat16>;
+};
+template <>
+struct Chosen<Half> {
+  using V = Sixteen<Half>;
+};
+#endif
 
 enum class MaskUse { kNone, kRead, kWrite };
 
@@ -56,6 +73,23 @@ INLINE std::uint64_t to_even_places(std::uint64_t bits) {
 #endif
 }
 
+// Vectors of numbers as they are stored.
+template <class V>
+constexpr bool stays_stored = false;
+#ifdef PYREVGRAD_SIXTEEN
+template <class T>
+constexpr bool stays_stored<Sixteen<T>> = true;
+#endif
+
+template <class V, class T>
+INLINE V fetched(const T* p) {
+  if constexpr (stays_stored<V>) {
+    return V::from(p);
+  } else {
+    return load(p);
+  }
+}
+
 // out = body(input, kept, bits in, bits out) over whole vectors, a block of 64 elements at a time
 // so that its mask is one load or store; what is left goes through a copy of one vector, so that
 // every element takes the same path wherever it lies.
@@ -70,9 +104,8 @@ enum class Cost { kCheap, kDear };
 // bandwidth without this and .90 with it at 2^16 float32, .90 and 1.24 at 2^24.
 constexpr std::int64_t kAhead = 2048, kLine = 64;
 
-template <class T, bool reads_kept, MaskUse use, Cost cost, class Body>
+template <class V, class T, bool reads_kept, MaskUse use, Cost cost, class Body>
 INLINE void sweep(const Work& work, std::int64_t first, std::int64_t last, Body body) {
-  using V = typename Computed<T>::V;
   constexpr int width = V::width, count = kBlock / width;
   constexpr std::uint64_t lanes = (std::uint64_t(1) << width) - 1;
   const T* input = static_cast<const T*>(work.input);
@@ -94,24 +127,7 @@ INLINE void sweep(const Work& work, std::int64_t first, std::int64_t last, Body 
     for (std::int64_t j = 0; j < kBlock * std::int64_t(sizeof(T)); j += kLine) {
       __builtin_prefetch(line + j, 1);
     }
-    if constexpr (cost == Cost::kCheap && PYREVGRAD_UNROLLS && alternates<T>) {
-      constexpr int half = count / 2;
-      std::uint64_t in_even = 0, in_odd = 0, out_even = 0, out_odd = 0;
-      if constexpr (use == MaskUse::kRead) in_even = even_bits(in), in_odd = even_bits(in >> 1);
-      decltype(load_alternate(input)) x[half];
-#pragma GCC unroll 8
-      for (int j = 0; j < half; ++j) x[j] = load_alternate(input + i + 2 * j * width);
-#pragma GCC unroll 8
-      for (int j = 0; j < half; ++j) {
-        x[j].even = run(x[j].even, x[j].even, j * width, in_even, out_even);
-        x[j].odd = run(x[j].odd, x[j].odd, j * width, in_odd, out_odd);
-      }
-#pragma GCC unroll 8
-      for (int j = 0; j < half; ++j) store(x[j], output + i + 2 * j * width);
-      if constexpr (use == MaskUse::kWrite) {
-        out = to_even_places(out_even) | to_even_places(out_odd) << 1;
-      }
-    } else if constexpr (PYREVGRAD_UNROLLS && alternates<T>) {
+    if constexpr (cost == Cost::kDear && PYREVGRAD_UNROLLS && alternates<T>) {
       std::uint64_t ins[2] = {}, outs[2] = {};
       if constexpr (use == MaskUse::kRead) ins[0] = even_bits(in), ins[1] = even_bits(in >> 1);
 #pragma GCC unroll 1
@@ -129,7 +145,7 @@ INLINE void sweep(const Work& work, std::int64_t first, std::int64_t last, Body 
     } else if constexpr (cost == Cost::kCheap && PYREVGRAD_UNROLLS) {
       V x[count];
 #pragma GCC unroll 8
-      for (int j = 0; j < count; ++j) x[j] = load(input + i + j * width);
+      for (int j = 0; j < count; ++j) x[j] = fetched<V>(input + i + j * width);
 #pragma GCC unroll 8
       for (int j = 0; j < count; ++j) x[j] = run(x[j], x[j], j * width, in, out);
 #pragma GCC unroll 8
@@ -137,7 +153,7 @@ INLINE void sweep(const Work& work, std::int64_t first, std::int64_t last, Body 
     } else {
 #pragma GCC unroll 1
       for (int j = 0; j < kBlock; j += width) {
-        const V x = load(input + i + j), k = reads_kept ? load(kept + i + j) : x;
+        const V x = fetched<V>(input + i + j), k = reads_kept ? fetched<V>(kept + i + j) : x;
         store(run(x, k, j, in, out), output + i + j);
       }
     }
@@ -151,7 +167,7 @@ INLINE void sweep(const Work& work, std::int64_t first, std::int64_t last, Body 
     __builtin_memcpy(inputs, input + i, rest * sizeof(T));
     if constexpr (reads_kept) __builtin_memcpy(keeps, kept + i, rest * sizeof(T));
     if constexpr (use == MaskUse::kRead) __builtin_memcpy(&in, mask + i / 8, bytes);
-    store(run(load(inputs), load(keeps), 0, in, out), inputs);
+    store(run(fetched<V>(inputs), fetched<V>(keeps), 0, in, out), inputs);
     out &= (std::uint64_t(1) << rest) - 1;
     if constexpr (use == MaskUse::kWrite) __builtin_memcpy(mask + i / 8, &out, bytes);
     __builtin_memcpy(output + i, inputs, rest * sizeof(T));
@@ -185,65 +201,111 @@ INLINE typename V::Mask all() {
 
 template <class A, class T, MaskBit bit>
 void forward(const Work& work, std::int64_t first, std::int64_t last) {
-  using V = typename Computed<T>::V;
+  using V = typename std::conditional_t<A::chooses, Chosen<T>, Computed<T>>::V;
   const auto p = parameters<V>(work.program);
   [[maybe_unused]] const V low(work.program.low), high(work.program.high);
   constexpr MaskUse use = bit == MaskBit::kNone ? MaskUse::kNone : MaskUse::kWrite;
   constexpr bool selects = A::kind == Kind::kConstant || A::kind == Kind::kMask;
+  constexpr Cost cost = selects && (A::chooses || !alternates<T>) ? Cost::kCheap : Cost::kDear;
   const auto body = [&](V x, V, unsigned, unsigned& bits) INLINE_LAMBDA {
     if constexpr (bit == MaskBit::kOwn) bits = bits_of(A::passes(x, p));
     if constexpr (bit == MaskBit::kPositive) bits = bits_of(positive(x));
     if constexpr (bit == MaskBit::kInterval) bits = bits_of(inside(x, low, high));
     return A::value(x, p);
   };
-  sweep<T, false, use, selects ? Cost::kCheap : Cost::kDear>(work, first, last, body);
+  sweep<V, T, false, use, cost>(work, first, last, body);
 }
 
 // The gates that a backward by g alone or by a mask may meet: any, none (its low slope aside), none
 // and a low slope of 0, or g <= 0 alone beside that.
 enum class Gates { kAny, kNone, kLowBlocks, kGradient };
+template <class T, Gates gates>
+using ForGates = typename std::conditional_t<gates == Gates::kAny, Computed<T>, Chosen<T>>::V;
 template <Gates gates>
 constexpr Cost cost_of = gates == Gates::kAny ? Cost::kDear : Cost::kCheap;
 
+// The product of two numbers of the program, as a vector's arithmetic rounds it.
+template <class V>
+INLINE double product(double a, double b) {
+  using S = typename V::Scalar;
+  return static_cast<double>(static_cast<S>(a) * static_cast<S>(b));
+}
+
+// high·x where the mask holds, low·x elsewhere.
+template <class M, class V>
+INLINE V times(M mask, V high, V low, V x) {
+  return select(mask, high, low) * x;
+}
+
+// run(what makes x of factor·x). A factor of 1 or -1 costs sixteen-bit numbers no product, which
+// would have to be rounded again.
+template <class V, class Run>
+INLINE void with_factor(double scale, double slope, Run run) {
+  const double factor = product<V>(scale, slope);
+  if constexpr (stays_stored<V>) {
+    if (factor == 1) return run([](V x) INLINE_LAMBDA { return x; });
+    if (factor == -1) return run([](V x) INLINE_LAMBDA { return -x; });
+  }
+  const V factors(factor);
+  run([factors](V x) INLINE_LAMBDA { return factors * x; });
+}
+
 template <class T, Gates gates>
 void backward_nothing(const Work& work, std::int64_t first, std::int64_t last) {
-  using V = typename Computed<T>::V;
-  const Rule<V> rule = rule_of<V>(work.program);
-  const V slope(work.program.slope_high), factor = rule.scale * slope;
-  const auto pass = work.program.slope_high == 0 ? !all<V>() : all<V>();
-  const auto body = [&](V g, V, unsigned, unsigned&) INLINE_LAMBDA {
-    if constexpr (gates == Gates::kGradient) {
-      return select(pass & !(g <= V(0)), factor * g, V(0));
-    } else if constexpr (gates != Gates::kAny) {
-      return select(pass, factor * g, V(0));
-    } else {
-      return gated(g, slope, V(0), pass, rule);
-    }
+  using V = ForGates<T, gates>;
+  const Program& program = work.program;
+  const auto pass = program.slope_high == 0 ? !all<V>() : all<V>();
+  const auto swept = [&](auto body) INLINE_LAMBDA {
+    sweep<V, T, false, MaskUse::kNone, cost_of<gates>>(work, first, last, body);
   };
-  sweep<T, false, MaskUse::kNone, cost_of<gates>>(work, first, last, body);
+  if constexpr (gates == Gates::kAny) {
+    const Rule<V> rule = rule_of<V>(program);
+    const V slope(program.slope_high);
+    swept([&](V g, V, unsigned, unsigned&)
+              INLINE_LAMBDA { return gated(g, slope, V(0), pass, rule); });
+  } else {
+    with_factor<V>(program.scale, program.slope_high, [&](auto scaled) INLINE_LAMBDA {
+      swept([&](V g, V, unsigned, unsigned&) INLINE_LAMBDA {
+        if constexpr (gates == Gates::kGradient) {
+          return select(pass & !(g <= V(0)), scaled(g), V(0));
+        } else {
+          return select(pass, scaled(g), V(0));
+        }
+      });
+    });
+  }
 }
 
 template <class T, Gates gates>
 void backward_mask(const Work& work, std::int64_t first, std::int64_t last) {
-  using V = typename Computed<T>::V;
-  const Rule<V> rule = rule_of<V>(work.program);
-  const V high(work.program.slope_high), low(work.program.slope_low);
-  const V scaled_high = rule.scale * high, scaled_low = rule.scale * low;
+  using V = ForGates<T, gates>;
+  const Program& program = work.program;
   // A slope of exactly 0 blocks: select, so that inf and NaN become +0 too.
-  const bool low_blocks = work.program.slope_low == 0;
-  const auto body = [&](V g, V, unsigned bits, unsigned&) INLINE_LAMBDA {
-    const auto pass = mask_of(bits, g);
-    if constexpr (gates == Gates::kGradient) {
-      return select(pass & !(g <= V(0)), scaled_high * g, V(0));
-    } else if constexpr (gates == Gates::kLowBlocks) {
-      return select(pass, scaled_high * g, V(0));
-    } else if constexpr (gates == Gates::kNone) {
-      return select(pass, scaled_high, scaled_low) * g;
-    } else {
-      return gated(g, select(pass, high, low), V(0), low_blocks ? pass : all<V>(), rule);
-    }
+  [[maybe_unused]] const bool low_blocks = program.slope_low == 0;
+  const auto swept = [&](auto body) INLINE_LAMBDA {
+    sweep<V, T, false, MaskUse::kRead, cost_of<gates>>(work, first, last, body);
   };
-  sweep<T, false, MaskUse::kRead, cost_of<gates>>(work, first, last, body);
+  if constexpr (gates == Gates::kAny) {
+    const Rule<V> rule = rule_of<V>(program);
+    const V high(program.slope_high), low(program.slope_low);
+    swept([&](V g, V, unsigned bits, unsigned&) INLINE_LAMBDA {
+      const auto pass = mask_of(bits, g);
+      return gated(g, select(pass, high, low), V(0), low_blocks ? pass : all<V>(), rule);
+    });
+  } else if constexpr (gates == Gates::kNone) {
+    const V high(product<V>(program.scale, program.slope_high));
+    const V low(product<V>(program.scale, program.slope_low));
+    swept([&](V g, V, unsigned bits, unsigned&)
+              INLINE_LAMBDA { return times(mask_of(bits, g), high, low, g); });
+  } else {
+    with_factor<V>(program.scale, program.slope_high, [&](auto scaled) INLINE_LAMBDA {
+      swept([&](V g, V, unsigned bits, unsigned&) INLINE_LAMBDA {
+        auto pass = mask_of(bits, g);
+        if constexpr (gates == Gates::kGradient) pass = pass & !(g <= V(0));
+        return select(pass, scaled(g), V(0));
+      });
+    });
+  }
 }
 
 // What kept output and kept input share once the slope is known.
@@ -272,7 +334,7 @@ void backward_output(const Work& work, std::int64_t first, std::int64_t last) {
     }
     return finished<plain>(g, slope, y, pass, identity, rule);
   };
-  sweep<T, true, MaskUse::kNone, Cost::kDear>(work, first, last, body);
+  sweep<V, T, true, MaskUse::kNone, Cost::kDear>(work, first, last, body);
 }
 
 template <class A, class T, bool plain>
@@ -304,7 +366,7 @@ void backward_input(const Work& work, std::int64_t first, std::int64_t last) {
     }
     return finished<plain>(g, slope, y, pass, identity, rule);
   };
-  sweep<T, true, MaskUse::kNone, Cost::kDear>(work, first, last, body);
+  sweep<V, T, true, MaskUse::kNone, Cost::kDear>(work, first, last, body);
 }
 
 template <class A, class T, MaskBit bit>

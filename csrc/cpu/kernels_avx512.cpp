@@ -1,8 +1,10 @@
-#include "vector_avx512.h"
-
 #define PYREVGRAD_ISA avx512
 #define PYREVGRAD_TABLE kernels_avx512
 #define PYREVGRAD_UNROLLS true
+#define PYREVGRAD_SIXTEEN
+#include "sixteen_avx512.h"
+#include "vector_avx512.h"
+// After the types that it calls.
 #include "mathematics.h"
 // After the mathematics that its formulas call.
 #include "kernels.h"

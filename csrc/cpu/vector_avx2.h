@@ -169,21 +169,26 @@ INLINE void store(F32 x, Half* p) {
 
 // Sixteen bfloat16 as those at even and those at odd places: a shift and a mask each way, where
 // neighbours would have to be moved between lanes.
-INLINE Alternate load_alternate(const Bfloat16* p) {
-  const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+INLINE Alternate alternate(__m256i raw) {
   return {F32(_mm256_castsi256_ps(_mm256_slli_epi32(raw, 16))),
           F32(_mm256_castsi256_ps(_mm256_and_si256(raw, _mm256_set1_epi32(-65536))))};
 }
 // Rounded as sixteen-bit numbers, all at once: up where the low half, one more beside an odd high
 // half, is over the middle. A NaN's low half is 0 here, as its source's was.
-INLINE void store(Alternate x, Bfloat16* p) {
+INLINE __m256i rounded(Alternate x) {
   const __m256i even = _mm256_castps_si256(x.even.v), odd = _mm256_castps_si256(x.odd.v);
   const __m256i high = _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa);
   const __m256i low = _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa);
   const __m256i one = _mm256_set1_epi16(1);
   const __m256i sum = _mm256_adds_epu16(low, _mm256_and_si256(high, one));
   const __m256i up = _mm256_min_epu16(_mm256_subs_epu16(sum, _mm256_set1_epi16(-0x8000)), one);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_add_epi16(high, up));
+  return _mm256_add_epi16(high, up);
+}
+INLINE Alternate load_alternate(const Bfloat16* p) {
+  return alternate(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+INLINE void store(Alternate x, Bfloat16* p) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded(x));
 }
 
 }  // namespace pyrevgrad::avx2

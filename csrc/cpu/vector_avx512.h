@@ -22,7 +22,7 @@ INLINE Bits<w> operator&(Bits<w> a, Bits<w> b) {
 }
 template <int w>
 INLINE Bits<w> operator!(Bits<w> a) {
-  return {a.bits ^ ((1u << w) - 1)};
+  return {a.bits ^ static_cast<unsigned>((std::uint64_t(1) << w) - 1)};
 }
 
 struct F32 {
@@ -132,21 +132,22 @@ INLINE void store(F32 x, Half* p) {
 
 // Thirty-two bfloat16 as those at even and those at odd places: a shift and a mask each way, where
 // neighbours would have to be moved between lanes.
-INLINE Alternate load_alternate(const Bfloat16* p) {
-  const __m512i raw = _mm512_loadu_si512(p);
+INLINE Alternate alternate(__m512i raw) {
   return {F32(_mm512_castsi512_ps(_mm512_slli_epi32(raw, 16))),
           F32(_mm512_castsi512_ps(_mm512_and_si512(raw, _mm512_set1_epi32(-65536))))};
 }
 // Rounded as sixteen-bit numbers, all at once: up where the low half, one more beside an odd high
 // half, is over the middle. A NaN's low half is 0 here, as its source's was.
-INLINE void store(Alternate x, Bfloat16* p) {
+INLINE __m512i rounded(Alternate x) {
   const __m512i even = _mm512_castps_si512(x.even.v), odd = _mm512_castps_si512(x.odd.v);
   const __m512i high = _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(even, 16), odd);
   const __m512i low = _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_slli_epi32(odd, 16));
   const __m512i one = _mm512_set1_epi16(1);
   const __m512i sum = _mm512_adds_epu16(low, _mm512_and_si512(high, one));
   const __mmask32 up = _mm512_cmpgt_epu16_mask(sum, _mm512_set1_epi16(-0x8000));
-  _mm512_storeu_si512(p, _mm512_mask_add_epi16(high, up, high, one));
+  return _mm512_mask_add_epi16(high, up, high, one);
 }
+INLINE Alternate load_alternate(const Bfloat16* p) { return alternate(_mm512_loadu_si512(p)); }
+INLINE void store(Alternate x, Bfloat16* p) { _mm512_storeu_si512(p, rounded(x)); }
 
 }  // namespace pyrevgrad::avx512

@@ -26,7 +26,8 @@ struct Eight {
   Raw v;
   INLINE Eight() = default;
   INLINE explicit Eight(Raw x) : v(x) {}
-  INLINE explicit Eight(double x) : v(Raw{} + static_cast<T>(x)) {}
+  // Not by a sum with 0, which would make 0 of -0.
+  INLINE explicit Eight(double x) : v(static_cast<T>(x) - Raw{}) {}
 };
 using F32 = Eight<float, std::int32_t>;
 using F64 = Eight<double, std::int64_t>;
