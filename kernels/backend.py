@@ -21,7 +21,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from pyrevgrad import masks
 
 from . import sweep
-from .formulas import FORMULAS, Formula
+from .formulas import FORMULAS, RULES, Formula
 from .layout import contiguous_strides, dense, laid_out
 from .mathematics import INTERPRETED as _INTERPRETED
 
@@ -72,7 +72,8 @@ def _slope_functions(formula: Formula, pair: Any) -> Arguments:
         return {**empty, "passes" if two else "slope": formula.from_output}
     if two:
         return {**empty, "passes": formula.passes}
-    return {**empty, "slope": formula.slope, "flat": formula.flat}
+    # To a custom rule a slope of 0 is a number like any other.
+    return {**empty, "slope": formula.slope, "flat": None if pair.rule.custom else formula.flat}
 
 
 @functools.lru_cache(maxsize=8192)
@@ -80,7 +81,8 @@ def backward_arguments(pair: Any, size: int) -> Arguments:
     """The backward kernel's arguments but for tensors: elements of `size`."""
     rule = pair.rule
     formula = FORMULAS[pair.row.name]
-    needs_value = pair.keeps == "input" and rule.gradient_gate == "output"
+    reads_output = rule.gradient_gate == "output" or "y" in pair.reads
+    needs_value = pair.keeps == "input" and reads_output
     return {
         **_shared_arguments(pair),
         **_slope_functions(formula, pair),
@@ -94,9 +96,18 @@ def backward_arguments(pair: Any, size: int) -> Arguments:
         "BIT": pair.bit if pair.keeps == "input" else "none",
         "GATE": rule.gradient_gate or "none",
         "CLIPPED": not math.isinf(rule.clip),
-        "BLOCKS": pair.slope_low == 0,
+        "BLOCKS": pair.low_blocks,
         "PARTS": _parts(size, pair.keeps == "mask"),
+        **_sent_arguments(rule),
     }
+
+
+def _sent_arguments(rule: Any) -> Arguments:
+    """A custom rule's function, what it reads as bits, its parameters."""
+    name, *numbers = rule.custom or (None,)
+    c, d = (*numbers, 0.0, 0.0)[:2]
+    reads = sum(bit for bit, read in ((1, "slope"), (2, "x"), (4, "y")) if read in rule.reads)
+    return {"c": c, "d": d, "sent": RULES.get(name), "READS": reads, "numbers": len(numbers)}
 
 
 @contextmanager
@@ -178,7 +189,7 @@ class Triton:
                     f"{other.device}; they must share a device"
                 )
         if pair.keeps == "nothing":
-            if pair.slope_high == 0:
+            if pair.flat:
                 return torch.zeros_like(g)
             g = dense(g)
         elif pair.keeps == "mask":
@@ -201,3 +212,8 @@ TRITON = Triton()
 def serves(name: str) -> bool:
     """Whether there are Triton functions for the activation `name`."""
     return name in FORMULAS
+
+
+def serves_rule(name: str) -> bool:
+    """Whether there is a Triton function for the custom rule `name`."""
+    return name in RULES

@@ -384,3 +384,6 @@ FORMULAS: dict[str, Formula] = {
     "round": Formula(round_even),
     "heaviside": Formula(heaviside_value),
 }
+
+#: What `pyrevgrad.custom_rule` was given: functions of (g, what the rule reads, *parameters).
+RULES: dict[str, Any] = {}

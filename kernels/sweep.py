@@ -134,12 +134,38 @@ def both(passes, other):
 
 
 @triton.jit
-def gated(g, slope, y, passes, factor, threshold, clip, GATE: tl.constexpr, CLIPPED: tl.constexpr):
-    """passes and gate(g) ? (factor · slope) · g : +0. y is read only where the gate tests it."""
+def custom(
+    g, slope, x, y, factor, c, d, sent: tl.constexpr, READS: tl.constexpr, numbers: tl.constexpr
+):
+    """What a custom rule sends, times the factor; the sum makes +0 of −0, which is what blocks.
+    `READS`: 1 where it reads the slope, plus 2 for x, plus 4 for y."""
+    given = (g,)
+    if READS & 1:
+        given = given + (slope,)  # noqa: RUF005
+    if READS & 2:
+        given = given + (x,)  # noqa: RUF005
+    if READS & 4:
+        given = given + (y,)  # noqa: RUF005
+    if numbers > 0:
+        given = given + (number(c, g),)  # noqa: RUF005
+    if numbers > 1:
+        given = given + (number(d, g),)  # noqa: RUF005
+    return factor * sent(*given) + 0.0
+
+
+@triton.jit
+def gated(
+    g, slope, x, y, passes, factor, threshold, clip, c, d, sent: tl.constexpr,
+    READS: tl.constexpr, numbers: tl.constexpr, GATE: tl.constexpr, CLIPPED: tl.constexpr,
+):  # fmt: skip
+    """passes and gate(g) ? (factor · slope) · g : +0. y is read only where it is asked for."""
     if CLIPPED:
         bound = number(clip, g)
         g = tl.where(g > bound, bound, tl.where(g < bound * -1.0, bound * -1.0, g))
-    product = (factor * slope) * g
+    if sent is None:
+        product = (factor * slope) * g
+    else:
+        product = custom(g, slope, x, y, factor, c, d, sent, READS, numbers)
     if GATE == "gradient":
         passing = both(passes, ~(g <= 0))
     elif GATE == "product":
@@ -157,15 +183,17 @@ def gated(g, slope, y, passes, factor, threshold, clip, GATE: tl.constexpr, CLIP
 @triton.jit
 def backward_part(
     g, kept, byte, at, rest, factor, a, b, low, high, slope_high, slope_low, threshold, clip,
-    value: tl.constexpr, slope: tl.constexpr, passes: tl.constexpr, flat: tl.constexpr,
+    c, d, value: tl.constexpr, slope: tl.constexpr, passes: tl.constexpr, flat: tl.constexpr,
     arity: tl.constexpr, KEEPS: tl.constexpr, BIT: tl.constexpr, GATE: tl.constexpr,
-    CLIPPED: tl.constexpr, BLOCKS: tl.constexpr, part: tl.constexpr, PARTS: tl.constexpr,
-    BLOCK: tl.constexpr, WHOLE: tl.constexpr,
+    CLIPPED: tl.constexpr, BLOCKS: tl.constexpr, sent: tl.constexpr, READS: tl.constexpr,
+    numbers: tl.constexpr, part: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):  # fmt: skip
     """gx of one part; `BLOCKS`: a slope of exactly 0 (the low one of two) blocks like a gate."""
     gradient = loaded(g, at, rest, WHOLE)
     found = number(slope_high, gradient)
     passing = None
+    x = None
     y = None
     if KEEPS == "mask":
         lane = part * (8 // PARTS) + tl.arange(0, 8 // PARTS)[None, :]
@@ -187,22 +215,26 @@ def backward_part(
         if KEEPS == "output":
             y = element
         else:
+            x = element
+            if value is not None:
+                # As a reader of memory would see it.
+                y = widened(narrowed(applied(value, arity, element, a, b), kept.dtype.element_ty))
             if BIT == "positive" or BIT == "interval":
                 gate = asked(element, low, high, a, b, BIT, None, arity)
                 passing = both(passing, gate)
-            if GATE == "output":
-                # As a reader of memory would see it.
-                y = widened(narrowed(applied(value, arity, element, a, b), kept.dtype.element_ty))
-    return gated(gradient, found, y, passing, factor, threshold, clip, GATE, CLIPPED)
+    return gated(
+        gradient, found, x, y, passing, factor, threshold, clip, c, d, sent, READS, numbers, GATE,
+        CLIPPED,
+    )  # fmt: skip
 
 
 @triton.jit
 def backward_block(
     g, kept, gx, rest, factor, a, b, low, high, slope_high, slope_low, threshold, clip,
-    value: tl.constexpr, slope: tl.constexpr, passes: tl.constexpr, flat: tl.constexpr,
+    c, d, value: tl.constexpr, slope: tl.constexpr, passes: tl.constexpr, flat: tl.constexpr,
     arity: tl.constexpr, KEEPS: tl.constexpr, BIT: tl.constexpr, GATE: tl.constexpr,
-    CLIPPED: tl.constexpr, BLOCKS: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
-    WHOLE: tl.constexpr,
+    CLIPPED: tl.constexpr, BLOCKS: tl.constexpr, sent: tl.constexpr, READS: tl.constexpr,
+    numbers: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     byte = None
     if KEEPS == "mask":
@@ -215,8 +247,8 @@ def backward_block(
         at = places(part, PARTS, BLOCK)
         found = backward_part(
             g, kept, byte, at, rest, factor, a, b, low, high, slope_high, slope_low, threshold,
-            clip, value, slope, passes, flat, arity, KEEPS, BIT, GATE, CLIPPED, BLOCKS, part,
-            PARTS, BLOCK, WHOLE,
+            clip, c, d, value, slope, passes, flat, arity, KEEPS, BIT, GATE, CLIPPED, BLOCKS,
+            sent, READS, numbers, part, PARTS, BLOCK, WHOLE,
         )  # fmt: skip
         stored(gx, at, found, rest, WHOLE)
 
@@ -226,9 +258,11 @@ def backward(
     g, kept, gx, live, count: tl.int64,
     a: tl.float64, b: tl.float64, low: tl.float64, high: tl.float64, slope_high: tl.float64,
     slope_low: tl.float64, threshold: tl.float64, clip: tl.float64, scale: tl.float64,
+    c: tl.float64, d: tl.float64,
     value: tl.constexpr, slope: tl.constexpr, passes: tl.constexpr, flat: tl.constexpr,
     arity: tl.constexpr, KEEPS: tl.constexpr, BIT: tl.constexpr, GATE: tl.constexpr,
-    CLIPPED: tl.constexpr, BLOCKS: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
+    CLIPPED: tl.constexpr, BLOCKS: tl.constexpr, sent: tl.constexpr, READS: tl.constexpr,
+    numbers: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """gx from g and what the forward kept; `live` points to a tensor scale, or is None."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
@@ -246,12 +280,12 @@ def backward(
     if rest >= BLOCK:
         backward_block(
             g, kept, gx, rest, factor, a, b, low, high, slope_high, slope_low, threshold, clip,
-            value, slope, passes, flat, arity, KEEPS, BIT, GATE, CLIPPED, BLOCKS, PARTS, BLOCK,
-            True,
+            c, d, value, slope, passes, flat, arity, KEEPS, BIT, GATE, CLIPPED, BLOCKS, sent, READS,
+            numbers, PARTS, BLOCK, True,
         )  # fmt: skip
     else:
         backward_block(
             g, kept, gx, rest, factor, a, b, low, high, slope_high, slope_low, threshold, clip,
-            value, slope, passes, flat, arity, KEEPS, BIT, GATE, CLIPPED, BLOCKS, PARTS, BLOCK,
-            False,
+            c, d, value, slope, passes, flat, arity, KEEPS, BIT, GATE, CLIPPED, BLOCKS, sent, READS,
+            numbers, PARTS, BLOCK, False,
         )  # fmt: skip

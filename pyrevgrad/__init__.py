@@ -22,6 +22,7 @@ from .rules import (
     rectgrad,
     reverse,
 )
+from .ruling import custom_rule
 from .swapping import SwapError, SwapWarning, assert_overridden, convert, swap
 from .transforms import TracingError
 
@@ -57,6 +58,7 @@ __all__ = [
     "compat",
     "convert",
     "custom",
+    "custom_rule",
     "functional",
     "guided",
     "plan",

@@ -342,7 +342,7 @@ def _choose_on_cuda(x: Tensor, pair: Pair) -> Any:
     problem = _cuda_problem(x, pair)
     if not problem:
         return _native
-    found = triton_backend.backend_for(x, pair.row.name)
+    found = triton_backend.backend_for(x, pair)
     if found is not None:
         return found
     missing = triton_backend.load()[1]
@@ -362,8 +362,9 @@ def _named(x: Tensor, pair: Pair, name: str) -> Any:
     problem = _cuda_problem(x, pair) if x.is_cuda else ""
     if x.is_cuda and not problem:
         return _native
+    served = f"the rule {pair.rule.custom[0]}" if pair.rule.custom else pair.row.name
     raise BackendError(
-        f"backend 'native' was asked for and does not serve {pair.row.name} on "
+        f"backend 'native' was asked for and does not serve {served} on "
         f"{x.device.type} tensors{': ' + problem if problem else ''}; "
         "see pyrevgrad.show_config()"
     )
@@ -374,7 +375,8 @@ def _cuda_problem(x: Tensor, pair: Pair) -> str:
     if _native is None:
         return _native_missing
     if pair.program is None:
-        return f"the native library lacks {pair.row.name}"
+        lacks = f"the rule {pair.rule.custom[0]}" if pair.rule.custom else pair.row.name
+        return f"the native library lacks {lacks}"
     if torch.compiler.is_compiling():
         # No device is asked while a graph is traced; the operation itself says what is wrong.
         return str(_native.cuda_missing)
@@ -401,10 +403,10 @@ def _choose_triton(x: Tensor, pair: Pair) -> Any:
     if torch.compiler.is_compiling():
         raise _refused_compilation()
     _require("triton")
-    refused = triton_backend.refusal(x, pair.row.name)
+    refused = triton_backend.refusal(x, pair)
     if refused:
         raise BackendError(f"backend 'triton' was asked for and does not serve {refused}")
-    return triton_backend.backend_for(x, pair.row.name)
+    return triton_backend.backend_for(x, pair)
 
 
 @functools.cache

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from . import functional, triton_backend
 from .activations import ACTIVATIONS, CUSTOM, INPUT, Activation, Parameter
+from .given import check_triton, same
 from .reference import eager
 
 Function = Callable[..., Tensor]
@@ -102,7 +102,7 @@ def custom(
     given = (value, slope, *_pair(name, triton), tuple(numbers.items()), text)
     made = _MADE.get(name)
     if made is not None:
-        if len(given) == len(made.given) and all(map(_same, given, made.given)):
+        if len(given) == len(made.given) and all(map(same, given, made.given)):
             return made.function
         raise ValueError(
             f"custom: {name!r} was made before of other functions, which its users still have; "
@@ -110,7 +110,9 @@ def custom(
         )
     row = replace(row, points=_points(row, value, slope))
     if triton is not None:
-        _check_triton(name, triton, 1 + len(numbers))
+        takes = "x and the parameters"
+        for what, function in zip(("value", "slope"), triton, strict=True):
+            check_triton(f"{what} of {name}", function, 1 + len(numbers), takes)
     CUSTOM[name] = row
     eager.FORMULAS[name] = eager.Formula(value, slope)
     if triton is not None:
@@ -173,38 +175,3 @@ def _pair(name: str, functions: object) -> tuple[Any, ...]:
     if not (isinstance(functions, tuple) and len(functions) == 2):
         raise TypeError(f"custom: triton of {name} must be the pair (value, slope)")
     return functions
-
-
-def _check_triton(name: str, functions: tuple[Any, ...], arguments: int) -> None:
-    for what, function in zip(("value", "slope"), functions, strict=True):
-        names = getattr(function, "arg_names", None)
-        if names is None or not hasattr(function, "fn"):
-            raise TypeError(f"custom: Triton's {what} of {name} must be a @triton.jit function")
-        if len(names) != arguments:
-            raise TypeError(
-                f"custom: Triton's {what} of {name} must take {arguments} arguments, x and the "
-                f"parameters; it takes {', '.join(names) or 'none'}"
-            )
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether two arguments are the same; functions where they have the same place in the source,
-    as where a notebook's cell runs again or a module is imported under two names."""
-    one, other = getattr(one, "fn", one), getattr(other, "fn", other)
-    if one is other:
-        return True
-    if not (isinstance(one, types.FunctionType) and isinstance(other, types.FunctionType)):
-        return not callable(one) and bool(one == other)
-    return (
-        one.__code__ == other.__code__
-        and one.__code__.co_filename == other.__code__.co_filename
-        and one.__defaults__ == other.__defaults__
-        and _same_cells(one, other)
-    )
-
-
-def _same_cells(one: types.FunctionType, other: types.FunctionType) -> bool:
-    """Whether two functions of the same code close over the same things."""
-    pairs = zip(one.__closure__ or (), other.__closure__ or (), strict=True)
-    held = [(a.cell_contents, b.cell_contents) for a, b in pairs]
-    return all(a is b or (isinstance(a, int | float | str) and a == b) for a, b in held)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from .activations import MASK, Activation
+from .custom_rules import CUSTOM_RULES
 
 if TYPE_CHECKING:
     from .rules import Rule
@@ -37,6 +38,8 @@ def name_of(rule: Rule, names: Mapping[tuple[object, ...], str]) -> str:
 
 def _constructor(rule: Rule) -> str:
     gates = (rule.input_gate, rule.gradient_gate)
+    if rule.custom:
+        return _custom_constructor(rule)
     if rule.slope == "identity" and isinstance(gates[0], tuple) and gates[1] is None:
         low, high = gates[0]
         return f"clipped_straight_through({low!r}, {high!r})"
@@ -46,12 +49,24 @@ def _constructor(rule: Rule) -> str:
     return f"Rule({', '.join(f'{field}={getattr(rule, field)!r}' for field in fields)})"
 
 
+def _custom_constructor(rule: Rule) -> str:
+    parts = [f"custom={rule.custom!r}"]
+    for field in ("input_gate", "gradient_gate", "threshold"):
+        if getattr(rule, field):
+            parts.append(f"{field}={getattr(rule, field)!r}")
+    if rule.slope == "identity" and "slope" in rule.reads:
+        parts.append("slope='identity'")
+    return f"Rule({', '.join(parts)})"
+
+
 def formula_of(rule: Rule, row: Activation | None) -> str:
     """``gx = (what blocks) ? +0 : scale·slope·g``, without the parts that the rule leaves out."""
     slope, flat = "1", None
-    if rule.slope == "exact":
+    if rule.custom:
+        slope = _whole_slope(rule, row)
+    elif rule.slope == "exact":
         slope, flat = ("f′(x)", None) if row is None else (slope_where_it_passes(row), row.flat)
-    if slope == "0":
+    if slope == "0" and not rule.custom:
         return "gx = +0"
     known = [] if row is None else [text for text in definitions(row) if _uses(slope, text)]
     g = "g"
@@ -61,8 +76,33 @@ def formula_of(rule: Rule, row: Activation | None) -> str:
     sloped = g if slope == "1" else f"{bracketed(slope)}·{g}"
     blocks = [*_input_blocks(rule, flat), *_gradient_blocks(rule, g, sloped)]
     gate = f"({' or '.join(blocks)}) ? +0 : " if blocks else ""
+    if rule.custom:
+        sloped, own = _custom_text(rule, g, slope)
+        known = [*own, *known]
     where = f", where {', '.join(known)}" if known else ""
     return f"gx = {gate}{_scaled(rule, sloped)}{where}"
+
+
+def _whole_slope(rule: Rule, row: Activation | None) -> str:
+    """The slope as a custom rule reads it, where it is 0 too."""
+    if rule.slope == "identity":
+        return "1"
+    if row is None:
+        return "f′(x)"
+    text = _parts(row.slope)[0].split(" = ")[0]
+    # A bare condition stands for 1 where it holds.
+    return f"{text} ? 1 : 0" if row.slope_from == MASK and "?" not in text else text
+
+
+def _custom_text(rule: Rule, g: str, slope: str) -> tuple[str, list[str]]:
+    """What a custom rule sends, and the definitions of what stands in it."""
+    made = CUSTOM_RULES[rule.custom[0]]
+    text = re.sub(r"(?<!\w)g(?!\w)", g, made.text)
+    numbers = zip(made.parameters, rule.custom[1:], strict=True)
+    own = [f"slope = {slope}"] if "slope" in made.reads else []
+    return bracketed(text), own + [
+        f"{parameter.name} = {number!r}" for parameter, number in numbers
+    ]
 
 
 def _input_blocks(rule: Rule, flat: str | None) -> list[str]:

@@ -94,9 +94,9 @@ class Native:
     mask_strides = staticmethod(masks.mask_strides)
 
     def program(self, pair: Pair) -> Tensor | None:
-        """The pair as csrc/rule.h lays it out; None where the library lacks the activation."""
+        """The pair as csrc/rule.h lays it out; None where the library lacks it."""
         code = self.codes.get(pair.row.name)
-        if code is None:
+        if code is None or pair.rule.custom:
             return None
         rule = pair.rule
         a, b = (*pair.numbers, 0.0, 0.0)[:2]

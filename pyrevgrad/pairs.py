@@ -39,6 +39,12 @@ class Pair:
         Whether the backward is the ordinary one (a tensor scale aside).
     passes_through : bool
         Whether gx is g itself (a tensor scale aside).
+    flat : bool
+        Whether nothing is ever sent: a slope of 0 everywhere.
+    low_blocks : bool
+        Whether an element of the low slope is blocked: 0, or a gate's.
+    reads : tuple of str
+        What a custom rule reads beside g.
     program : torch.Tensor or None
         The pair as numbers for the native library.
     """
@@ -54,6 +60,9 @@ class Pair:
     fits_float32: bool = True
     exact: bool = False
     passes_through: bool = False
+    flat: bool = False
+    low_blocks: bool = False
+    reads: tuple[str, ...] = ()
     program: Any = None
 
 
@@ -83,9 +92,17 @@ def make_pair(row: Activation, numbers: tuple[float, ...], rule: Rule, half: boo
         and high == rule.scale == 1.0
         and rule.gradient_gate is None
         and math.isinf(rule.clip)
+        and not rule.custom
     )
     # What drops a custom backward would take the derivative instead.
     exact = rule.is_exact and not row.own_slope
+    # To a custom rule the activation's own slope of 0 is a number like any other.
+    flat = high == 0 and not rule.custom
+    low_blocks = low == 0 and (not rule.custom or (keeps == "mask" and bit != "own"))
     all_numbers = (*numbers, *interval, high, low, rule.threshold, rule.clip, rule.scale)
+    all_numbers += rule.custom[1:]
     fits = all(abs(number) <= FLOAT32_MAX or math.isinf(number) for number in all_numbers)
-    return Pair(row, numbers, rule, keeps, bit, interval, high, low, fits, exact, through)
+    return Pair(
+        row, numbers, rule, keeps, bit, interval, high, low, fits, exact, through, flat, low_blocks,
+        rule.reads,
+    )  # fmt: skip

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from . import formula_text
 from .activations import CONSTANT, INPUT, MASK, OUTPUT, Activation, find
 from .checks import check_number, check_scale, closest
+from .custom_rules import check_custom, reads_of, with_parameters
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +60,9 @@ class Rule:
         The factor λ on what passed.
     tensor : torch.Tensor, optional
         A 0-dim tensor that multiplies `scale`, read when backward runs. Compared by identity.
+    custom : tuple
+        The name and the parameters of what `pyrevgrad.custom_rule` made, which then stands for
+        the product slope(x)·g'; empty for none.
 
     Raises
     ------
@@ -80,6 +84,7 @@ class Rule:
     clip: float = math.inf
     scale: float = 1.0
     tensor: torch.Tensor | None = None
+    custom: tuple[Any, ...] = ()
     text: str = field(init=False)
     _hash: int = field(init=False)
 
@@ -94,30 +99,45 @@ class Rule:
         object.__setattr__(self, "threshold", check_number("threshold", self.threshold))
         object.__setattr__(self, "clip", check_number("clip", self.clip, low=0.0))
         object.__setattr__(self, "scale", check_number("scale", self.scale))
+        object.__setattr__(self, "custom", check_custom(self.custom))
+        if self.custom and "slope" not in self.reads:
+            object.__setattr__(self, "slope", "identity")
         if self.tensor is not None and check_scale(self.tensor)[1] is None:
             raise TypeError(f"tensor must be a 0-dim tensor, not {type(self.tensor).__name__}")
         gate = self.input_gate
         gate = gate if not isinstance(gate, tuple) else f"{gate[0]!r},{gate[1]!r}"
         numbers = f"{self.threshold!r}|{self.clip!r}|{self.scale!r}"
         text = f"{self.slope}|{gate or ''}|{self.gradient_gate or ''}|{numbers}"
+        text = "|".join([text, *(str(part) for part in self.custom)])
         object.__setattr__(self, "text", text)
         object.__setattr__(self, "_hash", hash((text, self.tensor)))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        check_custom(state["custom"])
+        # Another process hashes strings otherwise.
+        self.__dict__.update(state, _hash=hash((state["text"], state["tensor"])))
 
     @property
     def structure(self) -> tuple[Any, ...]:
         """Everything but the scale: what decides the kernel and the plan."""
-        return (self.slope, self.input_gate, self.gradient_gate, self.threshold, self.clip)
+        gates = (self.input_gate, self.gradient_gate, self.threshold)
+        return (self.slope, *gates, self.custom, self.clip)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What a custom rule reads beside g: some of "slope", "x" and "y"."""
+        return reads_of(self.custom)
 
     @property
     def is_exact(self) -> bool:
         """Whether this is the ordinary backward."""
-        plain = self.structure == ("exact", None, None, 0.0, math.inf)
+        plain = self.structure == ("exact", None, None, 0.0, (), math.inf)
         return plain and self.scale == 1.0 and self.tensor is None
 
     @property
     def is_linear(self) -> bool:
         """Whether gx is linear in g, so that a forward-mode derivative exists."""
-        return self.gradient_gate is None and math.isinf(self.clip)
+        return self.gradient_gate is None and math.isinf(self.clip) and not self.custom
 
     @classmethod
     def from_text(cls, text: str) -> Rule:
@@ -125,11 +145,13 @@ class Rule:
 
         torch.compile takes a string for a constant, where it makes changing floats symbolic.
         """
-        slope, gate, gradient_gate, *numbers = text.split("|")
+        slope, gate, gradient_gate, threshold, clip, scale, *custom = text.split("|")
         low, _, high = gate.partition(",")
         input_gate = (float(low), float(high)) if high else gate or None
-        threshold, clip, scale = map(float, numbers)
-        return cls(slope, input_gate, gradient_gate or None, threshold, clip, scale)
+        return cls(
+            slope, input_gate, gradient_gate or None, float(threshold), float(clip), float(scale),
+            custom=(*custom[:1], *map(float, custom[1:])),
+        )  # fmt: skip
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Rule):
@@ -168,6 +190,19 @@ class Rule:
         DECONVNET.clipped(1.0)
         """
         return replace(self, clip=min(self.clip, check_number("clip", clip, low=0.0)))
+
+    def given(self, **parameters: float) -> Rule:
+        """This custom rule with other parameters; TypeError for one that it does not take.
+
+        Examples
+        --------
+        >>> import torch, pyrevgrad
+        >>> def to_power(g, k):
+        ...     return torch.sign(g) * g.abs() ** k
+        >>> pyrevgrad.custom_rule("to_power", to_power, parameters={"k": 0.5}).given(k=2.0)
+        Rule(custom=('to_power', 2.0))
+        """
+        return replace(self, custom=with_parameters(self.custom, parameters))
 
     def __repr__(self) -> str:
         return formula_text.name_of(self, _NAMES)
@@ -312,13 +347,18 @@ class Plan:
 
 def plan_kind(row: Activation, numbers: tuple[float, ...], rule: Rule, half: bool) -> str:
     """What backward must keep: the decision behind `plan`."""
-    if rule.slope == "identity":
+    if "x" in rule.reads:
+        return INPUT
+    # A custom rule's y leads to x in a second derivative, and so must tell f'(x).
+    reads_output = "y" in rule.reads
+    if rule.slope == "identity" and not reads_output:
         if rule.gradient_gate == "output":
             return INPUT if rule.input_gate else OUTPUT
         return MASK if rule.input_gate else NOTHING
-    if row.slope_from == CONSTANT and row.slopes == (0.0,):
+    if row.slope_from == CONSTANT and row.slopes == (0.0,) and not rule.custom:
         return NOTHING
-    if rule.gradient_gate == "output" or (row.slope_from == OUTPUT and not rule.input_gate):
+    reads_output = reads_output or rule.gradient_gate == "output"
+    if reads_output or (row.slope_from == OUTPUT and not rule.input_gate):
         kept_output = row.output_suffices(numbers) and not rule.input_gate
         return OUTPUT if kept_output and not (half and row.input_in_half) else INPUT
     if row.slope_from == CONSTANT:

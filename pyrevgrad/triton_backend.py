@@ -1,6 +1,6 @@
 """The Triton backend as the choice of backends sees it: whether it is there, and what it serves.
 
-Imports pyrevgrad.kernels, and with it triton, only when first asked.
+Imports pairs; pyrevgrad.kernels, and with it triton, only when first asked.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from .pairs import Pair
 
 INTERPRETER = (
     "set TRITON_INTERPRET=1 before Python starts to run its kernels on CPU tensors under Triton's "
@@ -45,23 +47,25 @@ def interpreted() -> bool:
     return module is not None and module.INTERPRETED
 
 
-def backend_for(x: Tensor, name: str) -> Any:
-    """The backend where it serves the activation `name` on the device of `x`; else None."""
-    return None if refusal(x, name) else load()[0].TRITON
+def backend_for(x: Tensor, pair: Pair) -> Any:
+    """The backend where it serves `pair` on the device of `x`; else None."""
+    return None if refusal(x, pair) else load()[0].TRITON
 
 
-def refusal(x: Tensor, name: str) -> str:
+def refusal(x: Tensor, pair: Pair) -> str:
     """What it does not serve and why, as the end of a sentence; empty where it serves."""
-    return _refusal(name, x.device)
+    return _refusal(pair.row.name, pair.rule.custom[:1], x.device)
 
 
 @functools.lru_cache(maxsize=4096)
-def _refusal(name: str, device: torch.device) -> str:
+def _refusal(name: str, rule: tuple[str, ...], device: torch.device) -> str:
     module, missing = load()
     if module is None:
         return f"{name}: {missing}"
     if not module.serves(name):
         return f"{name}, which has no Triton functions; the reference does"
+    if rule and not module.serves_rule(*rule):
+        return f"the rule {rule[0]}, which has no Triton function; the reference does"
     if device.type == "cuda":
         return "" if module.INTERPRETED else _refused_device(module, device)
     if device.type == "cpu":
@@ -85,6 +89,13 @@ def add(name: str, value: Any, slope: Any) -> None:
     """Serve a custom activation, slope and value in Triton functions of (x, *parameters)."""
     formulas = importlib.import_module("pyrevgrad.kernels.formulas")
     formulas.FORMULAS[name] = formulas.Formula(value, slope)
+    _refusal.cache_clear()
+
+
+def add_rule(name: str, sent: Any) -> None:
+    """Serve a custom rule: a Triton function of (g, what it reads, *parameters)."""
+    formulas = importlib.import_module("pyrevgrad.kernels.formulas")
+    formulas.RULES[name] = sent
     _refusal.cache_clear()
 
 

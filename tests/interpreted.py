@@ -9,6 +9,7 @@ import itertools
 import numpy
 import pytest
 import torch
+from custom_triton import CUSTOM_RULES
 from expected import example, ruled
 from grids import (
     COMPOSED,
@@ -265,6 +266,57 @@ def test_a_custom_activation_runs_by_its_triton_functions(rule_name):
         slope = (1 + wide / root) / 2
         wanted = ruled(rule_name, wide, g.to(dtype).double(), y.double(), slope)
         torch.testing.assert_close(gx, wanted.to(dtype))
+
+
+#: Every activation under two rules of custom_triton.py, rules and dtypes in turn.
+CUSTOM_PAIRS = [
+    (name, tuple(CUSTOM_RULES)[(place + step) % 4], DTYPES[(place // 2 + step) % 4])
+    for place, name in enumerate(FORMULAS)
+    for step in (0, 1)
+]
+
+
+@pytest.mark.parametrize(("name", "rule_name", "dtype"), CUSTOM_PAIRS, ids=str)
+def test_a_custom_rule_runs_by_its_triton_function(name, rule_name, dtype):
+    """Against its PyTorch function on the reference, whose tests have formulas of their own."""
+    rule = CUSTOM_RULES[rule_name]
+    x, g = (part.repeat(2) for part in grid(dtype))
+    finite = x.isfinite() & g.isfinite() & (x.abs() < 30) & (g.abs() < 1e3)
+    x, g = x[finite], g[finite]
+    for one in (rule, rule.scaled(-0.5).clipped(0.7)):
+        y, gx = run(x, g, name, one)
+        with backend("reference"):
+            wanted_y, wanted = run(x, g, name, one)
+        torch.testing.assert_close(y, wanted_y)
+        torch.testing.assert_close(gx, wanted)
+
+
+def test_a_custom_rule_takes_a_live_scale_and_keeps_what_its_plan_says():
+    rule, scale = CUSTOM_RULES["floored"], torch.tensor(1.0)
+    x = torch.linspace(-2, 2, 1029).requires_grad_()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = pyrevgrad.relu(x, rule.given(floor=0.25).scaled(scale))
+    assert [(len(mask), mask.dtype) for mask in saved] == [(129, torch.uint8)]
+    scale.fill_(-2.0)
+    (gx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert torch.equal(gx, torch.where(x > 0, -2.0, -0.5))
+    z = torch.tensor([-1.0, 0.3, 2.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda t: pyrevgrad.tanh(t, rule), z)
+
+
+def test_a_custom_rule_without_a_triton_function_is_refused_by_name():
+    bare = pyrevgrad.custom_rule("bare_rule", lambda g: g * g)
+    with pytest.raises(BackendError, match="not serve the rule bare_rule, which has no Triton fu"):
+        pyrevgrad.relu(torch.ones(2), bare)
+
+
+def test_a_triton_function_of_other_arguments_than_the_rule_is_refused():
+    fused = example("custom_rule").FUSED
+    for sent in (lambda g, slope: g, lambda g, x, floor: g):
+        given = {"parameters": {"floor": 1.0}} if sent.__code__.co_argcount == 3 else {}
+        with pytest.raises(TypeError, match=r"the rule bad must take .*; it takes g, slope, floor"):
+            pyrevgrad.custom_rule("bad", sent, triton=fused, **given)
 
 
 def test_a_custom_activation_without_triton_functions_is_refused_by_name():

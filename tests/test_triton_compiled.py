@@ -102,6 +102,19 @@ def test_custom_activation_streams_like_any_other():
     assert_streams(compiled_backward(pair, torch.bfloat16), wanted)
 
 
+@pytest.mark.parametrize("rule_name", ("floored", "custom_all", "custom_output", "custom_gated"))
+@pytest.mark.parametrize("dtype", DTYPES if EVERY else (torch.bfloat16, torch.float32), ids=str)
+def test_custom_rule_streams_like_any_other(rule_name, dtype):
+    from custom_triton import CUSTOM_RULES
+
+    for name in ACTIVATIONS if EVERY else ("relu", "sigmoid"):
+        pairs = backends.Pairs(name, CUSTOM_RULES[rule_name], {})
+        pair = pairs.half if dtype in HALF_TYPES else pairs.full
+        reads = 2 if pair.keeps in ("output", "input") else 1
+        mask = "ld" if pair.keeps == "mask" else ""
+        assert_streams(compiled_backward(pair, dtype), expected_accesses(dtype, reads, 1, mask))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_misaligned_start_is_never_read_sixteen_bytes_at_a_time(dtype):
     found = compiled_forward(pair_of("relu", "GUIDED", dtype), dtype, aligned=False).accesses

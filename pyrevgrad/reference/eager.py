@@ -199,6 +199,10 @@ FORMULAS: dict[str, Formula] = {
 }
 
 
+#: What `pyrevgrad.custom_rule` was given: sent(g, what it reads, *parameters).
+RULES: dict[str, Function] = {}
+
+
 def _wide(x: Tensor) -> Tensor:
     """`x` in its compute type: float32 for half types."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -216,6 +220,7 @@ def _narrowed(pair: Pair) -> Pair:
 
     rule = pair.rule
     low, high = pair.interval
+    custom = (*rule.custom[:1], *map(cast, rule.custom[1:]))
     return replace(
         pair,
         numbers=tuple(map(cast, pair.numbers)),
@@ -223,7 +228,11 @@ def _narrowed(pair: Pair) -> Pair:
         slope_high=cast(pair.slope_high),
         slope_low=cast(pair.slope_low),
         rule=replace(
-            rule, threshold=cast(rule.threshold), clip=cast(rule.clip), scale=cast(rule.scale)
+            rule,
+            threshold=cast(rule.threshold),
+            clip=cast(rule.clip),
+            scale=cast(rule.scale),
+            custom=custom,
         ),
     )
 
@@ -262,6 +271,7 @@ def gradient(
     y: Tensor | None,
     pair: Pair,
     scale: Tensor | None,
+    x: Tensor | None = None,
 ) -> Tensor:
     """``passes and gate(g) ? (scale · slope) · g : +0`` in the compute type, gates held fixed."""
     rule = pair.rule
@@ -275,7 +285,13 @@ def gradient(
     elif rule.gradient_gate == "output":
         assert y is not None
         tested = ~(y * g <= rule.threshold)
-    product = (_scale(pair, scale, g) * slope) * g
+    if rule.custom:
+        at = {"slope": slope, "x": x, "y": y}
+        sent = RULES[rule.custom[0]](g, *(at[name] for name in pair.reads), *rule.custom[1:])
+        # The sum makes +0 of −0, which is what blocks.
+        product = _scale(pair, scale, g) * sent + 0.0
+    else:
+        product = (_scale(pair, scale, g) * slope) * g
     if tested is not None:
         passes = tested if passes is None else passes & tested
     return product if passes is None else torch.where(passes, product, 0.0)
@@ -285,12 +301,12 @@ def _two_slopes(passes: Tensor, pair: Pair, like: Tensor) -> tuple[Tensor, Tenso
     """The slope where `passes` holds and where it does not, and what blocks: a slope of 0."""
     low = torch.full_like(like, pair.slope_low)
     slope = torch.where(passes, pair.slope_high, low)
-    return slope, passes if pair.slope_low == 0 else None
+    return slope, passes if pair.low_blocks else None
 
 
 def _constant_slope(like: Tensor, pair: Pair) -> tuple[Tensor, Tensor | None]:
     slope = torch.full_like(like, pair.slope_high)
-    return slope, torch.zeros_like(like, dtype=torch.bool) if pair.slope_high == 0 else None
+    return slope, torch.zeros_like(like, dtype=torch.bool) if pair.flat else None
 
 
 def slope_of_output(y: Tensor, pair: Pair) -> tuple[Tensor, Tensor | None]:
@@ -311,13 +327,14 @@ def slope_of_input(x: Tensor, pair: Pair) -> tuple[Tensor, Tensor | None]:
     if formula.passes is not None:
         return _two_slopes(formula.passes(x, *pair.numbers), pair, x)
     assert formula.slope is not None
-    passes = None if formula.flat is None else ~formula.flat(x, *pair.numbers)
+    blocks = formula.flat is not None and not pair.rule.custom
+    passes = ~formula.flat(x, *pair.numbers) if blocks else None  # type: ignore[misc]
     return formula.slope(x, *pair.numbers), passes
 
 
 def gradient_of_nothing(g: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
     """gx from g alone."""
-    if pair.slope_high == 0:
+    if pair.flat:
         return torch.zeros_like(g)
     pair, wide = _fitted(pair, g), _wide(g)
     slope = torch.full_like(wide, pair.slope_high)
@@ -345,8 +362,9 @@ def gradient_of_input(g: Tensor, x: Tensor, pair: Pair, scale: Tensor | None) ->
     if pair.rule.input_gate is not None:
         gate = bit(x, pair)
         passes = gate if passes is None else passes & gate
-    y = _wide(value(x, pair)) if pair.rule.gradient_gate == "output" else None
-    return gradient(_wide(g), slope, passes, y, pair, scale).to(g.dtype)
+    needs_value = pair.rule.gradient_gate == "output" or "y" in pair.reads
+    y = _wide(value(x, pair)) if needs_value else None
+    return gradient(_wide(g), slope, passes, y, pair, scale, wide).to(g.dtype)
 
 
 def derivative_of_output(g: Tensor, y: Tensor, pair: Pair) -> Tensor:

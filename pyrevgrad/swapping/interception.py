@@ -239,7 +239,8 @@ def substitute(call: Call, x: Tensor, rule: Rule) -> Tensor:
 
 def rule_for(call: Call, rule: Rule) -> Rule:
     """`rule` for the row of `call`: on a clamp, with a slope of 1 at its bounds too."""
-    if call.interval is None or rule.slope != "exact" or rule.input_gate is not None:
+    gated = rule.input_gate is not None or bool(rule.custom)
+    if call.interval is None or rule.slope != "exact" or gated:
         return rule
     gate = "gradient" if rule.gradient_gate == "product" else rule.gradient_gate
     return replace(rule, slope="identity", input_gate=call.interval, gradient_gate=gate)

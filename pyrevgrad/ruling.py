@@ -1,0 +1,195 @@
+"""A rule of the user's own: a PyTorch function, and a Triton one that runs it fused on a GPU.
+
+`pyrevgrad.custom_rule` is its function. Imports the tables, the rules and the reference.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import rules, triton_backend
+from .activations import Parameter
+from .custom_rules import CUSTOM_RULES, READABLE, CustomRule
+from .given import check_triton, same
+from .reference import eager
+from .rules import Rule
+
+Function = Callable[..., Tensor]
+_POINTS = (-1.5, 0.0, 0.7, float("nan"), float("inf"))
+_KINDS = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+@dataclass(frozen=True)
+class _Made:
+    given: tuple[Any, ...]
+    rule: Rule
+
+
+_MADE: dict[str, _Made] = {}
+
+
+def custom_rule(
+    name: str,
+    sent: Function,
+    *,
+    triton: Any = None,
+    parameters: Mapping[str, float] | None = None,
+    text: str | None = None,
+) -> Rule:
+    """A rule of your own, for any activation: ``gx = scale · sent(g, …) + 0``.
+
+    What `sent` needs of the forward it says by the names of its arguments: ``g`` first, then any
+    of ``slope``, ``x`` and ``y`` in this order, then the parameters. Backward keeps what these
+    need and no more, as `plan` tells: nothing for ``g`` alone, for ``slope`` what the ordinary
+    backward keeps, the input for ``x``, the output for ``y`` where that gives f'(x), else the
+    input. Triton's function runs it in one kernel on CUDA; everywhere else, under torch.compile
+    and for second derivatives PyTorch's does.
+
+    Parameters
+    ----------
+    name : str
+        A Python name that no rule has.
+    sent : callable
+        What is sent back, in plain differentiable PyTorch: g, f'(x), x and y of any one shape,
+        float32 or float64; the result of the same shape and dtype. Half types arrive widened to
+        float32, y as it was returned.
+    triton : callable, optional
+        The same as a ``@triton.jit`` function of scalars, with arguments of the same names, that
+        calls nothing but triton's own language and other such functions.
+    parameters : mapping of str to float, optional
+        At most two parameters with their defaults, any finite numbers, passed by position.
+    text : str, optional
+        What is sent as a reader would write it in the names of the arguments, for `Rule.formula`.
+
+    Returns
+    -------
+    Rule
+        With the default parameters; `Rule.given` changes them. It is scaled and clipped as any
+        other, and takes ``dataclasses.replace(rule, input_gate="positive")`` and the gates on g,
+        which block outside `sent`. The same arguments give the same rule again.
+
+    Raises
+    ------
+    TypeError
+        An argument of the wrong type; a function that does not keep shape and dtype, or whose
+        arguments have other names; a Triton function that is none, or of other arguments.
+    ValueError
+        A name that is no Python name or that is taken, or more than two parameters.
+
+    Notes
+    -----
+    A slope of 0 is a number here and blocks nothing: 0·inf is NaN, so select with `torch.where`.
+    A zero that is sent is +0. Gates are held fixed in second derivatives, `sent` is differentiated.
+    Forward-mode gradients, which need a rule that is linear in g, are refused.
+
+    Examples
+    --------
+    >>> import torch, pyrevgrad
+    >>> def at_least(g, slope, least):
+    ...     return torch.where(slope < least, least, slope) * g
+    >>> revived = custom_rule("at_least", at_least, parameters={"least": 0.01},
+    ...                       text="max(slope, least)·g")
+    >>> x = torch.tensor([-1.0, 2.0], requires_grad=True)
+    >>> torch.autograd.grad(pyrevgrad.relu(x, revived).sum(), x)
+    (tensor([0.0100, 1.0000]),)
+    >>> revived.given(least=0.1).formula("relu")
+    'gx = max(slope, least)·g, where slope = x > 0 ? 1 : 0, least = 0.1'
+    >>> pyrevgrad.plan("relu", revived)
+    Plan(keeps='mask', bytes_per_element=0.125)
+    """
+    _check_name(name)
+    numbers = dict(parameters or {})
+    row = _row(name, sent, numbers, text)
+    given = (sent, triton, row)
+    made = _MADE.get(name)
+    if made is not None:
+        if all(map(same, given, made.given)):
+            return made.rule
+        raise ValueError(
+            f"custom: the rule {name!r} was made before of another function, which its users "
+            "still have; choose another name"
+        )
+    _try(row, sent)
+    if triton is not None:
+        _check_triton(row, triton)
+    CUSTOM_RULES[name] = row
+    eager.RULES[name] = sent
+    if triton is not None:
+        triton_backend.add_rule(name, triton)
+    rule = Rule(custom=(name, *row.resolve({})))
+    _MADE[name] = _Made(given, rule)
+    return rule
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"custom: name must be a string, not {type(name).__name__}")
+    if not name.isidentifier():
+        raise ValueError(f"custom: {name!r} is no Python name")
+    if name in rules.RULES or callable(getattr(rules, name, None)):
+        raise ValueError(f"custom: pyrevgrad has a rule {name!r} already; choose another name")
+
+
+def _row(name: str, sent: object, numbers: Mapping[str, float], text: str | None) -> CustomRule:
+    if not callable(sent):
+        raise TypeError(f"custom: the rule {name} must be a function of tensors")
+    if len(numbers) > 2:
+        raise ValueError(f"custom: {name} takes at most two parameters, got {len(numbers)}")
+    for parameter in numbers:
+        if not str(parameter).isidentifier() or parameter in ("g", *READABLE):
+            raise ValueError(f"custom: {name} cannot have a parameter called {parameter!r}")
+    if not (text is None or isinstance(text, str)):
+        raise TypeError(f"custom: text of {name} must be a string, not {type(text).__name__}")
+    try:
+        taken = [p.name for p in inspect.signature(sent).parameters.values() if p.kind in _KINDS]
+    except (TypeError, ValueError):
+        raise TypeError(f"custom: {name} does not tell its arguments; wrap it in a def") from None
+    reads = _reads(name, taken, tuple(numbers))
+    listed = tuple(
+        Parameter(key, Parameter(key, 0.0).check(name, number)) for key, number in numbers.items()
+    )
+    return CustomRule(name, reads, listed, text or f"{name}({', '.join(taken)})")
+
+
+def _reads(name: str, taken: list[str], numbers: tuple[str, ...]) -> tuple[str, ...]:
+    """What the arguments `taken` say is read; TypeError unless they are in order and complete."""
+    reads = tuple(argument for argument in READABLE if argument in taken)
+    if taken != ["g", *reads, *numbers]:
+        listed = ", ".join(numbers) or "none"
+        raise TypeError(
+            f"custom: the rule {name} must take g, then any of slope, x and y in this order, then "
+            f"its parameters ({listed}); it takes {', '.join(taken) or 'none'}"
+        )
+    return reads
+
+
+def _try(row: CustomRule, sent: Function) -> None:
+    """TypeError unless the function keeps shape and dtype."""
+    for dtype in (torch.float32, torch.float64):
+        g = torch.tensor([_POINTS], dtype=dtype)
+        made = sent(g, *(g for _ in row.reads), *row.resolve({}))
+        if not isinstance(made, Tensor):
+            raise TypeError(
+                f"custom: the rule {row.name} returned {type(made).__name__}, not a Tensor"
+            )
+        if made.shape != g.shape or made.dtype != dtype:
+            raise TypeError(
+                f"custom: the rule {row.name} must keep shape and dtype, and made "
+                f"{made.dtype} {tuple(made.shape)} of {dtype} {tuple(g.shape)}"
+            )
+
+
+def _check_triton(row: CustomRule, function: Any) -> None:
+    names = ["g", *row.reads, *(parameter.name for parameter in row.parameters)]
+    check_triton(f"function of the rule {row.name}", function, len(names), ", ".join(names))
+    if list(function.arg_names) != names:
+        raise TypeError(
+            f"custom: Triton's function of the rule {row.name} must take {', '.join(names)}; "
+            f"it takes {', '.join(function.arg_names)}"
+        )
