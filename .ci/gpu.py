@@ -1,9 +1,11 @@
-"""Build, test and measure on a machine with a GPU: python .ci/gpu.py [--quick].
+"""Build, test and measure on a machine with a GPU: python .ci/gpu.py [--quick] [--only PART].
 
 Runs under the Python that has torch >= 2.10, with no network and nothing installed into it: the
 package is put into build/gpu/package by pip. Writes bench/results/DEVICE/gpu.json with the device,
 the driver, the versions, the commit, what the tests and compute-sanitizer said, and the figures.
-Ends with 1 if anything failed, could not run or missed its target. Standard library alone.
+Ends with 1 if anything failed, could not run or missed its target. Where a command may only take
+minutes, --only runs one part of it; the last part that is missing writes the file. Standard library
+alone.
 """
 
 import argparse
@@ -24,6 +26,7 @@ PACKAGE = WORK / "package"
 #: What the sanitizer runs: every kind of kernel, head, tail and misaligned start, in minutes.
 WATCHED = "neither_on_size or layouts or tensor_scale_gives"
 TOOLS = {"memcheck": ("--leak-check", "no"), "racecheck": ()}
+PARTS = ("native", "triton", *TOOLS, "figures")
 
 ASK = """
 import json, torch
@@ -82,17 +85,21 @@ def build(variables):
         sys.exit("the CUDA kernels could not be built; the reason is above")
 
 
-def tests(variables, *before, selected=None):
-    """pytest's last line over the GPU tests, and whether it passed; under `before` if given."""
+def tests(variables, file, *before, options=()):
+    """pytest's last line over one file, and whether it passed; under `before` if given."""
     command = [*before, sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml")]
-    command += ["--rootdir", str(ROOT), "-p", "no:cacheprovider", "-q"]
-    # Triton's are run beside the native ones, and left out of the sanitizer's slow selection.
-    files = ["test_cuda.py"] if selected else ["test_cuda.py", "test_triton_gpu.py"]
-    command += [str(ROOT / "tests" / file) for file in files]
-    command += ["-k", selected] if selected else []
+    command += ["--rootdir", str(ROOT), "-p", "no:cacheprovider", "-q", str(ROOT / "tests" / file)]
+    command += options
     done = subprocess.run(command, env=variables, cwd=PACKAGE, text=True, capture_output=True)
     print(done.stdout + done.stderr, flush=True)
     return outcome(done.stdout + done.stderr, done.returncode)
+
+
+def compiled_in_parallel():
+    """What has pytest share Triton's kernels, whose compilation takes the time, over processes."""
+    if importlib.util.find_spec("xdist") is None:
+        return ()
+    return ("-n", str(min(os.cpu_count() or 1, 12)))
 
 
 def outcome(text, status):
@@ -105,20 +112,17 @@ def outcome(text, status):
     return {"summary": last, "passed": passed and not any(counted), "errors": sum(counted)}
 
 
-def sanitized(variables):
-    """compute-sanitizer over a part of the tests; a row for each tool."""
+def sanitized(variables, name):
+    """One tool of compute-sanitizer over a part of the tests, as a row."""
     tool = shutil.which("compute-sanitizer") or shutil.which(
         "compute-sanitizer", path="/usr/local/cuda/bin"
     )
     if tool is None:
-        return {name: {"summary": "compute-sanitizer is not installed", "passed": False}
-                for name in TOOLS}  # fmt: skip
+        return {"summary": "compute-sanitizer is not installed", "passed": False, "errors": 0}
     # The caching allocator would hide a kernel that reads beyond its tensor.
     bare = {**variables, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    return {
-        name: tests(bare, tool, "--tool", name, *options, "--error-exitcode", "9", selected=WATCHED)
-        for name, options in TOOLS.items()
-    }
+    command = (tool, "--tool", name, *TOOLS[name], "--error-exitcode", "9")
+    return tests(bare, "test_cuda.py", *command, options=("-k", WATCHED))
 
 
 def measured(variables, quick):
@@ -131,7 +135,38 @@ def measured(variables, quick):
     return json.loads(file.read_text())
 
 
-def record(found, tested, checked, figures):
+def part_file(name, quick):
+    return WORK / f"{name}{'-quick' if quick else ''}.json"
+
+
+def run_part(name, variables, quick):
+    """Run one part and leave what it found, with the commit that it was found for."""
+    if name in TOOLS:
+        found = sanitized(variables, name)
+    elif name == "figures":
+        # No speed is told of kernels that give wrong results.
+        native = parts_of(quick).get("native")
+        found = measured(variables, quick) if native and native["passed"] else None
+    else:
+        options = compiled_in_parallel() if name == "triton" else ()
+        file = {"native": "test_cuda.py", "triton": "test_triton_gpu.py"}[name]
+        found = tests(variables, file, options=options)
+    kept = {"commit": said("git", "rev-parse", "HEAD"), "found": found}
+    part_file(name, quick).write_text(json.dumps(kept))
+
+
+def parts_of(quick):
+    """What each part found, of those that ran for the commit that is checked out."""
+    commit, made = said("git", "rev-parse", "HEAD"), {}
+    for name in PARTS:
+        file = part_file(name, quick)
+        kept = json.loads(file.read_text()) if file.is_file() else None
+        if kept and kept["commit"] == commit:
+            made[name] = kept["found"]
+    return made
+
+
+def record(found, parts):
     """All of it as one table for the result file."""
     smi = said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     nvcc = said(shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc", "--version") or ""
@@ -147,9 +182,9 @@ def record(found, tested, checked, figures):
         "system": f"{platform.system()} {platform.machine()}",
         "commit": said("git", "rev-parse", "HEAD"),
         "dirty": None if changes is None else bool(changes),
-        "tests": tested,
-        "sanitizer": checked,
-        **(figures or {"missed": ["the benchmark failed"]}),
+        "tests": {name: parts[name] for name in ("native", "triton")},
+        "sanitizer": {name: parts[name] for name in TOOLS},
+        **(parts["figures"] or {"missed": ["the benchmark failed, or the tests before it"]}),
     }
 
 
@@ -160,24 +195,28 @@ def folder_of(device):
 
 def failures(run):
     """Why a run is not a success, a sentence each."""
-    made = [] if run["tests"]["passed"] else [f"the GPU tests: {run['tests']['summary']}"]
-    made += [f"{name}: {row['summary']}" for name, row in run["sanitizer"].items()
-             if not row["passed"]]  # fmt: skip
-    return made + run["missed"]
+    rows = {f"the tests of {name}": row for name, row in run["tests"].items()} | run["sanitizer"]
+    return [f"{what}: {row['summary']}" for what, row in rows.items() if not row["passed"]] + run[
+        "missed"
+    ]
 
 
 def main():
     parser = argparse.ArgumentParser(prog="make gpu")
     parser.add_argument("--quick", action="store_true", help="small tensors, a first look")
+    parser.add_argument("--only", choices=PARTS, help="build, and run this part alone")
     options = parser.parse_args()
     found = survey()
     variables = environment(found)
     build(variables)
-    tested = tests(variables)
-    checked = sanitized(variables)
-    # No speed is told of kernels that give wrong results.
-    figures = measured(variables, options.quick) if tested["passed"] else None
-    run = record(found, tested, checked, figures)
+    for name in [options.only] if options.only else PARTS:
+        run_part(name, variables, options.quick)
+    parts = parts_of(options.quick)
+    missing = [name for name in PARTS if name not in parts]
+    if missing:
+        print(f"still to run: {', '.join(f'--only {name}' for name in missing)}")
+        return 0 if (parts[options.only] or {}).get("passed", True) else 1
+    run = record(found, parts)
     folder = WORK if options.quick else ROOT / "bench" / "results" / folder_of(found["devices"][0])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "gpu.json").write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n")

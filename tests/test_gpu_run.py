@@ -73,8 +73,8 @@ def test_a_run_passes_only_if_some_test_ran_and_nothing_was_found(
 def test_the_record_names_device_driver_versions_and_commit(driver):
     found = {"devices": ["NVIDIA X"], "torch": "2.13.0", "cuda": "13.0", "capability": [9, 0]}
     passed = {"summary": "3 passed in 1s", "passed": True, "errors": 0}
-    figures = {"kernels": [], "missed": []}
-    run = driver.record(found, passed, {"memcheck": passed}, figures)
+    parts = {**dict.fromkeys(driver.PARTS, passed), "figures": {"kernels": [], "missed": []}}
+    run = driver.record(found, parts)
     assert {"devices", "driver", "torch", "python", "commit", "dirty", "nvcc"} <= set(run)
     assert driver.failures(run) == []
     run["sanitizer"]["memcheck"] = {
@@ -82,9 +82,35 @@ def test_the_record_names_device_driver_versions_and_commit(driver):
         "passed": False,
     }
     assert driver.failures(run) == ["memcheck: compute-sanitizer is not installed"]
-    without = driver.record(found, passed, {}, None)
-    assert driver.failures(without) == ["the benchmark failed"]
+    failed = {"summary": "1 failed", "passed": False, "errors": 0}
+    without = driver.record(found, {**parts, "triton": failed, "figures": None})
+    assert driver.failures(without) == [
+        "the tests of triton: 1 failed", "the benchmark failed, or the tests before it",
+    ]  # fmt: skip
     assert driver.folder_of("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+
+
+def test_parts_are_put_together_once_all_have_run_for_one_commit(driver, monkeypatch, tmp_path):
+    passed = {"summary": "3 passed in 1s", "passed": True, "errors": 0}
+    figures = {"kernels": [], "missed": []}
+    ran, written = [], tmp_path / "bench" / "results" / "nvidia-x" / "gpu.json"
+    commits = ["two", "one"]
+    found = {"devices": ["NVIDIA X"], "torch": "2.13.0", "cuda": "13.0", "capability": [9, 0]}
+    for name, value in {
+        "ROOT": tmp_path, "WORK": tmp_path, "survey": lambda: found, "build": lambda _: None,
+        "tests": lambda _, file, *before, **options: ran.append(file) or passed,
+        "measured": lambda *_: figures,
+        "said": lambda *command: commits[-1] if "rev-parse" in command else None,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(driver, name, value)
+    monkeypatch.setattr(driver.shutil, "which", lambda name, path=None: f"/bin/{name}")
+    for name in ("native", *driver.PARTS):
+        assert not written.exists()
+        monkeypatch.setattr(sys, "argv", ["gpu", "--only", name])
+        assert driver.main() == 0
+        commits = ["two"]
+    assert written.exists() and ran.count("test_cuda.py") == 4
+    assert ran.count("test_triton_gpu.py") == 1
 
 
 def test_the_build_is_for_the_device_that_is_there(driver):
