@@ -19,9 +19,6 @@ from grids import (
     SPECS,
     TOLERANCES,
     array,
-    assert_gradient,
-    assert_value,
-    expected_gradient,
     expected_value,
     grid,
     reproducible,
@@ -29,6 +26,7 @@ from grids import (
     run,
     same_bits,
 )
+from on_device import assert_agrees_with_the_oracle, captured, run_on
 
 import pyrevgrad
 from pyrevgrad import GUIDED, BackendError, backend, backends, reverse, rules
@@ -66,23 +64,13 @@ def native():
 
 
 def on_device(x, g, name, rule, **options):
-    """(y, gx) of a pair on the device, brought back."""
-    y, gx = run(x.to(DEVICE), g.to(DEVICE), name, rule, **options)
-    assert y.device.type == gx.device.type == DEVICE.type
-    return y.cpu(), gx.cpu()
+    return run_on(DEVICE, x, g, name, rule, **options)
 
 
 @pytest.mark.parametrize("rule_name", RULE_NAMES)
 @pytest.mark.parametrize("name", FORMULAS)
 def test_value_and_gradient_agree_with_the_oracle(name, rule_name):
-    rule, spec = rule_and_spec(rule_name)
-    for dtype in DTYPES:
-        x, g = grid(dtype, name in SELECTS)
-        y, gx = on_device(x, g, name, rule)
-        assert_value(y, x, name)
-        columns = {"x": array(x), "g": array(g), "y": array(y)}
-        wanted = expected_gradient(name, spec, dtype, *columns.values())
-        assert_gradient(gx, wanted, f"of {name} under {rule} in {dtype} are off", **columns)
+    assert_agrees_with_the_oracle(DEVICE, name, rule_name)
 
 
 @pytest.mark.parametrize("rule_name", RULE_NAMES)
@@ -165,6 +153,7 @@ def test_tensor_scale_gives_what_the_number_gives(name, rule_name, scale_dtype):
 
 
 @needs_cuda
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_tensor_scale_is_read_without_waiting_for_the_device():
     scale = torch.tensor(2.0, device=DEVICE)
     x = torch.randn(4096, device=DEVICE, requires_grad=True)
@@ -192,15 +181,7 @@ def test_captured_graph_follows_the_scale_and_the_data(name, rule_name):
         y = pyrevgrad.activation(x, name, rule)
         return y, torch.autograd.grad(y, x, g)[0]
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y, gx = step()
+    graph, (y, gx) = captured(step)
     for number in (0.5, -3.0, 0.0):
         with torch.no_grad():
             x.copy_(torch.randn_like(x))
@@ -246,6 +227,7 @@ def test_tensor_of_another_device_than_the_current_one(name, rule_name):
 
 
 @needs_cuda
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("name", "rule_name"), SAMPLE)
 def test_compiled_with_cuda_graphs_gives_what_eager_gives(name, rule_name):
     rule = rules.RULES[rule_name]

@@ -15,10 +15,6 @@ from grids import (
     INTERPRETED,
     SELECTS,
     SPECS,
-    array,
-    assert_gradient,
-    assert_value,
-    expected_gradient,
     grid,
     one_thread,  # noqa: F401
     reproducible,
@@ -26,6 +22,7 @@ from grids import (
     run,
     same_bits,
 )
+from on_device import assert_agrees_with_the_oracle, captured, run_on
 from test_layouts import LAYOUTS, PAIRS, SHAPE, SHARED, numbers
 
 import pyrevgrad
@@ -48,23 +45,13 @@ def on_triton():
 
 
 def on_cuda(x, g, name, rule, **options):
-    """(y, gx) of a pair computed on the device, brought back."""
-    y, gx = run(x.to(CUDA), g.to(CUDA), name, rule, **options)
-    assert y.is_cuda and gx.is_cuda
-    return y.cpu(), gx.cpu()
+    return run_on(CUDA, x, g, name, rule, **options)
 
 
 @pytest.mark.parametrize("rule_name", (*SPECS, *COMPOSED))
 @pytest.mark.parametrize("name", FORMULAS)
 def test_value_and_gradient_agree_with_the_oracle(name, rule_name):
-    rule, spec = rule_and_spec(rule_name)
-    for dtype in DTYPES:
-        x, g = grid(dtype, name in SELECTS)
-        y, gx = on_cuda(x, g, name, rule)
-        assert_value(y, x, name)
-        columns = {"x": array(x), "g": array(g), "y": array(y)}
-        wanted = expected_gradient(name, spec, dtype, *columns.values())
-        assert_gradient(gx, wanted, f"of {name} under {rule} in {dtype} are off", **columns)
+    assert_agrees_with_the_oracle(CUDA, name, rule_name)
 
 
 @pytest.mark.parametrize("rule_name", (*SPECS, *COMPOSED))
@@ -143,6 +130,7 @@ def test_a_changed_scale_or_parameter_compiles_nothing_again():
     assert kernels_made() == before
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_a_tensor_scale_never_waits_for_the_device():
     scale = torch.tensor(0.5, device=CUDA)
     x = torch.randn(4099, device=CUDA, requires_grad=True)
@@ -165,15 +153,7 @@ def test_captured_graph_reads_the_scale_at_each_replay(name, rule):
     def step():
         return torch.autograd.grad(pyrevgrad.activation(x, name, live), x, g)[0]
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, found = captured(step)
     for number in (0.25, -3.0):
         scale.fill_(number)
         with torch.no_grad():
@@ -181,7 +161,7 @@ def test_captured_graph_reads_the_scale_at_each_replay(name, rule):
         graph.replay()
         torch.cuda.synchronize()
         wanted = run(x.detach(), g, name, rule.scaled(-number))[1]
-        assert same_bits(captured.cpu(), wanted.cpu())
+        assert same_bits(found.cpu(), wanted.cpu())
 
 
 def test_kernels_run_on_the_current_stream():
@@ -231,6 +211,19 @@ def test_a_custom_activation_runs_by_its_triton_functions():
     wide = x.detach().double()
     wanted = -0.5 * (1 + wide / (wide * wide + 4).sqrt()) / 2
     torch.testing.assert_close(gx, wanted.float())
+
+
+@pytest.mark.parametrize("name", ("relu", "sigmoid", "silu"))
+def test_a_custom_rule_runs_by_its_triton_function(name):
+    floored = example("custom_rule").floored
+    for dtype in DTYPES:
+        x, g = (part[part.isfinite()][:1000] for part in grid(dtype))
+        x, g = (part[: min(len(x), len(g))] for part in (x, g))
+        y, gx = on_cuda(x, g, name, floored)
+        with backend("reference"):
+            wanted_y, wanted_gx = on_cuda(x, g, name, floored)
+        torch.testing.assert_close(y, wanted_y)
+        torch.testing.assert_close(gx, wanted_gx)
 
 
 @pytest.mark.parametrize("mode", ("default", "reduce-overhead"))
