@@ -19,6 +19,7 @@ from ..swapping.holding import Swap
 from ..swapping.interception import substitute
 from ..swapping.refusals import SwapError, check_model
 from ..swapping.sites import Report, Site
+from ..swapping.sparing import NOT_KEPT
 from ..swapping.verification import as_found
 from .targets import Inputs, Target, as_tuple, extra_arguments, find_layer, gradient
 
@@ -129,9 +130,9 @@ class ModifiedGradient(Attribution):
         return substitute
 
     @contextmanager
-    def _swapped(self) -> Any:
+    def _swapped(self, sparing: bool) -> Any:
         with alone(self.model), as_found(self.model):
-            swap = Swap(self.model, self.rule, self.where, True, self._substitution())
+            swap = Swap(self.model, self.rule, self.where, True, self._substitution(), sparing)
             self.report = swap.report
             with swap:
                 yield
@@ -181,8 +182,18 @@ class ModifiedGradient(Attribution):
                 return value.flatten(1).sum(1)
             return selected(value, target)
 
-        with self._swapped(), kept_output(self.layer, kept):
-            found = gradient(self.model, given, extra, select, create_graph)
+        def run(sparing: bool) -> tuple[Tensor, ...]:
+            with self._swapped(sparing), kept_output(self.layer, kept):
+                return gradient(self.model, given, extra, select, create_graph)
+
+        try:
+            found = run(not create_graph)
+        except RuntimeError as error:
+            if NOT_KEPT not in str(error):
+                raise
+            # The model asks for gradients of its own parameters in its forward.
+            kept.clear()
+            found = run(False)
         return found if isinstance(inputs, tuple) else found[0]
 
 

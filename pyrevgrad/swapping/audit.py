@@ -7,6 +7,7 @@ threads and custom Functions leave their nodes here. Imports torch.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,6 +66,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
                 yield from _tensors(getattr(leaf, part.name))
 
 
+@functools.lru_cache(maxsize=4096)
 def _bare(name: str) -> str:
     return name.rpartition("::")[2].rstrip("0123456789")
 

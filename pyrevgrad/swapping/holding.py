@@ -52,6 +52,7 @@ class Swap:
         where: Any,
         strict: Any,
         substitution: Substitution = interception.substitute,
+        sparing: bool = False,
     ) -> None:
         if strict not in (True, False, "all"):
             raise ValueError(f"strict must be True, False or 'all', got {strict!r}")
@@ -63,6 +64,8 @@ class Swap:
         self.interceptor = Interceptor(self)
         self._substitution = substitution
         self.recorder: Recorder | None = None
+        #: Whether only the gradients of inputs will be asked for, so that less need be kept.
+        self.sparing = sparing
         self.live = False
         self.calls = self.shadowed = 0
         self._lock = threading.RLock()
@@ -100,9 +103,9 @@ class Swap:
 
     # What the interceptor asks and tells.
 
-    def layer_site(self, path: str, kind: str) -> bool:
-        """Whether an activation layer of that kind is registered there."""
-        return (path, kind) in self._sites
+    def layer_site(self, path: str, kind: str) -> Site | None:
+        """The site of the activation layer of that kind that is registered there, if one is."""
+        return self._sites.get((path, kind))
 
     def site(self, key: Any, place: Place, call: Call, source: str) -> Site:
         """The site of a call, made and decided when it is first seen."""

@@ -5,6 +5,7 @@ Imports calls, patterns, sites and the public binding of activations with rules.
 
 from __future__ import annotations
 
+import os.path
 import sys
 import threading
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from .. import autograd, backends
 from ..rules import Rule
 from ..transforms import TracingError
-from . import calls
+from . import calls, sparing
 from .calls import Call
 from .patterns import Patterns
 from .places import Place
@@ -71,7 +72,7 @@ def caller() -> tuple[Any, int, str]:
             break
         frame = frame.f_back
     found = found or sys._getframe(2)
-    name = Path(found.f_code.co_filename).name
+    name = os.path.basename(found.f_code.co_filename)
     return found.f_code, found.f_lasti, f"{name}:{found.f_lineno}"
 
 
@@ -160,7 +161,8 @@ class Interceptor(TorchFunctionMode):
             spelling = calls.spelling_of(function)
             call = None if spelling is None else calls.read(spelling, args, kwargs)
             if call is None or not thread.places:
-                result = function(*args, **kwargs)
+                spared = self.swap.sparing and thread.places
+                result = (sparing.call if spared else _called)(function, args, kwargs)
             else:
                 result = self._activation(call, function, args, kwargs)
             pattern = self.patterns.follow(function, args, kwargs, result)
@@ -221,14 +223,21 @@ class Interceptor(TorchFunctionMode):
 
     def _site(self, call: Call) -> Site:
         place = self.thread.places[-1]
+        layer = (place.path, call.kind)
+        registered = self.swap.layer_site(*layer)
+        if registered is not None and registered.source:
+            return registered
         code, instruction, source = caller()
-        layer = self.swap.layer_site(place.path, call.kind)
-        key = (place.path, call.kind) if layer else (place.path, call.kind, code, instruction)
+        key = layer if registered is not None else (*layer, code, instruction)
         return self.swap.site(key, place, call, source)
 
     def _note_pattern(self, pattern: str, place: Place) -> None:
         code, instruction, source = caller()
         self.swap.note_uncertain((place.path, pattern, code, instruction), place, pattern, source)
+
+
+def _called(function: Any, args: Any, kwargs: Any) -> Any:
+    return function(*args, **kwargs)
 
 
 def substitute(call: Call, x: Tensor, rule: Rule) -> Tensor:

@@ -151,11 +151,12 @@ def as_found(model: nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
-            with torch.no_grad():
-                for module, name, buffer, copy in buffers:
-                    module._buffers[name] = buffer
-                    if buffer is not None and copy is not None:
-                        buffer.copy_(copy)
+            for module, name, buffer, _ in buffers:
+                module._buffers[name] = buffer
+            pairs = [(b, copy) for *_, b, copy in buffers if b is not None and copy is not None]
+            if pairs:
+                with torch.no_grad():
+                    torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
 
 
 def _leaf(value: Any) -> Any:
