@@ -1,17 +1,19 @@
-"""Guided backpropagation of whole networks: ours, captum's, zennit's, and the plain gradient.
+"""Guided backpropagation of whole networks: ours, the peers', the plain gradient, and the ceiling.
 
-Imports pyrevgrad and the suite's timing, memory and machine; captum and zennit where installed.
+Imports pyrevgrad, the peers and the suite's timing, memory and machine. The ceiling is what a ratio
+would be if activations cost nothing: the same network is timed without any.
 ``python -m bench.networks`` prints a table; ``--out FILE`` leaves the record as JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
 import json
+import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,18 @@ from torch import Tensor, nn
 
 from pyrevgrad.attribution import GuidedBackprop
 
-from . import machine, memory
+from . import guided_peers, machine, memory
+from .guided_peers import Map
 from .timing import Effort, interleave, paired_ratio
 
-PROVIDERS = ("pyrevgrad", "captum", "zennit", "plain")
+PROVIDERS = ("pyrevgrad", "captum", "zennit", "grad-cam", "plain")
+#: The plain gradient of the network without its activations: what nothing could be faster than.
+IDLE = "no activations"
 #: What we promise: at least this many times as fast as each.
 FLOORS = {"plain": 1.0, "captum": 1.3}
-Map = Callable[[Tensor], Tensor]
+#: Operations that every provider runs alike, in the profiler's words.
+SHARED = ("convolution", "mm", "max_pool2d", "avg_pool2d", "batch_norm")
+Row = dict[str, Any]
 
 
 def vgg16(width: int = 64, classes: int = 1000) -> nn.Module:
@@ -90,10 +97,8 @@ def provider(name: str, model: nn.Module) -> Map:
     if name == "pyrevgrad":
         method = GuidedBackprop(model)
         return lambda x: method.attribute(x, 0)
-    if name == "captum":
-        return _captum(model)
-    if name == "zennit":
-        return _zennit(model)
+    if name in guided_peers.MAKERS:
+        return guided_peers.MAKERS[name](model)
 
     def plain(x: Tensor) -> Tensor:
         at = x.detach().requires_grad_()
@@ -103,44 +108,36 @@ def provider(name: str, model: nn.Module) -> Map:
     return plain
 
 
-def _captum(model: nn.Module) -> Map:
-    from captum.attr import GuidedBackprop as Captums
-
-    theirs = Captums(model)
-
-    def run(x: Tensor) -> Tensor:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return theirs.attribute(x.detach().requires_grad_(), 0)
-
-    return run
-
-
-def _zennit(model: nn.Module) -> Map:
-    from zennit.attribution import Gradient
-    from zennit.composites import GuidedBackprop as Zennits
-
-    def run(x: Tensor) -> Tensor:
-        with Gradient(model=model, composite=Zennits()) as attributor:
-            return attributor(x.detach(), lambda y: torch.eye(y.shape[1]).to(y)[:1].expand_as(y))[1]
-
-    return run
-
-
 def installed() -> list[str]:
     """The providers that can run here."""
-    needs = {"captum": ("captum",), "zennit": ("zennit", "torchvision")}
-    return [
-        name
-        for name in PROVIDERS
-        if all(importlib.util.find_spec(package) for package in needs.get(name, ()))
-    ]
+    packages = guided_peers.PACKAGES
+    return [n for n in PROVIDERS if n not in packages or importlib.util.find_spec(packages[n])]
 
 
 def built(network: str, width: int, device: str) -> nn.Module:
     """The network with fixed random weights, in eval mode."""
     torch.manual_seed(0)
     return NETWORKS[network](width).eval().to(device)
+
+
+def without_activations(model: nn.Module) -> nn.Module:
+    """A copy in which every ReLU is the identity."""
+    model = copy.deepcopy(model)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, nn.Identity())
+    return model
+
+
+def shared_part(run: Map, x: Tensor) -> float:
+    """The part of the profiler's own time that is in `SHARED` operations, 0 to 1."""
+    with torch.profiler.profile() as profile:
+        run(x)
+    found = profile.key_averages()
+    every = sum(event.self_cpu_time_total for event in found)
+    ours = [e for e in found if e.key.startswith("aten::") and any(n in e.key for n in SHARED)]
+    return sum(event.self_cpu_time_total for event in ours) / every
 
 
 def gate(maps: dict[str, Map], x: Tensor) -> None:
@@ -160,8 +157,14 @@ def peak(network: str, name: str, options: argparse.Namespace) -> int | None:
         *("--networks", network, "--batch", str(options.batch), "--size", str(options.size)),
         *("--width", str(options.width), "--device", options.device, "--peak", name),
     ]
+    # What is freed goes back at once, or the peak would be that of the allocator's habits.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(128 << 10)}
     done = subprocess.run(
-        [sys.executable, "-m", "bench.networks", *words], capture_output=True, text=True
+        [sys.executable, "-m", "bench.networks", *words],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).resolve().parent.parent,
     )
     return json.loads(done.stdout) if done.returncode == 0 else None
 
@@ -189,48 +192,117 @@ def _images(options: argparse.Namespace) -> Tensor:
     return x.to(options.device)
 
 
-def measure(network: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each provider: seconds, how many times as fast we are, and the peak of memory."""
+def compared(network: str, options: argparse.Namespace) -> list[Row]:
+    """A row for each provider: seconds, ratios, and the peak of memory."""
     model, x = built(network, options.width, options.device), _images(options)
     maps = {name: provider(name, model) for name in installed()}
     gate(maps, x)
+    share = shared_part(maps["plain"], x) if options.device == "cpu" else None
+    maps[IDLE] = provider("plain", without_activations(model))
     wait = torch.cuda.synchronize if options.device != "cpu" else lambda: None
     steps = {name: lambda f=function: (f(x), wait()) for name, function in maps.items()}
     measured = interleave(steps, Effort(options.seconds, 5, 50, 0.0))
     rows = []
     for name, result in measured.items():
-        ratio = paired_ratio(result, measured["pyrevgrad"])
         seconds = result.seconds
-        rows.append(
-            {
-                "network": network,
-                "provider": name,
-                "median_s": seconds.median,
-                "q1_s": seconds.q1,
-                "q3_s": seconds.q3,
-                "runs": seconds.runs,
-                "speedup": None if ratio is None or name == "pyrevgrad" else ratio.median,
-                "floor": FLOORS.get(name),
-                "peak_bytes": peak(network, name, options),
-            }
-        )
+        row: Row = {
+            "network": network,
+            "provider": name,
+            "batch": options.batch,
+            "size": options.size,
+            "width": options.width,
+            "threads": options.threads,
+            "device": options.device,
+            "median_s": seconds.median,
+            "q1_s": seconds.q1,
+            "q3_s": seconds.q3,
+            "runs": seconds.runs,
+            "floor": FLOORS.get(name),
+            "shared": share if name == "plain" else None,
+            "peak_bytes": None if name == IDLE else peak(network, name, options),
+        }
+        for key, other in (("speedup", "pyrevgrad"), ("ceiling", IDLE)):
+            ratio = paired_ratio(result, measured[other])
+            row[key] = None if ratio is None or name in ("pyrevgrad", IDLE) else ratio.median
+            row[f"{key}_q1"] = None if row[key] is None else ratio.q1
+            row[f"{key}_q3"] = None if row[key] is None else ratio.q3
+        rows.append(row)
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def measure(quick: bool) -> list[Row]:
+    """The rows of both networks at 224 pixels; the quick form at 64, an eighth as wide."""
+    small = ("--batch", "2", "--size", "64", "--width", "8", "--seconds", "3")
+    options = parse(small if quick else ())
+    before = torch.get_num_threads()
+    torch.set_num_threads(options.threads)
+    try:
+        return [row for network in options.networks for row in compared(network, options)]
+    finally:
+        torch.set_num_threads(before)
+
+
+_HEAD = ("network", "provider", "ms", "ours faster", "floor", "ceiling", "peak MiB")
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    def shown(key: str, form: str, unit: float = 1.0) -> str:
+        return "–" if row[key] is None else f"{row[key] / unit:{form}}"
+
+    return (
+        row["network"],
+        row["provider"],
+        shown("median_s", ".1f", 1e-3),
+        shown("speedup", ".2f"),
+        shown("floor", ".1f"),
+        shown("ceiling", ".2f"),
+        shown("peak_bytes", ".1f", 2**20),
+    )
+
+
+def table(rows: list[Row]) -> str:
     """The rows as text."""
-    lines = [
-        f"{'network':10} {'provider':10} {'ms':>9} {'ours faster':>12} {'floor':>6} {'MiB':>8}"
-    ]
-    for row in rows:
-        speedup = "–" if row["speedup"] is None else f"{row['speedup']:.2f}"
-        floor = "–" if row["floor"] is None else f"{row['floor']:.1f}"
-        most = "–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.1f}"
-        lines.append(
-            f"{row['network']:10} {row['provider']:10} {1e3 * row['median_s']:9.1f} "
-            f"{speedup:>12} {floor:>6} {most:>8}"
-        )
-    return "\n".join(lines)
+    lines = [_HEAD, *map(_cells, rows)]
+    return "\n".join(
+        f"{a:10} {b:14} {c:>9} {d:>12} {e:>6} {f:>8} {g:>9}" for a, b, c, d, e, f, g in lines
+    )
+
+
+def _settings(row: Row) -> str:
+    return (
+        f"{row['batch']} images of {row['size']} pixels, {row['width']} channels in the first "
+        f"stage, {row['threads']} thread{'s' * (row['threads'] > 1)}"
+    )
+
+
+def section(rows: list[Row]) -> str:
+    """The section of the page."""
+    if not rows:
+        return ""
+    shares = "; ".join(
+        f"{100 * row['shared']:.0f} % of {row['network']}'s" for row in rows if row["shared"]
+    )
+    body = ["| " + " | ".join(_cells(row)) + " |" for row in rows]
+    return "\n".join(
+        [
+            "## Guided backpropagation of whole networks",
+            "",
+            f"The gradient of one output for a batch, {_settings(rows[0])}; one run, interleaved, "
+            "after a check that all guided maps agree. *Ours faster* is the provider's time over "
+            "ours, paired per round. *Ceiling* is its time over that of the same network without "
+            "activations, which no way of computing them could pass"
+            + (
+                f"; convolutions, products, pools and norms are {shares} plain gradient"
+                * bool(shares)
+            )
+            + ". The peak is above the model and its images, each in a process of its own.",
+            "",
+            "| " + " | ".join(_HEAD) + " |",
+            "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+            *body,
+            "",
+        ]
+    )
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -256,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(_own_peak(options.networks[0], options.peak, options)))
         return 0
     absent = sorted(set(PROVIDERS) - set(installed()))
-    rows = [row for network in options.networks for row in measure(network, options)]
+    rows = [row for network in options.networks for row in compared(network, options)]
     print(table(rows))
     if absent:
         print(f"not installed, so not measured: {', '.join(absent)}")

@@ -315,15 +315,27 @@ def test_an_unknown_filter_ends_the_command_with_a_message(capsys):
     assert "no case matches 'nothing_like_it'" in capsys.readouterr().err
 
 
-def test_networks_are_measured_against_each_other_after_a_gate(tmp_path, capsys):
-    out = tmp_path / "networks.json"
+def test_networks_are_measured_against_each_other_after_a_gate(tmp_path, capsys, monkeypatch):
+    out, peak = tmp_path / "networks.json", networks.peak
+    own = ("pyrevgrad", "grad-cam")  # a process each takes seconds
+    monkeypatch.setattr(networks, "peak", lambda n, p, o: peak(n, p, o) if p in own else None)
     small = ["--batch", "1", "--size", "32", "--width", "4", "--seconds", "0.01"]
     assert networks.main([*small, "--networks", "resnet18", "--out", str(out)]) == 0
     record = json.loads(out.read_text(encoding="utf-8"))
     rows = {row["provider"]: row for row in record["rows"]}
-    assert set(networks.installed()) == set(rows) >= {"pyrevgrad", "plain"}
+    assert {*networks.installed(), networks.IDLE} == set(rows) >= {"pyrevgrad", "plain"}
     assert rows["pyrevgrad"]["speedup"] is None and rows["plain"]["speedup"] > 0
+    assert rows["plain"]["ceiling"] > 0 and 0 < rows["plain"]["shared"] < 1
     assert "resnet18" in capsys.readouterr().out
+    section = networks.section(record["rows"])
+    assert section.startswith("## Guided") and section.count("| resnet18 |") == len(rows)
+
+
+def test_the_ceiling_s_network_has_no_activation():
+    model = networks.built("resnet18", 4, "cpu")
+    idle = networks.without_activations(model)
+    assert not any(isinstance(module, torch.nn.ReLU) for module in idle.modules())
+    assert sum(isinstance(module, torch.nn.ReLU) for module in model.modules()) == 17
 
 
 @pytest.mark.parametrize("name", ["vgg16", "resnet18"])

@@ -7,11 +7,13 @@ Imports torch.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import Function
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _BATCH_NORM = F.batch_norm
@@ -30,7 +32,11 @@ _SPARED = {
 #: What autograd raises where the gradient of a weight is asked for after all.
 NOT_KEPT = "pyrevgrad: the gradient of a parameter was asked for, and what it needs was not kept"
 #: PyTorch's function of tensors whose gradients are an error, from C++.
-_without_gradient = torch._C._functions.DelayedError(NOT_KEPT.encode(), 1)  # type: ignore[attr-defined]
+_without_gradient = torch._C._functions.DelayedError(NOT_KEPT.encode(), 1)
+
+
+#: Smaller inputs are kept: to pass them by takes longer than they are worth.
+LEAST_BYTES = 1 << 17
 
 
 class _Shape(NamedTuple):
@@ -45,15 +51,46 @@ class _Shape(NamedTuple):
         return torch.empty_strided(self.size, self.strides, dtype=self.dtype, device=self.device)
 
 
+class _BatchNorm(Function):
+    """Batch normalisation by running statistics, linear in x: ``gx = g·w / √(var + eps)``.
+
+    PyTorch's backward reads x too, and takes two to three times as long.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any, rest: Any
+    ) -> Tensor:
+        momentum, ctx.eps = rest
+        ctx.save_for_backward(var, weight)
+        return _BATCH_NORM(x, mean, var, weight, bias, False, momentum, ctx.eps)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        var, weight = ctx.saved_tensors
+        factor = torch.rsqrt(var + ctx.eps)
+        factor = factor if weight is None else weight * factor
+        return g * factor.view(-1, *[1] * (g.dim() - 2)), None, None, None, None, None
+
+
 def call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``function(*args, **kwargs)``, which keeps its input only if the input's gradient needs it.
 
     Where the weights' gradient may be needed for that of the model's input, as of weights that are
-    computed, nothing changes. That of a parameter is then a RuntimeError, NOT_KEPT, and not a wrong number.
+    computed, nothing changes. That of a parameter is then a RuntimeError, NOT_KEPT, and not a
+    wrong number.
     """
-    if function not in _SPARED or not _is_plain(function, args, kwargs):
+    x: Any = args[0] if args and function in _SPARED else None
+    if type(x) not in _PLAIN_TYPES or not (x.requires_grad and torch.is_grad_enabled()):
         return function(*args, **kwargs)
-    x, *rest = args
+    if x.numel() * x.itemsize < LEAST_BYTES:
+        return function(*args, **kwargs)
+    guarded = _guarded(args[1:])
+    named = dict(zip(kwargs, _guarded(kwargs.values()) or (), strict=False))
+    if guarded is None or len(named) < len(kwargs) or _is_special(x):
+        return function(*args, **kwargs)
+    if function is _BATCH_NORM:
+        return _normalised(x, guarded, named)
     place = x.untyped_storage().data_ptr()
 
     def pack(tensor: Tensor) -> Tensor | _Shape:
@@ -61,40 +98,41 @@ def call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return tensor
         return _Shape(tensor.size(), tensor.stride(), tensor.dtype, tensor.device)
 
-    def unpack(kept: Tensor | _Shape) -> Tensor:
-        return kept.blank() if isinstance(kept, _Shape) else kept
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        return function(
-            x,
-            *map(_guarded, rest),
-            **{name: _guarded(value) for name, value in kwargs.items()},
-        )
+    with torch.autograd.graph.saved_tensors_hooks(pack, _unpacked):
+        return function(x, *guarded, **named)
 
 
-def _guarded(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.requires_grad:
-        return _without_gradient(value)
-    return value
+def _unpacked(kept: Tensor | _Shape) -> Tensor:
+    return kept.blank() if type(kept) is _Shape else kept  # type: ignore[return-value]
 
 
-def _is_plain(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether this is an eager call on an input with a gradient, with parameters or constants."""
-    x = args[0] if args else None
-    if type(x) not in _PLAIN_TYPES or not (x.requires_grad and torch.is_grad_enabled()):
-        return False
-    if function is _BATCH_NORM and kwargs.get("training", True):
-        return False
-    for value in (*args[1:], *kwargs.values()):
-        if isinstance(value, Tensor) and (
-            type(value) not in _PLAIN_TYPES or (value.requires_grad and not value.is_leaf)
-        ):
-            return False
-    return not (
+def _normalised(x: Tensor, statistics: list[Any], named: dict[str, Any]) -> Tensor:
+    """Batch normalisation, in evaluation without x being kept."""
+    mean, var = statistics[:2] if len(statistics) == 2 else (None, None)
+    if named.get("training", True) or var is None or var.dtype != x.dtype:
+        return _BATCH_NORM(x, *statistics, **named)
+    rest = named["momentum"], named["eps"]
+    return _BatchNorm.apply(x, mean, var, named["weight"], named["bias"], rest)
+
+
+def _guarded(values: Iterable[Any]) -> list[Any] | None:
+    """The arguments with parameters whose gradient is an error; None where one is computed."""
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            if type(value) not in _PLAIN_TYPES or (value.requires_grad and not value.is_leaf):
+                return None
+            value = _without_gradient(value) if value.requires_grad else value
+        found.append(value)
+    return found
+
+
+def _is_special(x: Tensor) -> bool:
+    """Whether transforms, tracers, autocast or hooks of others, as checkpointing's, are at work."""
+    return (
         torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
         or torch._C._get_tracing_state() is not None
         or torch.is_autocast_enabled(x.device.type)
-        # Hooks of others, as of checkpointing, would not see what ours take.
         or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
     )

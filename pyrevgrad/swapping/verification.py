@@ -146,17 +146,20 @@ def as_found(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
         for name, buffer in module._buffers.items()
     ]
-    devices = {t.device.index for t in model.parameters() if t.is_cuda}
+    devices = set()
+    if torch.cuda.is_initialized():
+        devices = {t.device.index for t in model.parameters() if t.is_cuda}
     with torch.random.fork_rng(devices=sorted(devices)):
         try:
             yield
         finally:
             for module, name, buffer, _ in buffers:
                 module._buffers[name] = buffer
-            pairs = [(b, copy) for *_, b, copy in buffers if b is not None and copy is not None]
-            if pairs:
+            now = [buffer for *_, buffer, _ in buffers if buffer is not None]
+            before = [copy for *_, copy in buffers if copy is not None]
+            if now:
                 with torch.no_grad():
-                    torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
+                    torch._foreach_copy_(now, before)
 
 
 def _leaf(value: Any) -> Any:
