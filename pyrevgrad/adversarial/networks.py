@@ -16,6 +16,7 @@ from ..checks import check_finite
 from ..compat import GradientReverseLayer, RevGrad, WarmStartGradientReverseLayer
 from ..nn import GradientReversal, ReversedLinear
 from ..schedules import Schedule
+from .probabilities import refuse_probabilities
 
 _REVERSALS = (
     GradientReversal,
@@ -190,7 +191,8 @@ class DANN(nn.Module):
         ------
         TypeError, ValueError
             A domain that is missing or empty, shapes that do not fit, labels out of range (seen
-            where the labels are on the CPU, or on the way there by `fit`).
+            where the labels are on the CPU, or on the way there by `fit`), a domain head that ends
+            in a sigmoid or softmax.
         """
         sources, targets = _listed("source", source), _listed("target", target)
         answers = _listed("labels", labels)
@@ -257,6 +259,7 @@ class DANN(nn.Module):
                 f"domain_head made {len(logits)} rows of {sum(sizes)}: it must keep the batch "
                 "dimension first"
             )
+        refuse_probabilities(self.domain_head, logits)
         shares = [None] * len(sizes) if weights is None else weights.split(sizes)
         losses, right = [], []
         for domain, (part, share) in enumerate(zip(logits.split(sizes), shares, strict=True)):

@@ -1,0 +1,91 @@
+"""A domain head that makes probabilities is refused at the first step; one that does not is not."""
+
+import pytest
+import torch
+from torch import nn
+
+import pyrevgrad
+from pyrevgrad.adversarial import CDAN, DANN
+from pyrevgrad.nn import Activation, ReversedLinear
+
+
+class Head(nn.Module):
+    """A linear layer and a function."""
+
+    def __init__(self, function, outputs=1):
+        super().__init__()
+        self.linear, self.function = nn.Linear(4, outputs), function
+
+    def forward(self, f):
+        return self.function(self.linear(f))
+
+
+def step(head, network=DANN, outputs=1):
+    torch.manual_seed(0)
+    model = network(nn.Linear(3, 4), nn.Linear(4, 2), head)
+    losses = model(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]), torch.randn(5, 3))
+    losses.loss.backward()
+    return losses
+
+
+PROBABILITIES = {
+    "nn.Sigmoid": nn.Sequential(nn.Linear(4, 1), nn.Sigmoid()),
+    "nested": nn.Sequential(nn.Sequential(nn.Linear(4, 1), nn.Sequential(nn.Sigmoid()))),
+    "torch.sigmoid": Head(torch.sigmoid),
+    "a method, squeezed": Head(lambda y: y.sigmoid().squeeze(1)),
+    "a view of it": Head(lambda y: y.sigmoid().reshape(-1, 1).double().float()),
+    "nn.Softmax": nn.Sequential(nn.Linear(4, 2), nn.Softmax(1)),
+    "torch.softmax": Head(lambda y: torch.softmax(y, 1), 2),
+    "hardsigmoid": Head(nn.functional.hardsigmoid),
+    "ours": nn.Sequential(nn.Linear(4, 1), Activation("sigmoid")),
+    "folded": ReversedLinear(4, 1, activation="sigmoid"),
+}
+LOGITS = {
+    "linear": nn.Linear(4, 1),
+    "no logit above 1": Head(torch.tanh),
+    "a sigmoid inside": nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 1)),
+    "a gate": Head(lambda y: y * y.sigmoid()),
+    "back to logits": Head(lambda y: torch.logit(y.sigmoid())),
+    "log_softmax": Head(lambda y: y.log_softmax(1), 2),
+    "scaled after": Head(lambda y: 4 * y.sigmoid() - 2),
+    "ours, not a sigmoid": nn.Sequential(nn.Linear(4, 1), Activation("tanh")),
+    "logits in (0, 1)": Head(lambda y: 0.5 + 0.1 * torch.tanh(y)),
+}
+
+
+@pytest.mark.parametrize("head", PROBABILITIES.values(), ids=PROBABILITIES)
+def test_a_head_of_probabilities_is_refused(head):
+    with pytest.raises(ValueError, match=r"domain_head ends in a (hard)?s\w+, .* takes logits"):
+        step(head)
+
+
+@pytest.mark.parametrize("head", LOGITS.values(), ids=LOGITS)
+def test_a_head_of_logits_is_not(head):
+    assert step(head).loss.isfinite()
+
+
+def test_cdan_refuses_it_too():
+    with pytest.raises(ValueError, match="ends in a sigmoid"):
+        step(nn.Sequential(nn.Linear(8, 1), nn.Sigmoid()), CDAN)
+
+
+def test_it_is_refused_under_checkpointing_and_with_nothing_to_train():
+    class Checkpointed(nn.Sequential):
+        def forward(self, f):
+            return torch.utils.checkpoint.checkpoint(super().forward, f, use_reentrant=True)
+
+    with pytest.raises(ValueError, match="ends in a sigmoid"):
+        step(Checkpointed(nn.Linear(4, 1), nn.Sigmoid()))
+    with torch.no_grad(), pytest.raises(ValueError, match="ends in a sigmoid"):
+        model = DANN(nn.Linear(3, 4), nn.Linear(4, 2), PROBABILITIES["nn.Sigmoid"])
+        model(torch.randn(2, 3), torch.tensor([0, 1]), torch.randn(2, 3))
+
+
+def test_the_error_comes_before_a_weight_changes():
+    torch.manual_seed(0)
+    x, y = torch.randn(8, 3), torch.arange(8) % 2
+    model = DANN(nn.Linear(3, 4), nn.Linear(4, 2), nn.Sequential(nn.Linear(4, 1), nn.Sigmoid()))
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(ValueError, match="takes logits"):
+        pyrevgrad.adversarial.fit(model, (x, y), x, epochs=1, progress=False)
+    assert all(map(torch.equal, before, model.parameters()))
