@@ -69,13 +69,13 @@ bench-networks: $(READY)
 lint: $(READY)
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
-	$(CLANG_FORMAT) --dry-run -Werror $(CXX_FILES)
+	$(CLANG_FORMAT) --dry-run -Werror $(CXX_FILES) bench/driver.cpp
 	$(PY) -m mypy
 
 format: $(READY)
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
-	$(CLANG_FORMAT) -i $(CXX_FILES)
+	$(CLANG_FORMAT) -i $(CXX_FILES) bench/driver.cpp
 
 sanitize: $(READY)
 	PYTHON=$(PY) .ci/sanitize $(ARGUMENTS)
