@@ -11,14 +11,15 @@ TRITON := $(VENV)/ready-triton
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CLANG_FORMAT = $(PY) -c 'import clang_format; clang_format.clang_format()'
 
-.PHONY: help demo test reproduce triton-matrix bench bench-quick bench-networks gpu lint format \
-  sanitize clean distclean
+.PHONY: help demo test reproduce triton-matrix bench bench-compare bench-quick bench-networks \
+  gpu lint format sanitize clean distclean
 
 help:
 	@echo 'make demo         train, draw and time on real digits; leaves out/demo/'
 	@echo 'make test         the tests and every example in the documentation'
 	@echo 'make triton-matrix  every Triton kernel, interpreted and compiled, with no GPU; an hour'
 	@echo 'make bench        the benchmarks; make bench-quick for a first look'
+	@echo 'make bench-compare BASE=HEAD~1  is this slower than a commit, beyond noise?'
 	@echo 'make reproduce    domain adaptation over five seeds; leaves reproductions/results/'
 	@echo 'make gpu          on a machine with one: build, tests, compute-sanitizer, benchmarks'
 	@echo 'make bench-networks  guided backpropagation of whole networks against captum and zennit'
@@ -58,6 +59,10 @@ bench: $(READY)
 
 bench-quick: $(READY)
 	$(PY) -m bench --quick $(ARGUMENTS)
+
+bench-compare: $(READY)
+	@test -n "$(BASE)" || { echo 'name a commit: make bench-compare BASE=HEAD~1' >&2; exit 2; }
+	$(PY) -m bench.compare "$(BASE)" $(ARGUMENTS)
 
 # Under the Python that has torch with CUDA, which gets nothing installed.
 gpu:

@@ -237,7 +237,9 @@ class Toolchain:
 
     def make(self, target, command, contents, what):
         """Run the command unless nothing it depends on has changed since it made `target`."""
-        digest = hashlib.sha256(json.dumps([command, self.identity]).encode())
+        # Without the folder of the objects, which may be copied to another checkout.
+        words = [word.replace(str(self.objects), "objects") for word in command]
+        digest = hashlib.sha256(json.dumps([words, self.identity]).encode())
         for content in contents:
             digest.update(hashlib.sha256(content).digest())
         note, text = target.with_suffix(".digest"), digest.hexdigest()

@@ -1,0 +1,266 @@
+"""``python -m bench.compare BASE``: is the working tree slower than a commit, beyond noise?
+
+Imports contender's names, intervals and versions. Both versions are built, and each answers from
+a process of its own; a round times base, new, new, base, so that a machine that slows down slows
+both. Ratios are paired in the round. Exit status: 0, 1 where a case is slower beyond noise and the
+margin, 2 where there is nothing to compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import contender, versions
+from .intervals import CONFIDENCE, bootstrap
+from .versions import InputError
+
+#: Slower than this is a regression where the whole interval says so.
+MARGIN = 0.05
+START = "import sys; sys.path.append({root!r}); from bench.contender import main; main()"
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Amount:
+    """Pairs of processes, rounds in each, and the seconds that one timing fills."""
+
+    launches: int
+    rounds: int
+    sample: float
+
+
+QUICK, FULL = Amount(3, 6, 4e-3), Amount(6, 10, 2e-2)
+
+
+class Process:
+    """A version in a process of its own, asked by lines."""
+
+    def __init__(self, package: Path) -> None:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYREVGRAD_")}
+        environment |= {"PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", START.format(root=str(versions.ROOT))]
+        self._process = subprocess.Popen(
+            command, cwd=package.parent, env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        self.described = self._answer()
+        if not Path(self.described["file"]).is_relative_to(package):
+            raise RuntimeError(f"{self.described['file']} was imported, not what is in {package}")
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a timed process ended with status {self._process.wait()}")
+        return json.loads(line)
+
+    def ask(self, *call: Any) -> Any:
+        """What the process answers to a method's name and its arguments."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(call) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.stdout.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+@contextlib.contextmanager
+def launched(packages: dict[str, Path]) -> Iterator[dict[str, Process]]:
+    """A process for each package, ended whatever happens."""
+    with contextlib.ExitStack() as stack:
+        found = {}
+        for name, package in packages.items():
+            found[name] = Process(package)
+            stack.callback(found[name].close)
+        yield found
+
+
+def refusal(base: Row, new: Row) -> str | None:
+    """Why a case's times would mean nothing: a version cannot run it, or the results differ."""
+    for name, found in (("base", base), ("new", new)):
+        if "cannot" in found:
+            return f"{name} cannot run it: {found['cannot']}"
+    for one, other, size in zip(base["sums"], new["sums"], base["sizes"], strict=True):
+        # A rounding or two an element is no other result; a wrong gate is.
+        if not abs(one - other) <= 1e-3 * size + 1e-6:
+            return f"the versions compute different results ({one:.6g} and {other:.6g})"
+    return None
+
+
+def one_round(processes: dict[str, Any], name: str, repetitions: int) -> tuple[float, float]:
+    """Seconds a call of base and of new, each the mean of its two places in A B B A."""
+    a, b = processes["base"], processes["new"]
+    first, second, third, last = (p.ask("run", name, repetitions) for p in (a, b, b, a))
+    return (first + last) / 2, (second + third) / 2
+
+
+def measure(
+    packages: dict[str, Path], names: Sequence[str], amount: Amount, launch: Any = launched
+) -> tuple[dict[str, Row], dict[str, list[list[tuple[float, float]]]], dict[str, str]]:
+    """What the versions are; by case and launch the paired seconds; and why a case has none."""
+    times: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in names}
+    refused: dict[str, str] = {}
+    described: dict[str, Row] = {}
+    for number in range(amount.launches):
+        with launch(packages) as processes:
+            described = {name: process.described for name, process in processes.items()}
+            for name in names:
+                if name in refused:
+                    continue
+                reason = refusal(*(processes[p].ask("prepare", name) for p in ("base", "new")))
+                if reason:
+                    refused[name] = reason
+                    continue
+                repetitions = processes["base"].ask("calibrate", name, amount.sample)
+                one_round(processes, name, repetitions)  # warm; does not count
+                rounds = [one_round(processes, name, repetitions) for _ in range(amount.rounds)]
+                times[name].append(rounds)
+        print(f"pair {number + 1} of {amount.launches} of processes done", file=sys.stderr)
+    return described, times, refused
+
+
+def rows_of(
+    times: dict[str, list[list[tuple[float, float]]]], refused: dict[str, str], margin: float
+) -> list[Row]:
+    """A row for each case: median microseconds, the ratio new ÷ base, its interval, a verdict."""
+    rows: list[Row] = []
+    for name, launches in times.items():
+        if name in refused:
+            rows.append({"case": name, "refused": refused[name]})
+            continue
+        found = bootstrap([[new / base for base, new in rounds] for rounds in launches])
+        pairs = [pair for rounds in launches for pair in rounds]
+        base, new = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
+        rows.append(
+            {
+                "case": name, "base_s": base, "new_s": new,
+                "ratio": found.ratio, "low": found.low, "high": found.high,
+                "rounds": [len(rounds) for rounds in launches], "verdict": found.verdict(margin),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def table(rows: list[Row], margin: float) -> str:
+    """The rows as text, then what they come to."""
+    width = max((len(row["case"]) for row in rows), default=4)
+    lines = [f"{'case':{width}}  {'base':>10}  {'new':>10}  {'new ÷ base (95 %)':>21}"]
+    for row in rows:
+        if "refused" in row:
+            lines.append(f"{row['case']:{width}}  no time: {row['refused']}")
+            continue
+        figures = f"{row['ratio']:.3f} ({row['low']:.3f}–{row['high']:.3f})"
+        word = "" if row["verdict"] == "same" else f"  {row['verdict'].upper()}"
+        times = (f"{row[key] * 1e6:7.1f} µs" for key in ("base_s", "new_s"))
+        lines.append(f"{row['case']:{width}}  {'  '.join(times)}  {figures:>21}{word}")
+    count = {word: sum(row.get("verdict") == word for row in rows) for word in ("slower", "faster")}
+    lines += [
+        "",
+        f"{count['slower']} slower and {count['faster']} faster of {len(rows)}, beyond noise and a "
+        f"margin of {margin:.0%}: the {CONFIDENCE:.0%} interval lies wholly outside.",
+    ]
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.compare", description=__doc__)
+    add = parser.add_argument
+    add("base", metavar="BASE", help="a commit: HEAD~1, a branch, a tag, a hash")
+    add("--quick", action="store_true", help="fewer cases and rounds; under a minute of timing")
+    add("--filter", metavar="TEXT", default="", help="only the cases whose name holds TEXT")
+    add("--margin", type=float, default=MARGIN, metavar="SHARE", help=f"{MARGIN} if not given")
+    add("--json", type=Path, metavar="FILE", help="write versions, rows and settings there")
+    add("--report", action="store_true", help="print only: 0 for a regression or a bad BASE too")
+    return parser
+
+
+def _chosen(options: argparse.Namespace) -> list[str]:
+    """The cases, or InputError that lists them; a filter finds those of the full form too."""
+    if not 0 <= options.margin < 10:
+        raise InputError(f"a margin is a share such as {MARGIN}, not {options.margin}")
+    for quick in dict.fromkeys((options.quick, False)):
+        found = [name for name in contender.names(quick) if options.filter in name]
+        if found:
+            return found
+    known = "\n  ".join(contender.names(False))
+    raise InputError(f"no case holds {options.filter!r}; there are\n  {known}")
+
+
+def _capability() -> str:
+    """The instruction set of this machine, as the library that is installed chose it; or all."""
+    from pyrevgrad import backends
+
+    native = backends.native()
+    return "" if native is None else native.capability
+
+
+def compared(options: argparse.Namespace) -> Row:
+    """Build, time and judge; InputError where there is nothing to compare."""
+    names, commit = _chosen(options), versions.commit_of(options.base)
+    amount = QUICK if options.quick else FULL
+    differs = versions.native_differs(commit)
+    what = "compiled sources differ: minutes" if differs else "no compiled source differs: seconds"
+    print(f"building {commit[:10]} and the working tree ({what})", file=sys.stderr, flush=True)
+    start = time.monotonic()
+    with versions.both_built(commit, _capability()) as packages:
+        middle = time.monotonic()
+        described, times, refused = measure(packages, names, amount)
+    for one in described.values():
+        del one["file"]
+    seconds = {"building": middle - start, "timing": time.monotonic() - middle}
+    return {
+        "base": {"commit": commit, **described["base"]},
+        "new": {"commit": versions.commit_of("HEAD"), **described["new"]},
+        "margin": options.margin,
+        "confidence": CONFIDENCE,
+        "seconds": {what: round(spent, 1) for what, spent in seconds.items()},
+        "rows": rows_of(times, refused, options.margin),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compare and print; 0, 1 (slower) or 2 (bad input)."""
+    options = _parser().parse_args(arguments)
+    try:
+        found = compared(options)
+    except InputError as error:
+        print(f"nothing is compared: {error}", file=sys.stderr)
+        return 0 if options.report else 2
+    for name in ("base", "new"):
+        one = found[name]
+        tree = " and what is not committed" if name == "new" else ""
+        built = ", ".join(str(one[key]) for key in ("native", "autograd") if key in one)
+        print(f"{name:4}  {one['commit'][:10]}{tree}: {built}")
+    print(f"one thread, {found['seconds']['building']} s of building, "
+          f"{found['seconds']['timing']} s of timing\n")  # fmt: skip
+    print(table(found["rows"], found["margin"]))
+    if options.json:
+        text = json.dumps(found, indent=1, ensure_ascii=False)
+        options.json.write_text(text + "\n", encoding="utf-8")
+    slower = any(row.get("verdict") == "slower" for row in found["rows"])
+    return 1 if slower and not options.report else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

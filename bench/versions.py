@@ -1,0 +1,121 @@
+"""Two versions of the project built side by side in a temporary folder, objects reused by content.
+
+Imports the standard library only; runs git and setup.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OBJECTS = ROOT / "build" / "objects"
+NATIVE = ("csrc", "setup.py")
+
+
+class InputError(ValueError):
+    """What was asked for cannot be compared, and why: a sentence, then perhaps a compiler's."""
+
+
+def git(*arguments: str, root: Path = ROOT) -> str:
+    """What git prints; InputError with its message."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise InputError("git is not there, and the other version is taken from it") from None
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise InputError(f"git {arguments[0]} failed: {last}")
+    return done.stdout.strip()
+
+
+def commit_of(base: str, root: Path = ROOT) -> str:
+    """The full name of the commit; InputError where `base` names none."""
+    git("rev-parse", "--git-dir", root=root)
+    asked = ("--verify", "--quiet", "--end-of-options", base + "^{commit}")
+    try:
+        return git("rev-parse", *asked, root=root)
+    except InputError:
+        shallow = git("rev-parse", "--is-shallow-repository", root=root) == "true"
+        cure = " (it is shallow: `git fetch --unshallow` brings the rest)" if shallow else ""
+        raise InputError(f"BASE={base} names no commit of this repository{cure}") from None
+
+
+def native_differs(commit: str, root: Path = ROOT) -> bool:
+    """Whether anything that is compiled differs between the commit and the working tree."""
+    untracked = git("ls-files", "--others", "--exclude-standard", "--", *NATIVE, root=root)
+    return bool(untracked or git("diff", "--name-only", commit, "--", *NATIVE, root=root))
+
+
+@contextlib.contextmanager
+def checked_out(commit: str, folder: Path, root: Path = ROOT) -> Iterator[Path]:
+    """A git worktree of the commit in `folder`, which git forgets again afterwards."""
+    tree = folder / "tree"
+    git("worktree", "add", "--detach", "--force", str(tree), commit, root=root)
+    try:
+        yield tree
+    finally:
+        with contextlib.suppress(InputError):
+            git("worktree", "remove", "--force", str(tree), root=root)
+        shutil.rmtree(tree, ignore_errors=True)
+        with contextlib.suppress(InputError):
+            git("worktree", "prune", root=root)
+
+
+def build(tree: Path, folder: Path, capability: str, objects: Path = OBJECTS) -> Path:
+    """Build what lies in `tree` outside of it; the folder that a process finds the package in.
+
+    The objects of this checkout are there to start with: setup.py takes one whose compiler,
+    flags and sources are the same. Only this machine's kernels are built, and no CUDA.
+
+    Raises
+    ------
+    InputError
+        It does not build; the message ends with the last lines.
+    """
+    kept = folder / "build" / "objects"
+    kept.mkdir(parents=True)
+    for path in sorted(objects.glob("*")) if objects.is_dir() else ():
+        if path.is_file() and "cuda" not in path.name:
+            shutil.copy2(path, kept / path.name)
+    settings = {
+        "PYREVGRAD_REQUIRE_NATIVE": "1",
+        "PYREVGRAD_CUDA": "0",
+        "PYREVGRAD_CAPABILITIES": capability,
+    }
+    places = ["--build-base", str(folder / "build"), "--build-lib", str(folder / "package")]
+    command = [sys.executable, "setup.py", "--quiet", "build", *places]
+    try:
+        done = subprocess.run(
+            command, cwd=tree, env=os.environ | settings, capture_output=True, text=True,
+            errors="replace", timeout=1800,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise InputError("it does not build: half an hour was not enough") from None
+    if done.returncode != 0:
+        lines = (done.stdout + done.stderr).strip().splitlines()[-12:]
+        raise InputError("it does not build; its last lines:\n" + "\n".join(lines))
+    return folder / "package"
+
+
+@contextlib.contextmanager
+def both_built(commit: str, capability: str) -> Iterator[dict[str, Path]]:
+    """The packages of ``base`` (the commit) and ``new`` (the working tree), by name."""
+    with tempfile.TemporaryDirectory(prefix="pyrevgrad-compare-") as name:
+        folder = Path(name)
+        with checked_out(commit, folder / "base") as tree:
+            try:
+                base = build(tree, folder / "base", capability)
+            except InputError as error:
+                raise InputError(f"BASE ({commit[:10]}): {error}") from None
+            try:
+                new = build(ROOT, folder / "new", capability)
+            except InputError as error:
+                raise InputError(f"the working tree: {error}") from None
+            yield {"base": base, "new": new}
