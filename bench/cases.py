@@ -34,10 +34,18 @@ class Case:
         """Whether f is computed (exp, tanh, erf, a quotient) rather than selected."""
         return ACTIVATIONS[self.activation].slope_from in (OUTPUT, INPUT)
 
+    @property
+    def at_few_sizes(self) -> bool:
+        """Whether a few sizes say enough: of curved activations, and of DeconvNet's relu."""
+        return self.is_curved or self == DECONVNET
+
 
 #: The pairs of the relu targets. `guided_scaled` multiplies by a scale as the idiom of the issue
 #: does; `GUIDED` is the harder opponent, whose idiom needs no multiplication.
 RELU_CASES = tuple(Case("relu", rule) for rule in ("guided_scaled", "GUIDED", "reverse"))
+
+#: For the other libraries that have it; no target speaks of it.
+DECONVNET = Case("relu", "DECONVNET")
 
 #: Rows with a slope that must be computed, and a PyTorch function to compare with.
 CURVED = tuple(
@@ -55,9 +63,9 @@ def all_cases() -> tuple[Case, ...]:
 
 
 def default_cases(quick: bool) -> tuple[Case, ...]:
-    """The pairs that the targets speak of; in the quick form three curved activations."""
+    """The targets' pairs and relu's DeconvNet; in the quick form three curved activations."""
     curved = [c for c in CURVED_CASES if not quick or c.activation in QUICK_CURVED]
-    return (*RELU_CASES, *curved)
+    return (*RELU_CASES, DECONVNET, *curved)
 
 
 def select(pattern: str | None, quick: bool) -> tuple[Case, ...]:

@@ -23,7 +23,7 @@ import pyrevgrad
 from pyrevgrad import backends
 
 from . import kernels, providers, traffic
-from .cases import RELU_CASES
+from .cases import DECONVNET, RELU_CASES, Case
 from .timing import Measured, paired_ratio
 
 Row = dict[str, Any]
@@ -109,33 +109,46 @@ def kernel_rows(
 
 
 def pair_rows(
-    dtype: str, nbytes: int, device: torch.device, timer: Callable[[Step], float], count: int
+    dtype: str,
+    nbytes: int,
+    device: torch.device,
+    timer: Callable[[Step], float],
+    count: int,
+    cases: tuple[Case, ...] = RELU_CASES,
+    without: Mapping[str, str] | None = None,
 ) -> list[Row]:
-    """Forward and backward of the relu cases, ours and each opponent's."""
+    """Forward and backward of the cases, ours and each opponent's; or why there is no time."""
     x, g = tensors(nbytes, getattr(torch, dtype), device)
     x = x.requires_grad_() * 1
     made = []
-    for case in RELU_CASES:
-        wanted = providers.expected(case, x, g)
-        steps: dict[str, Step] = {}
-        for provider in providers.build(case, x.dtype, {"reference": "", "copy": ""}):
-            if isinstance(provider, providers.Provider):
-                providers.check(provider, case, x, g, wanted[provider.name])
-                steps[provider.name] = lambda step=provider.step: step(x, g)
+    for case in cases:
+        built = providers.build(case, x.dtype, without or {}, device)
+        passed, left_out = providers.gated(built, case, x, g)
+        steps = {name: (lambda step=p.step: step(x, g)) for name, p in passed.items()}
         measured = rounds(steps, timer, count)
-        for name, own in measured.items():
-            ratio = paired_ratio(own, measured["fused"])
-            assert ratio is not None
-            made.append(
-                {
-                    "case": case.name, "dtype": dtype, "elements": x.numel(), "provider": name,
-                    "median_s": own.seconds.median, "q1_s": own.seconds.q1,
-                    "q3_s": own.seconds.q3, "rounds": own.seconds.runs,
-                    "fused_is_faster": ratio.median, "faster_q1": ratio.q1,
-                    "faster_q3": ratio.q3, "target": SPEEDUPS.get((case.name, name)),
-                }
-            )  # fmt: skip
+        for name in providers.NAMES:
+            row: Row = {
+                "case": case.name, "dtype": dtype, "elements": x.numel(), "provider": name,
+                "bytes_per_element": traffic.bytes_per_element(name, case, dtype),
+                "ceiling": traffic.ceiling(name, case, dtype),
+            }  # fmt: skip
+            made.append(row | (left_out.get(name) or _timed(case, name, measured)))
     return made
+
+
+def _timed(case: Case, name: str, measured: Mapping[str, Measured]) -> Row:
+    own = measured[name]
+    row: Row = {
+        "median_s": own.seconds.median, "q1_s": own.seconds.q1, "q3_s": own.seconds.q3,
+        "rounds": own.seconds.runs,
+    }  # fmt: skip
+    ratio = paired_ratio(own, measured["fused"]) if "fused" in measured else None
+    if ratio is None:
+        return row
+    return {
+        **row, "fused_is_faster": ratio.median, "faster_q1": ratio.q1, "faster_q3": ratio.q3,
+        "target": SPEEDUPS.get((case.name, name)),
+    }  # fmt: skip
 
 
 def host_rows(device: torch.device, wait: Step, calls: int = 2000) -> list[Row]:
@@ -174,8 +187,9 @@ def missed(run: Mapping[str, list[Row]]) -> list[str]:
         f"{row['case']} {row['dtype']}: {row['fused_is_faster']:.3f} times faster than "
         f"{row['provider']}, target {row['target']}"
         for row in run["pairs"]
-        if row["target"] is not None and row["fused_is_faster"] < row["target"]
+        if row.get("target") is not None and row["fused_is_faster"] < row["target"]
     ]
+    found += [row["refused"] for row in run["pairs"] if "refused" in row]
     found += [
         f"host time of {row['case']}: {row['times_relu']:.2f} times F.relu's, target {HOST}"
         for row in run["host"]
@@ -190,12 +204,15 @@ def measure(
     wait: Step,
     nbytes: int = LARGE,
     count: int = ROUNDS,
+    cases: tuple[Case, ...] = (*RELU_CASES, DECONVNET),
+    dtypes: tuple[str, ...] = DTYPES,
+    without: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The whole run; a timer other than the device's for tests."""
     run: dict[str, Any] = {"bytes_per_tensor": nbytes, "kernels": [], "pairs": []}
-    for dtype in DTYPES:
+    for dtype in dtypes:
         run["kernels"] += kernel_rows(dtype, nbytes, device, timer, count)
-        run["pairs"] += pair_rows(dtype, nbytes, device, timer, count)
+        run["pairs"] += pair_rows(dtype, nbytes, device, timer, count, cases, without)
     run["host"] = host_rows(device, wait)
     run["missed"] = missed(run)
     return run
@@ -211,9 +228,26 @@ def describe(device: torch.device) -> dict[str, Any]:
         "memory_bytes": properties.total_memory,
         "l2_bytes": properties.L2_cache_size,
         "torch_cuda": torch.version.cuda,
-        "kernels": backends.native().cuda_build(),
+        "build": backends.native().cuda_build(),
         "traffic": {dtype: traffic.item_size(dtype) for dtype in DTYPES},
     }
+
+
+def on_this_device(quick: bool, **chosen: Any) -> dict[str, Any]:
+    """Describe and measure the current device; `chosen` goes to `measure`.
+
+    Raises
+    ------
+    BackendError
+        The native CUDA kernels do not serve it; the message says why and what cures it.
+    """
+    device = torch.device("cuda", torch.cuda.current_device())
+    with pyrevgrad.backend("native"):
+        pyrevgrad.relu(torch.empty(0, device=device))  # or a sentence on why it cannot
+        timer = DeviceTimer(device)
+        nbytes, count = (16 << 20, 5) if quick else (LARGE, ROUNDS)
+        run = measure(device, timer, torch.cuda.synchronize, nbytes, count, **chosen)
+    return {**describe(device), **run}
 
 
 def main() -> int:
@@ -224,13 +258,8 @@ def main() -> int:
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.exit(1, "there is no CUDA device; `make bench` measures the CPU\n")
-    device = torch.device("cuda", torch.cuda.current_device())
-    with pyrevgrad.backend("native"):
-        pyrevgrad.relu(torch.empty(0, device=device))  # or a sentence on why it cannot
-        timer = DeviceTimer(device)
-        sizes = (16 << 20, 5) if options.quick else (LARGE, ROUNDS)
-        run = measure(device, timer, torch.cuda.synchronize, *sizes)
-    options.file.write_text(json.dumps({**describe(device), **run}), encoding="utf-8")
+    run = on_this_device(options.quick)
+    options.file.write_text(json.dumps(run), encoding="utf-8")
     return 0
 
 

@@ -20,6 +20,16 @@ from pyrevgrad.rules import Rule
 Apply = Callable[[Tensor], Tensor]
 
 
+def differentiated(apply: Apply) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Forward and backward as inside a network: the gradient of a tensor that is no leaf."""
+
+    def step(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        y = apply(x)
+        return y, torch.autograd.grad(y, x, g)[0]
+
+    return step
+
+
 def plain(activation: str) -> Apply | None:
     """PyTorch's own function with default parameters, or None where it has no gradient."""
     row = ACTIVATIONS[activation]

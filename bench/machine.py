@@ -1,6 +1,6 @@
 """What a figure was measured with: versions, processor, commit; no names of people or hosts.
 
-Imports torch and pyrevgrad for their versions.
+Imports torch, numpy, pyrevgrad and peers for their versions.
 """
 
 from __future__ import annotations
@@ -12,12 +12,29 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 
 import pyrevgrad
 from pyrevgrad.configuration import configuration
 
-ROOT = Path(__file__).resolve().parent.parent
+from . import peers
+
+HERE = Path(__file__).resolve().parent
+
+
+def checkout() -> Path | None:
+    """The repository's root; None where the suite is installed, and its commit unknown."""
+    root = HERE.parent
+    return root if HERE.name == "bench" and (root / "csrc").is_dir() else None
+
+
+def where_it_runs(package: str) -> Path | None:
+    """The folder that a process of ``python -m package.…`` must start in; None for any.
+
+    The suite is `bench` in the repository, and `pyrevgrad.bench` wherever pyrevgrad is installed.
+    """
+    return HERE.parent if package == HERE.name else None
 
 
 def _processor() -> str:
@@ -39,9 +56,16 @@ def _huge_pages() -> str:
 
 
 def _git(*arguments: str) -> str | None:
+    if checkout() is None:
+        return None
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
+            ["git", *arguments],
+            cwd=checkout(),
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None
@@ -74,6 +98,10 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_kernels": torch.backends.cpu.get_cpu_capability(),
+        "numpy": numpy.__version__,
+        "triton": configured["triton"],
+        "peers": peers.versions(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "pyrevgrad": pyrevgrad.__version__,
         "native": configured["native"],
         "autograd": configured["autograd"],
@@ -91,5 +119,15 @@ def device_name(processor: str, processors: int) -> str:
     'intel-xeon-gold-6130-2-processors'
     """
     text = re.sub(r"\((r|tm)\)|\bcpu\b|\bprocessor\b|@.*", " ", processor.lower())
-    name = re.sub(r"[^a-z0-9]+", "-", text).strip("-") or "unknown"
-    return f"{name}-{processors}-processors"
+    return f"{folder_name(text)}-{processors}-processors"
+
+
+def folder_name(text: str) -> str:
+    """A name in small letters, digits and dashes.
+
+    Examples
+    --------
+    >>> folder_name("NVIDIA H100 80GB HBM3")
+    'nvidia-h100-80gb-hbm3'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unknown"

@@ -1,7 +1,7 @@
 """Bytes kept for backward, by saved-tensor hooks and by resident memory, beside `plan()`.
 
-Imports pyrevgrad, torch, cases and providers. The resident figures come each from a process of
-its own: ``python -m bench.memory CASE PROVIDER DTYPE ELEMENTS`` prints one as JSON.
+Imports pyrevgrad, torch, cases, idioms and machine. The resident figures come each from a process
+of its own: ``python -m bench.memory CASE PROVIDER DTYPE ELEMENTS`` prints one as JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 import pyrevgrad
 from pyrevgrad.rules import plan
 
-from . import idioms
+from . import idioms, machine
 from .cases import Case
 
 _STATUS = Path("/proc/self/status")
@@ -163,8 +163,14 @@ def in_own_process(
     }
     if not (_STATUS.exists() and _CLEAR.exists()):
         return row | {"skipped": "resident memory is read from /proc, which is not here"}
-    command = [sys.executable, "-m", "bench.memory", case.name, provider, dtype, str(elements)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    words = [case.name, provider, dtype, str(elements)]
+    done = subprocess.run(
+        [sys.executable, "-m", f"{__package__}.memory", *words],
+        cwd=machine.where_it_runs(__package__),
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         return row | {"skipped": f"the process failed: {last}"}

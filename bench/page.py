@@ -1,47 +1,26 @@
-"""The generated page: what was measured and how, the targets, every table, and what was lost.
+"""The generated page: what was measured and how, wins and losses, the targets, every table.
 
-Imports the standard library only; works from the rows alone.
+Imports tables and sections; works from the rows alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from statistics import median
 from typing import Any
 
+from . import sections
+from .tables import (
+    OPPONENTS,
+    curved_section,
+    kernel_section,
+    memory_section,
+    relu_section,
+    size_text,
+    table,
+    time_text,
+)
+
 Row = dict[str, Any]
-
-_OPPONENTS = ("plain", "idiom", "idiom+compile", "eager-best", "copy", "reference")
-_DIGITS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def size_text(elements: int) -> str:
-    """A power of two as such.
-
-    Examples
-    --------
-    >>> size_text(1024), size_text(1000)
-    ('2¹⁰', '1000')
-    """
-    exponent = elements.bit_length() - 1
-    return f"2{str(exponent).translate(_DIGITS)}" if elements == 1 << exponent else str(elements)
-
-
-def time_text(seconds: float) -> str:
-    """Three figures and a unit."""
-    for factor, unit in ((1e6, "µs"), (1e3, "ms")):
-        if seconds * factor < 1000:
-            return f"{seconds * factor:.3g} {unit}"
-    return f"{seconds:.3g} s"
-
-
-def _threads_text(count: int) -> str:
-    return "1 thread" if count == 1 else f"{count} threads"
-
-
-def table(head: list[str], rows: Iterable[list[str]]) -> str:
-    """A Markdown table, its first column to the left and the others to the right."""
-    rule = [":--", *["--:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
 
 
 def _where(row: Row) -> str:
@@ -76,175 +55,37 @@ def _targets(run: dict[str, Any]) -> str:
     return table(head, rows)
 
 
-def _cell_text(row: Row | None) -> str:
-    if row is None:
-        return "–"
-    if "refused" in row:
-        return "refused"
-    if "speedup" not in row:
-        return "–"
-    ceiling = f" ({row['ceiling']:.2f})" if row.get("ceiling") else ""
-    return f"{row['speedup']:.2f}{ceiling}"
+def _group(case: str) -> str:
+    activation, _, rule = case.partition("/")
+    if activation == "relu":
+        return "relu, guided" if rule.lower().startswith("guided") else f"relu, {rule}"
+    return f"curved, {rule}"
 
 
-def _size_table(rows: list[Row]) -> str:
-    """Sizes down, providers across: the speed-up of fused over each, its ceiling in brackets."""
-    by_key = {(row["elements"], row["provider"]): row for row in rows}
-    shown = {row["provider"] for row in rows if "speedup" in row or "refused" in row}
-    present = [provider for provider in _OPPONENTS if provider in shown]
+def _wins(timings: list[Row]) -> str:
+    """A line for each kind of case and opponent: how many cells were won, and by how much."""
+    grouped: dict[tuple[str, str, str], list[float]] = {}
+    for row in timings:
+        if "speedup" in row and row["provider"] not in ("fused", "copy"):
+            key = (_group(row["case"]), row["provider"], row["dtype"])
+            grouped.setdefault(key, []).append(row["speedup"])
+    order = sorted(
+        grouped, key=lambda key: (list(map(_group, _cases(timings))).index(key[0]),
+                                  OPPONENTS.index(key[1]), key[2] != "float32"),
+    )  # fmt: skip
     lines = []
-    for size in sorted({row["elements"] for row in rows}):
-        fused = by_key.get((size, "fused"), {})
-        time = "–"
-        if "median_s" in fused:
-            time = time_text(fused["median_s"])
+    for key in order:
+        found = grouped[key]
+        won = f"{sum(value > 1 for value in found)}/{len(found)}"
         lines.append(
-            [
-                size_text(size),
-                time,
-                f"{fused.get('faults', 0):.0f}",
-                *[_cell_text(by_key.get((size, provider))) for provider in present],
-            ]
+            [*key, won, *(f"{value:.2f}" for value in (median(found), min(found), max(found)))]
         )
-    return table(["elements", "fused", "faults", *[f"over {p}" for p in present]], lines)
+    head = ["cases", "faster than", "dtype", "cells won", "median", "least", "most"]
+    return table(head, lines) if lines else "`fused` was not timed."
 
 
-def _detail(summary: str, body: str) -> str:
-    return f"<details><summary>{summary}</summary>\n\n{body}\n\n</details>"
-
-
-def _relu_section(timings: list[Row]) -> list[str]:
-    parts = []
-    for case in dict.fromkeys(row["case"] for row in timings if not row["curved"]):
-        own = [row for row in timings if row["case"] == case]
-        parts.append(f"### {case}")
-        first = True
-        for key in dict.fromkeys((r["dtype"], r["threads"], r["allocations"]) for r in own):
-            rows = [r for r in own if (r["dtype"], r["threads"], r["allocations"]) == key]
-            title = f"{key[0]}, {_threads_text(key[1])}, {key[2]} allocations"
-            body = _size_table(rows)
-            parts.append(f"{title}\n\n{body}" if first else _detail(title, body))
-            first = False
-    return parts
-
-
-def _curved_table(rows: list[Row], size: int) -> str:
-    by_key = {(r["case"], r["provider"]): r for r in rows if r["elements"] == size}
-    lines = []
-    for name in dict.fromkeys(row["case"].split("/")[0] for row in rows):
-        reverse, guided = f"{name}/reverse", f"{name}/GUIDED"
-        fused = by_key.get((reverse, "fused"), {})
-        lines.append(
-            [
-                name,
-                time_text(fused["median_s"]) if "median_s" in fused else "–",
-                *[_cell_text(by_key.get((reverse, p))) for p in ("plain", "idiom", "eager-best")],
-                *[_cell_text(by_key.get((guided, p))) for p in ("idiom", "eager-best", "plain")],
-            ]
-        )
-    head = [
-        "activation", "reversed, fused", "over plain", "over idiom", "over eager-best",
-        "GUIDED over idiom", "over eager-best", "over plain",
-    ]  # fmt: skip
-    return table(head, lines)
-
-
-def _curved_section(timings: list[Row]) -> list[str]:
-    curved = [row for row in timings if row["curved"]]
-    if not curved:
-        return []
-    parts = [
-        "### Curved activations",
-        "The floor is 1 for reversed over plain, and 1.5 for GUIDED over its idiom.",
-    ]
-    sizes = sorted({row["elements"] for row in curved})
-    shown = 2**20 if 2**20 in sizes else sizes[-1]
-    keys = dict.fromkeys((r["dtype"], r["threads"], r["allocations"]) for r in curved)
-    first = True
-    for key in keys:
-        rows = [r for r in curved if (r["dtype"], r["threads"], r["allocations"]) == key]
-        for size in sorted(sizes, key=lambda n: n != shown):
-            title = (
-                f"{key[0]}, {size_text(size)} elements, {_threads_text(key[1])}, "
-                f"{key[2]} allocations"
-            )
-            body = _curved_table(rows, size)
-            parts.append(f"{title}\n\n{body}" if first else _detail(title, body))
-            first = False
-    return parts
-
-
-def _bandwidth_text(row: Row | None) -> str:
-    return "–" if row is None else f"{row['gigabytes_per_s']:.3g} ({row['share']:.0%})"
-
-
-def _kernel_section(kernels: list[Row]) -> list[str]:
-    if not kernels:
-        return []
-    parts = ["### Kernels alone, on warm buffers"]
-    first = True
-    for selects in (True, False):
-        for key in dict.fromkeys((r["dtype"], r["threads"]) for r in kernels):
-            own = [
-                r for r in kernels
-                if (r["dtype"], r["threads"]) == key and r["selects"] is selects
-            ]  # fmt: skip
-            if not own:
-                continue
-            sizes = sorted({row["elements"] for row in own})
-            by_key = {(row["kernel"], row["elements"]): row for row in own}
-            lines = []
-            for name in dict.fromkeys(row["kernel"] for row in own):
-                found = [by_key.get((name, size)) for size in sizes]
-                counted = next(r for r in found if r)["bytes_per_element"]
-                lines.append(
-                    [
-                        name,
-                        f"{counted:g}",
-                        *[_bandwidth_text(row) for row in found],
-                    ]
-                )
-            kind = "select and scale (floor 85 %)" if selects else "a slope to compute (no floor)"
-            title = f"GB/s and the share of copy_: {kind}, {key[0]}, {_threads_text(key[1])}"
-            body = table(["kernel", "B/element", *map(size_text, sizes)], lines)
-            parts.append(f"{title}\n\n{body}" if first else _detail(title, body))
-            first = False
-    return parts
-
-
-def _mebibytes(value: float) -> str:
-    return f"{value / 2**20:.2f}"
-
-
-def _memory_section(run: dict[str, Any]) -> list[str]:
-    parts = []
-    if run["resident"]:
-        parts.append("### Memory, each row in a process of its own (MiB)")
-        lines = []
-        for row in run["resident"]:
-            start = [row["case"], row["provider"], row["dtype"], size_text(row["elements"])]
-            planned = _mebibytes(row["plan"]) if row["provider"] == "fused" else "–"
-            if "kept" in row:
-                lines.append([*start, planned, _mebibytes(row["kept"]), _mebibytes(row["peak"])])
-            else:
-                lines.append([*start, planned, row["skipped"], "–"])
-        head = ["case", "provider", "dtype", "elements", "plan()", "kept, resident", "peak"]
-        parts.append(table(head, lines))
-    if run["kept"]:
-        shown = [r for r in run["kept"] if r["dtype"] == run["kept"][0]["dtype"]]
-        columns = ("plan", "fused", "idiom", "plain")
-        lines = [
-            [
-                r["case"],
-                *[f"{r[k] / r['elements']:.3f}" if k in r else "–" for k in columns],
-                str(r["idle"]),
-            ]
-            for r in shown
-        ]
-        head = ["case", "plan()", *columns[1:], "fused, no gradient needed"]
-        title = f"Bytes kept per element by the saved-tensor hooks, {shown[0]['dtype']}, every pair"
-        parts.append(_detail(title, table(head, lines)))
-    return parts
+def _cases(timings: list[Row]) -> list[str]:
+    return list(dict.fromkeys(row["case"] for row in timings))
 
 
 def _losses(timings: list[Row]) -> str:
@@ -314,7 +155,12 @@ _METHOD = """\
 * **Providers.** `fused`: the native backend. `reference`: the same rule in plain PyTorch. `idiom`:
   what people write. `idiom+compile`: the same under `torch.compile`, compiled once for all sizes.
   `eager-best`: the strongest eager form known. `plain`: PyTorch's activation with its ordinary
-  backward. `copy`: x and g cloned, the price of moving the bytes.
+  backward. `captum`, `zennit`, `grad-cam`: their guided backpropagation or DeconvNet of one
+  `nn.ReLU`, sending back the same g; captum sets its hooks in every call, zennit's are set
+  beforehand. `pytorch-revgrad`: its layer behind PyTorch's activation. Of grad-cam and zennit the
+  modules that are timed are loaded without their packages' `__init__`. `numpy`: gates in float64,
+  for scale. `fused-triton`: the Triton kernels, on a GPU. `copy`: x and g cloned, the price of
+  moving the bytes. The byte counts of other libraries are not derived, so they have no ceiling.
 * The targets name no size for the curved activations; they are judged from 2¹⁶ up, as relu's.
 """
 
@@ -322,12 +168,17 @@ _METHOD = """\
 def _machine_section(run: dict[str, Any]) -> str:
     machine, settings = run["machine"], run["settings"]
     dirty = {True: ", with uncommitted changes", False: "", None: ""}[machine["dirty"]]
+    peers = ", ".join(
+        f"{name} {version}" if version else f"{name} not installed"
+        for name, version in {"numpy": machine["numpy"], **machine["peers"]}.items()
+    )
     lines = [
         f"* {machine['processor']}, {machine['processors']} processors; {machine['system']}, "
         f"{machine['libc']}; transparent huge pages: {machine['transparent_huge_pages']}",
         f"* Python {machine['python']}, torch {machine['torch']} ({machine['torch_kernels']}), "
         f"pyrevgrad {machine['pyrevgrad']} ({machine['native']}; {machine['autograd']}), "
         f"commit {machine['commit'] or 'unknown'}{dirty}",
+        f"* {peers}; Triton {machine['triton']}; GPU: {machine['gpu'] or 'none'}",
         f"* {run['date']}, {run['minutes']:.1f} minutes, `{run['command']}`; load average "
         f"{run['load'][0]} at the start, {run['load'][1]} at the end",
         f"* threads {settings['threads']}, dtypes {', '.join(settings['dtypes'])}",
@@ -342,28 +193,75 @@ def page(run: dict[str, Any], pictures: list[str], prefix: str) -> str:
     """The whole page; `prefix` leads from it to the pictures' folder."""
     timings = run["timings"]
     kind = "quick run: fewer sizes and rounds" if run["quick"] else "full run"
-    shown = "\n\n".join(f"![{name[:-4]}]({prefix}{name})" for name in pictures)
+    shown = "\n\n".join(
+        f"![{name}]({prefix}{name}.png)\n\nThe same as [SVG]({prefix}{name}.svg)."
+        for name in pictures
+    )
     parts = [
         "# What a modified backward costs",
-        "Generated by `python -m bench`; do not edit. Every ratio is *their time ÷ ours* in one "
-        f"run: above 1, `fused` is faster. This is a {kind}.",
+        "Generated by the suite (`make bench`, `python -m pyrevgrad bench`); do not edit. Every "
+        "ratio is *their time ÷ ours* in one run: above 1, `fused` is faster. "
+        f"This is a {kind}.",
         _machine_section(run),
-        "## Targets",
-        "*rows*: how many cells of size × threads × case met the floor, and the worst of them.",
-        _targets(run),
-        "## Pictures" if pictures else "",
-        shown,
+        "## Wins",
+        "The speed-up of `fused` over each opponent, over all cells of size × threads × "
+        "allocations × case: how many it won, the median cell, and the two ends.",
+        _wins(timings),
         "## Losses",
         "Where `fused` was slower than an opponent (a copy aside), and in how many cells.",
         _losses(timings),
+        "## Pictures" if pictures else "",
+        shown,
+        "## Targets",
+        "*rows*: how many cells of size × threads × case met the floor, and the worst of them.",
+        _targets(run),
         "## Tables",
-        *_relu_section(timings),
-        *_curved_section(timings),
-        *_kernel_section(run["kernels"]),
-        *_memory_section(run),
+        *relu_section(timings),
+        *curved_section(timings),
+        *kernel_section(run["kernels"]),
+        *memory_section(run),
+        *sections.texts(run["sections"]),
         "## Left out",
         _left_out(timings),
         "## Method",
         _METHOD,
     ]
     return "\n\n".join(part for part in parts if part).rstrip() + "\n"
+
+
+def cuda_page(run: dict[str, Any]) -> str:
+    """The page of a run on a CUDA device."""
+    lines = []
+    for row in run["pairs"]:
+        ratio, ceiling = row.get("fused_is_faster"), row.get("ceiling")
+        time = time_text(row["median_s"]) if "median_s" in row else "–"
+        outcome = f"{ratio:.2f}" if ratio else row.get("refused") or row.get("skipped") or "–"
+        start = [row["case"], row["provider"], row["dtype"], size_text(row["elements"])]
+        lines.append([*start, time, outcome, f"{ceiling:.2f}" if ceiling else "–"])
+    kernels = [
+        [row["kernel"], row["dtype"], f"{row['bytes_per_element']:g}", f"{row['share']:.1%}",
+         f"{row['gigabytes_per_s']:.0f}", f"{row['copy_gigabytes_per_s']:.0f}"]
+        for row in run["kernels"]
+    ]  # fmt: skip
+    host = [
+        [row["case"], f"{row['median_s'] * 1e6:.1f}", f"{row['times_relu']:.2f}"]
+        for row in run["host"]
+    ]
+    parts = [
+        f"# What a modified backward costs on {run['device']}",
+        f"* {run['date']}, `{run['command']}`; torch {run['machine']['torch']}, commit "
+        f"{run['machine']['commit'] or 'unknown'}; {run['build']}\n* device time between "
+        f"two events, a cold L2 cache, tensors of {run['bytes_per_tensor'] >> 20} MiB, medians; "
+        "ratios paired in the round",
+        "## Forward and backward: their time ÷ ours",
+        table(
+            ["case", "provider", "dtype", "elements", "time", "fused is faster", "ceiling"], lines
+        ),
+        "## Kernels alone",
+        table(["kernel", "dtype", "B/element", "of the copy", "GB/s", "copy GB/s"], kernels),
+        "## Host time of forward and backward on 16 elements",
+        table(["case", "µs", "times F.relu's"], host),
+        "## Missed targets",
+        "\n".join(f"* {sentence}" for sentence in run["missed"]) or "None.",
+    ]
+    return "\n\n".join(parts) + "\n"

@@ -1,28 +1,37 @@
-"""The pictures: speed-up against size for each case, and the kernels' bandwidth against a copy's.
+"""The pictures, PNG and SVG: speed-up against size, the roofline, curved activations, memory.
 
-Imports matplotlib, inside its functions: a run without it writes everything else.
+Imports matplotlib and Pillow, inside its functions: a run without them writes everything else.
 """
 
 from __future__ import annotations
 
+import io
+import itertools
+import math
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .tables import size_text
+
 Row = dict[str, Any]
 
-#: Okabe and Ito's palette, which colour-blind readers tell apart; one colour a provider throughout.
-COLOURS = {
-    "fused": "#000000",
-    "reference": "#999999",
-    "idiom": "#D55E00",
-    "idiom+compile": "#CC79A7",
-    "eager-best": "#E69F00",
-    "plain": "#0072B2",
-    "copy": "#009E73",
+#: Okabe and Ito's palette, which colour-blind readers tell apart, and two greys; one colour and
+#: one marker a provider throughout.
+LOOKS = {
+    "fused": ("#000000", "o"),
+    "plain": ("#0072B2", "o"),
+    "idiom": ("#D55E00", "s"),
+    "eager-best": ("#E69F00", "^"),
+    "idiom+compile": ("#CC79A7", "v"),
+    "captum": ("#009E73", "D"),
+    "zennit": ("#56B4E9", "P"),
+    "grad-cam": ("#8C6D31", "X"),
+    "pytorch-revgrad": ("#666666", "*"),
+    "copy": ("#999999", "."),
 }
-_LINES = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_DPI = 110
+_DPI = 90
 
 
 def _pyplot() -> Any:
@@ -31,12 +40,36 @@ def _pyplot() -> Any:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    # Text stays text, which is small and can be searched; the ids do not change from run to run.
+    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "pyrevgrad"})
     return plt
+
+
+def _save(plt: Any, figure: Any, path: Path) -> None:
+    from PIL import Image
+
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=_DPI)
+    # Bands over bands make thousands of shades; 128 colours take a third of the bytes.
+    Image.open(drawn).convert("RGB").quantize(128).save(path.with_suffix(".png"), optimize=True)
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    plt.close(figure)
+
+
+def _legend_below(figure: Any, axes: Any, columns: int) -> None:
+    """One legend for all panels, each label once."""
+    found = [axis.get_legend_handles_labels() for axis in axes]
+    labelled = {text: line for pair in found for line, text in zip(*pair, strict=True)}
+    figure.legend(
+        labelled.values(), labelled.keys(), loc="outside lower center", ncols=columns,
+        frameon=False, fontsize=9,
+    )  # fmt: skip
 
 
 def _size_axis(axis: Any, sizes: list[int]) -> None:
     axis.set_xscale("log", base=2)
-    axis.set_xticks(sizes)
+    axis.set_xticks(sizes, [size_text(size) for size in sizes])
+    axis.minorticks_off()
     axis.grid(alpha=0.3)
 
 
@@ -44,185 +77,267 @@ def _times(value: float, _: int) -> str:
     return f"{value:g}×" if value >= 1 else f"1/{1 / value:g}×"
 
 
-def _speedup_line(axis: Any, rows: list[Row], label: str, colour: str, style: str = "-") -> None:
+def crossings(rows: list[Row]) -> Iterator[float]:
+    """The sizes at which the speed-up goes through 1, between two measured sizes on log axes.
+
+    Examples
+    --------
+    >>> rows = [{"elements": 2**10, "speedup": 0.5}, {"elements": 2**12, "speedup": 2.0}]
+    >>> [round(size) for size in crossings(rows)]
+    [2048]
+    """
     rows = sorted(rows, key=lambda row: row["elements"])
-    sizes = [row["elements"] for row in rows]
-    axis.plot(
-        sizes, [r["speedup"] for r in rows], style, marker="o", ms=4, color=colour, label=label
-    )
-    low, high = [r["speedup_q1"] for r in rows], [r["speedup_q3"] for r in rows]
-    axis.fill_between(sizes, low, high, color=colour, alpha=0.15, lw=0)
+    for here, there in itertools.pairwise(rows):
+        a, b = math.log(here["speedup"]), math.log(there["speedup"])
+        if a * b < 0:
+            part = a / (a - b)
+            yield here["elements"] ** (1 - part) * there["elements"] ** part
 
 
-def _speedup_panel(axis: Any, rows: list[Row], title: str) -> None:
+def _chosen(rows: list[Row], **wanted: Any) -> list[Row]:
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def _speedup_panel(axis: Any, rows: list[Row]) -> None:
     grouped: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        if "speedup" in row and row["provider"] not in ("fused", "reference"):
-            grouped[row["provider"]].append(row)
-    for provider, own in grouped.items():
-        _speedup_line(axis, own, f"over {provider}", COLOURS[provider])
-        ceiling = own[0]["ceiling"]
-        if ceiling:
-            axis.axhline(ceiling, ls=":", lw=1, color=COLOURS[provider])
+        grouped[row["provider"]].append(row)
+    for provider, (colour, marker) in LOOKS.items():
+        own = sorted(grouped[provider], key=lambda row: row["elements"])
+        if not own or provider in ("fused", "copy"):
+            continue
+        sizes = [row["elements"] for row in own]
+        axis.plot(
+            sizes, [row["speedup"] for row in own], marker=marker, ms=5, lw=1.4, color=colour,
+            label=f"over {provider}",
+        )  # fmt: skip
+        low, high = [row["speedup_q1"] for row in own], [row["speedup_q3"] for row in own]
+        axis.fill_between(sizes, low, high, color=colour, alpha=0.15, lw=0)
+        # About 1 a line goes to and fro; where it crosses for the last time is what counts.
+        for at in list(crossings(own))[-1:]:
+            axis.plot([at], [1], "o", ms=11, mfc="none", mec=colour, mew=1.6)
+            axis.annotate(
+                f"2^{math.log2(at):.1f}", (at, 1), (0, -15), textcoords="offset points",
+                ha="center", fontsize=8, color=colour,
+            )  # fmt: skip
     axis.axhline(1, color="black", lw=1)
     axis.set_yscale("log", base=2)
-    axis.set_title(title, fontsize=10)
+    axis.yaxis.set_major_formatter(_times)
     _size_axis(axis, sorted({row["elements"] for row in rows}))
 
 
-def _case_figure(plt: Any, rows: list[Row], case: str, dtype: str, path: Path) -> None:
-    threads = sorted({row["threads"] for row in rows})
+def _speedup_figure(plt: Any, timings: list[Row], path: Path) -> bool:
+    rows = [r for r in timings if "speedup" in r and r["provider"] in LOOKS and not r["curved"]]
+    if not rows:
+        return False
+    dtype, threads = rows[0]["dtype"], rows[0]["threads"]
+    rows = _chosen(rows, dtype=dtype, threads=threads)
+    measured = list(dict.fromkeys(row["case"] for row in rows))
+    cases = [case for case in ("relu/GUIDED", "relu/reverse") if case in measured] or measured[:2]
     ways = list(dict.fromkeys(row["allocations"] for row in rows))
     figure, axes = plt.subplots(
-        len(threads), len(ways), figsize=(5.2 * len(ways) + 0.6, 3.6 * len(threads) + 1.0),
-        sharex=True, sharey=True, squeeze=False, layout="constrained",
-    )  # fmt: skip
-    for i, count in enumerate(threads):
-        for j, way in enumerate(ways):
-            panel = [r for r in rows if r["threads"] == count and r["allocations"] == way]
-            plural = "s" if count > 1 else ""
-            _speedup_panel(axes[i][j], panel, f"{count} thread{plural}, {way} allocations")
-    for axis in axes[-1]:
-        axis.set_xlabel("elements")
-    for row in axes:
-        row[0].set_ylabel("speed-up of fused (higher is better)")
-        row[0].yaxis.set_major_formatter(_times)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    figure.suptitle(
-        f"{case}, {dtype}: forward + backward against each provider\n"
-        "median of paired rounds, band: quartiles; dotted: what bytes moved alone would give",
-        fontsize=11,
-    )
-    figure.savefig(path, dpi=_DPI)
-    plt.close(figure)
-
-
-def _curved_figure(plt: Any, rows: list[Row], dtype: str, path: Path) -> None:
-    names = list(dict.fromkeys(row["case"].split("/")[0] for row in rows))
-    ways = list(dict.fromkeys(row["allocations"] for row in rows))
-    columns = min(4, len(names))
-    lines = -(-len(names) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(3.0 * columns + 0.8, 2.3 * lines + 1.8),
-        sharex=True, sharey=True, squeeze=False, layout="constrained",
-    )  # fmt: skip
-    shown = (("reverse", "plain", COLOURS["plain"]), ("GUIDED", "idiom", COLOURS["idiom"]))
-    for axis in axes.flat[len(names) :]:
-        axis.set_visible(False)
-    for axis, name in zip(axes.flat, names, strict=False):
-        for rule, provider, colour in shown:
-            for way, style in zip(ways, ("--", "-", ":"), strict=False):
-                own = [
-                    r for r in rows
-                    if r["case"] == f"{name}/{rule}" and r["provider"] == provider
-                    and r["allocations"] == way and "speedup" in r
-                ]  # fmt: skip
-                if own:
-                    label = f"{rule} over {provider}, {way}"
-                    _speedup_line(axis, own, label, colour, style)
-        axis.axhline(1, color="black", lw=1)
-        axis.set_yscale("log", base=2)
-        axis.set_title(name, fontsize=10)
-        _size_axis(axis, sorted({row["elements"] for row in rows}))
-        axis.tick_params(labelsize=8)
-    for row in axes:
-        row[0].yaxis.set_major_formatter(_times)
-    for axis in axes[-1]:
-        axis.set_xlabel("elements", fontsize=9)
-    figure.supylabel("speed-up of fused (higher is better)", fontsize=10)
-    found = [axis.get_legend_handles_labels() for axis in axes.flat]
-    labelled = {text: line for pair in found for line, text in zip(*pair, strict=True)}
-    figure.legend(
-        labelled.values(), labelled.keys(), loc="outside lower center", ncols=2, frameon=False,
-        fontsize=9,
-    )  # fmt: skip
-    figure.suptitle(
-        f"Curved activations, {dtype}, 1 thread: reversed against plain, GUIDED against its idiom",
-        fontsize=11,
-    )
-    figure.savefig(path, dpi=_DPI)
-    plt.close(figure)
-
-
-def _bandwidth_figure(plt: Any, rows: list[Row], dtype: str, path: Path) -> None:
-    threads = sorted({row["threads"] for row in rows})
-    figure, axes = plt.subplots(
-        2, len(threads), figsize=(5.4 * len(threads) + 0.6, 7.2),
+        len(cases), len(ways), figsize=(max(8.5, 5.2 * len(ways) + 0.4), 3.5 * len(cases) + 1.3),
         sharex=True, sharey="row", squeeze=False, layout="constrained",
     )  # fmt: skip
-    sizes = sorted({row["elements"] for row in rows})
-    for j, count in enumerate(threads):
-        own = [row for row in rows if row["threads"] == count]
-        copies: dict[int, list[float]] = defaultdict(list)
-        grouped: dict[str, list[Row]] = defaultdict(list)
-        for row in own:
-            copies[row["elements"]].append(row["copy_gigabytes_per_s"])
-            grouped[row["kernel"]].append(row)
-        top, bottom = axes[0][j], axes[1][j]
-        best = [max(copies[size]) for size in sizes]
-        top.plot(sizes, best, color="black", lw=3, label="copy_ (best of the run)")
-        cases = list(dict.fromkeys(name.rsplit(" ", 1)[0] for name in grouped))
-        for name, found in grouped.items():
-            case, direction = name.rsplit(" ", 1)
-            found.sort(key=lambda row: row["elements"])
-            look = {
-                "color": _LINES[cases.index(case) % len(_LINES)],
-                "ls": "--" if direction == "forward" else "-",
-                "marker": "o",
-                "ms": 4,
-                "label": name,
-            }
-            at = [row["elements"] for row in found]
-            top.plot(at, [row["gigabytes_per_s"] for row in found], **look)
-            bottom.plot(at, [100 * row["share"] for row in found], **look)
-        bottom.axhline(85, color="black", lw=1, ls=":", label="target: 85 %")
-        top.set_title(f"{count} thread{'s' if count > 1 else ''}", fontsize=10)
-        bottom.set_xlabel("elements")
-        for axis in (top, bottom):
-            _size_axis(axis, sizes)
-    for axis in axes.flat:
-        axis.set_ylim(bottom=0)
-    axes[0][0].set_ylabel("GB/s of counted bytes")
-    axes[1][0].set_ylabel("share of copy_, paired (%)")
-    found_labels: dict[str, Any] = {}
-    for axis in (axes[0][0], axes[1][0]):
-        handles, labels = axis.get_legend_handles_labels()
-        found_labels |= dict(zip(labels, handles, strict=True))
-    figure.legend(
-        found_labels.values(), found_labels.keys(), loc="outside lower center", ncols=3,
-        frameon=False, fontsize=8,
+    for line, case in zip(axes, cases, strict=True):
+        for axis, way in zip(line, ways, strict=True):
+            _speedup_panel(axis, _chosen(rows, case=case, allocations=way))
+            axis.set_title(f"{case}, {way} allocations", fontsize=10)
+        line[0].set_ylabel("speed-up of fused")
+    for axis in axes[-1]:
+        axis.set_xlabel("elements")
+    _legend_below(figure, axes.flat, 5)
+    plural = "s" if threads > 1 else ""
+    figure.suptitle(
+        f"Forward + backward, {dtype}, {threads} thread{plural}: their time ÷ ours, above 1 fused "
+        "is faster\nmedian of paired rounds, band: quartiles; ring: where it crosses 1 for the last time",
+        fontsize=11,
+    )
+    _save(plt, figure, path)
+    return True
+
+
+def _roofline_panel(axis: Any, rows: list[Row]) -> None:
+    copy = max(row["copy_gigabytes_per_s"] for row in rows)
+    counted = [row["bytes_per_element"] for row in rows if row["bytes_per_element"]]
+    low, high = min(counted) * 0.85, max(counted) * 1.15
+    xs = [low * (high / low) ** (i / 40) for i in range(41)]
+    axis.plot(xs, [copy / x for x in xs], color="black", lw=2, label="roof: a copy's bandwidth")
+    axis.plot(xs, [0.85 * copy / x for x in xs], color="black", lw=1, ls=":", label="85 % of it")
+    for selects, text, colour in (
+        (True, "select and scale", LOOKS["idiom"][0]),
+        (False, "a slope to compute", LOOKS["plain"][0]),
+    ):
+        for direction, marker in (("forward", "^"), ("backward", "v")):
+            own = [
+                row for row in rows
+                if row["selects"] is selects and row["kernel"].endswith(direction)
+                and row["bytes_per_element"]
+            ]  # fmt: skip
+            axis.plot(
+                [row["bytes_per_element"] for row in own],
+                [row["gigabytes_per_s"] / row["bytes_per_element"] for row in own],
+                marker, ms=6, alpha=0.75, color=colour, label=f"{text}, {direction}",
+            )  # fmt: skip
+    slowest = min(rows, key=lambda row: row["share"])
+    axis.annotate(
+        f"{slowest['kernel']}: {slowest['share']:.0%}",
+        (
+            slowest["bytes_per_element"],
+            slowest["gigabytes_per_s"] / slowest["bytes_per_element"],
+        ),
+        (0, -14), textcoords="offset points", ha="center", fontsize=8,
     )  # fmt: skip
-    figure.suptitle(f"Kernels alone on warm buffers, {dtype}: bandwidth against copy_", fontsize=11)
-    figure.savefig(path, dpi=_DPI)
-    plt.close(figure)
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log", base=2)
+    ticks = sorted({round(value) for value in counted})
+    axis.set_xticks(ticks, list(map(str, ticks)))
+    axis.minorticks_off()
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_xlabel("bytes per element that the kernel must move")
+    axis.grid(alpha=0.3, which="both")
+
+
+def _bandwidth_panel(axis: Any, rows: list[Row]) -> None:
+    sizes = sorted({row["elements"] for row in rows})
+    copies: dict[int, list[float]] = defaultdict(list)
+    grouped: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        copies[row["elements"]].append(row["copy_gigabytes_per_s"])
+        grouped[row["kernel"]].append(row)
+    axis.plot(sizes, [max(copies[size]) for size in sizes], color="black", lw=2.5)
+    colours = [look[0] for look in LOOKS.values() if look[0] not in ("#000000", "#999999")]
+    cases = list(dict.fromkeys(name.rpartition(" ")[0] for name in grouped))
+    for name, own in grouped.items():
+        case, _, direction = name.rpartition(" ")
+        own.sort(key=lambda row: row["elements"])
+        axis.plot(
+            [row["elements"] for row in own], [row["gigabytes_per_s"] for row in own],
+            ls="--" if direction == "forward" else "-", marker="o", ms=4, lw=1.2,
+            color=colours[cases.index(case) % len(colours)],
+            label=f"{case} (dashed: forward)" if direction == "backward" else None,
+        )  # fmt: skip
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("elements")
+    axis.legend(fontsize=8, frameon=False, loc="upper right")
+    _size_axis(axis, sizes)
+
+
+def _roofline_figure(plt: Any, kernels: list[Row], path: Path) -> bool:
+    if not kernels:
+        return False
+    threads = min(row["threads"] for row in kernels)
+    dtypes = list(dict.fromkeys(row["dtype"] for row in kernels))
+    figure, axes = plt.subplots(
+        2,
+        len(dtypes),
+        figsize=(max(8.5, 5.4 * len(dtypes) + 0.4), 8.2),
+        squeeze=False,
+        layout="constrained",
+    )
+    for (top, bottom), dtype in zip(axes.T, dtypes, strict=True):
+        own = _chosen(kernels, dtype=dtype, threads=threads)
+        sizes = {row["elements"] for row in own}
+        # The size at which all kernels are measured.
+        at = max(sizes, key=lambda size: (len(_chosen(own, elements=size)), size))
+        _roofline_panel(top, _chosen(own, elements=at))
+        top.set_title(f"{dtype}, {size_text(at)} elements", fontsize=10)
+        _bandwidth_panel(bottom, _chosen(own, selects=True))
+        bottom.set_title(f"{dtype}, black: copy_", fontsize=10)
+    axes[0][0].set_ylabel("10⁹ elements per second")
+    axes[1][0].set_ylabel("GB/s of counted bytes")
+    _legend_below(figure, axes[0], 3)
+    plural = "s" if threads > 1 else ""
+    figure.suptitle(
+        f"Kernels alone on warm buffers, {threads} thread{plural}: above, every kernel under the "
+        "roof that a copy sets;\nbelow, bandwidth of those that select and scale against size",
+        fontsize=11,
+    )
+    _save(plt, figure, path)
+    return True
+
+
+def _curved_figure(plt: Any, timings: list[Row], path: Path) -> bool:
+    rows = [row for row in timings if row["curved"] and "speedup" in row]
+    if not rows:
+        return False
+    sizes = {row["elements"] for row in rows}
+    size = 2**20 if 2**20 in sizes else max(sizes)
+    rows = _chosen(rows, elements=size, threads=min(row["threads"] for row in rows))
+    names = list(dict.fromkeys(row["case"].split("/")[0] for row in rows))[::-1]
+    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
+    figure, axes = plt.subplots(
+        1, len(dtypes), figsize=(max(8.5, 5.2 * len(dtypes) + 0.6), 0.3 * len(names) + 2.4),
+        sharex=True, sharey=True, squeeze=False, layout="constrained",
+    )  # fmt: skip
+    drawn = (("reverse", "plain", 1.0), ("GUIDED", "idiom", 1.5))
+    for axis, dtype in zip(axes[0], dtypes, strict=True):
+        for rule, provider, floor in drawn:
+            colour, marker = LOOKS[provider]
+            for way, fill in (("fresh", "none"), ("reused", colour), ("default", "none")):
+                own = _chosen(rows, dtype=dtype, provider=provider, allocations=way)
+                own = [row for row in own if row["case"].endswith(f"/{rule}")]
+                at = [names.index(row["case"].split("/")[0]) for row in own]
+                if own:
+                    axis.plot(
+                        [row["speedup"] for row in own], at, marker, ms=6, color=colour, mfc=fill,
+                        ls="none", label=f"{rule} over {provider}, {way}",
+                    )  # fmt: skip
+            axis.axvline(floor, color=colour, lw=1, ls=":")
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(_times)
+        axis.set_yticks(range(len(names)), names)
+        axis.set_title(dtype, fontsize=10)
+        axis.set_xlabel("speed-up of fused (dotted: the target's floor)")
+        axis.grid(alpha=0.3)
+    _legend_below(figure, axes[0], 4)
+    figure.suptitle(
+        f"Curved activations, {size_text(size)} elements, 1 thread: forward + backward", fontsize=11
+    )
+    _save(plt, figure, path)
+    return True
+
+
+def _memory_figure(plt: Any, resident: list[Row], path: Path) -> bool:
+    rows = [row for row in resident if "kept" in row]
+    if not rows:
+        return False
+    figure, axis = plt.subplots(figsize=(8, 0.36 * len(rows) + 1.7), layout="constrained")
+    for at, row in enumerate(rows[::-1]):
+        per_element = 1 / row["elements"]
+        # Pages and caches make a figure of nothing some bytes below or above 0.
+        kept, peak = max(0.0, row["kept"] * per_element), row["peak"] * per_element
+        colour = LOOKS[row["provider"]][0]
+        axis.barh(at, peak, color=colour, alpha=0.25, height=0.7)
+        axis.barh(at, kept, color=colour, height=0.4)
+        axis.text(peak, at, f"  {kept:.3g} kept, {peak:.3g} peak", va="center", fontsize=8)
+        if row["provider"] == "fused":
+            planned = row["plan"] * per_element
+            axis.plot([planned, planned], [at - 0.42, at + 0.42], color="#D55E00", lw=2.5)
+    axis.plot([], [], color="#D55E00", lw=2.5, label="plan()'s prediction")
+    labels = [f"{row['case']}  {row['provider']}" for row in rows[::-1]]
+    axis.set_yticks(range(len(rows)), labels, fontsize=9)
+    axis.set_xlim(0, 1.28 * max(row["peak"] / row["elements"] for row in rows))
+    axis.set_xlabel("resident bytes per element: dark, kept for backward; light, the peak")
+    axis.grid(alpha=0.3, axis="x")
+    axis.legend(frameon=False, loc="upper right", fontsize=9)
+    first = rows[0]
+    axis.set_title(
+        f"Memory of forward and backward, {first['dtype']}, {size_text(first['elements'])} "
+        "elements", fontsize=10,
+    )  # fmt: skip
+    _save(plt, figure, path)
+    return True
 
 
 def draw(folder: Path, run: dict[str, Any]) -> list[str]:
-    """Draw what `run` holds into `folder`; the names of the pictures, in the page's order."""
+    """Draw what `run` holds into `folder`; the pictures' names, without an ending, in order."""
     plt = _pyplot()
     folder.mkdir(parents=True, exist_ok=True)
-    drawn: list[str] = []
-
-    def place(name: str) -> Path:
-        drawn.append(name)
-        return folder / name
-
-    timings = [row for row in run["timings"] if "speedup" in row]
-    for dtype in dict.fromkeys(row["dtype"] for row in timings):
-        own = [row for row in timings if row["dtype"] == dtype]
-        for case in dict.fromkeys(row["case"] for row in own if not row["curved"]):
-            name = f"speedup-{case.replace('/', '-')}-{dtype}.png"
-            _case_figure(plt, [r for r in own if r["case"] == case], case, dtype, place(name))
-        least = min(row["threads"] for row in own)
-        curved = [
-            row for row in own
-            if row["curved"] and row["threads"] == least and row["provider"] in ("plain", "idiom")
-        ]  # fmt: skip
-        if curved:
-            _curved_figure(plt, curved, dtype, place(f"speedup-curved-{dtype}.png"))
-    selecting = [row for row in run["kernels"] if row["selects"]]
-    for dtype in dict.fromkeys(row["dtype"] for row in selecting):
-        own = [row for row in selecting if row["dtype"] == dtype]
-        _bandwidth_figure(plt, own, dtype, place(f"bandwidth-{dtype}.png"))
-    return drawn
+    figures = (
+        ("speedup", _speedup_figure, run["timings"]),
+        ("roofline", _roofline_figure, run["kernels"]),
+        ("curved", _curved_figure, run["timings"]),
+        ("memory", _memory_figure, run["resident"]),
+    )
+    return [name for name, make, rows in figures if make(plt, rows, folder / name)]

@@ -1,6 +1,7 @@
 """Who computes a case: each provider as a forward and backward on given tensors, and its gate.
 
-Imports pyrevgrad, torch, cases and idioms. No provider's time counts before `check` has passed it.
+Imports pyrevgrad, torch, cases, idioms and peers. No provider's time counts before `check` has
+passed it.
 """
 
 from __future__ import annotations
@@ -12,14 +13,20 @@ import torch
 from torch import Tensor
 
 import pyrevgrad
-from pyrevgrad import backends
+from pyrevgrad import backends, triton_backend
 
-from . import idioms
+from . import idioms, peers
 from .cases import Case
-from .idioms import Apply
+from .idioms import differentiated
 
 #: In the order of the tables.
-NAMES = ("fused", "reference", "idiom", "idiom+compile", "eager-best", "plain", "copy")
+NAMES = (
+    *("fused", "fused-triton", "reference", "idiom", "eager-best", "idiom+compile", "plain"),
+    *("captum", "zennit", "grad-cam", "pytorch-revgrad", "numpy", "copy"),
+)
+#: Libraries that are installed or not.
+PEERS = tuple(peers.PACKAGES)
+OURS = ("fused", "fused-triton", "reference")
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -30,10 +37,14 @@ class GateError(AssertionError):
 
 @dataclass(frozen=True)
 class Provider:
-    """One way to compute a case: ``step(x, g)`` gives (y, gx)."""
+    """One way to compute a case: ``step(x, g)`` gives (y, gx).
+
+    ``returns`` is the dtype of what it gives where that is not the dtype of x.
+    """
 
     name: str
     step: Step
+    returns: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -44,44 +55,48 @@ class Skipped:
     reason: str
 
 
-def _differentiated(apply: Apply) -> Step:
-    """Forward and backward as inside a network: the gradient of a tensor that is no leaf."""
-
-    def step(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        y = apply(x)
-        return y, torch.autograd.grad(y, x, g)[0]
-
-    return step
-
-
-def _fused(case: Case, dtype: torch.dtype) -> Provider | Skipped:
+def _fused(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | Skipped:
     pairs = backends.pairs_of(case.activation, case.rule, {})
     pair = pairs.half if dtype in backends.HALF_TYPES else pairs.full
-    serving = backends.choose(torch.empty(0, dtype=dtype), pair).name
+    serving = backends.choose(torch.empty(0, dtype=dtype, device=device), pair).name
     if serving != "native":
         return Skipped("fused", f"the {serving} backend would serve it: see show_config()")
     function, rule = getattr(pyrevgrad, case.activation), case.rule
-    return Provider("fused", _differentiated(lambda x: function(x, rule)))
+    return Provider("fused", differentiated(lambda x: function(x, rule)))
 
 
-def _reference(case: Case, dtype: torch.dtype) -> Provider:
+def _triton(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | Skipped:
+    if device.type == "cpu":
+        return Skipped("fused-triton", "Triton's kernels run on a GPU")
+    refused = triton_backend.refusal(torch.empty(0, dtype=dtype, device=device), case.activation)
+    if refused:
+        return Skipped("fused-triton", f"Triton does not serve {refused}")
+    return _under("triton", "fused-triton", case)
+
+
+def _under(backend: str, name: str, case: Case) -> Provider:
+    """Our function with the backend named, which costs the host a few microseconds."""
     function, rule = getattr(pyrevgrad, case.activation), case.rule
 
     def apply(x: Tensor) -> Tensor:
-        with pyrevgrad.backend("reference"):
+        with pyrevgrad.backend(backend):
             return function(x, rule)
 
-    return Provider("reference", _differentiated(apply))
+    return Provider(name, differentiated(apply))
 
 
-def _idiom(case: Case, dtype: torch.dtype) -> Provider | Skipped:
+def _reference(case: Case, dtype: torch.dtype, device: torch.device) -> Provider:
+    return _under("reference", "reference", case)
+
+
+def _idiom(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | Skipped:
     apply = idioms.idiom(case.activation, case.rule_name, case.rule)
     if apply is None:
         return Skipped("idiom", f"no eager idiom is written for {case.name}")
-    return Provider("idiom", _differentiated(apply))
+    return Provider("idiom", differentiated(apply))
 
 
-def _compiled(case: Case, dtype: torch.dtype) -> Provider | Skipped:
+def _compiled(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | Skipped:
     """The idiom under torch.compile, for any size at once: one compilation a case and dtype.
 
     Measured beside one compilation a size, it was no slower from 2^10 to 2^22 elements.
@@ -99,45 +114,73 @@ def _compiled(case: Case, dtype: torch.dtype) -> Provider | Skipped:
     torch._dynamo.reset()
     torch._inductor.config.cpp.threads = torch.get_num_threads()
     compiled = torch.compile(apply, dynamic=True, fullgraph=True)
-    return Provider("idiom+compile", _differentiated(compiled))
+    return Provider("idiom+compile", differentiated(compiled))
 
 
-def _strongest(case: Case, dtype: torch.dtype) -> Provider | Skipped:
+def _strongest(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | Skipped:
     apply = idioms.strongest(case.activation, case.rule_name, case.rule)
     if apply is None:
         return Skipped("eager-best", f"nothing stronger than the idiom is known for {case.name}")
-    return Provider("eager-best", _differentiated(apply))
+    return Provider("eager-best", differentiated(apply))
 
 
-def _plain(case: Case, dtype: torch.dtype) -> Provider | Skipped:
+def _plain(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | Skipped:
     apply = idioms.plain(case.activation)
     if apply is None:
         return Skipped("plain", f"PyTorch has no {case.activation} with a gradient")
-    return Provider("plain", _differentiated(apply))
+    return Provider("plain", differentiated(apply))
 
 
-def _copy(case: Case, dtype: torch.dtype) -> Provider:
+def _copy(case: Case, dtype: torch.dtype, device: torch.device) -> Provider:
     return Provider("copy", lambda x, g: (x.detach().clone(), g.clone()))
 
 
-_MAKERS: dict[str, Callable[[Case, torch.dtype], Provider | Skipped]] = {
+Maker = Callable[[Case, torch.dtype, torch.device], Provider | Skipped]
+
+
+def _peer(name: str, make: Callable[[Case, torch.dtype], Step]) -> Maker:
+    """The maker of another library's provider, whose absence or failure is a reason."""
+
+    def maker(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | Skipped:
+        if name == "numpy" and device.type != "cpu":
+            return Skipped(name, "NumPy computes on the CPU")
+        try:
+            return Provider(name, make(case, dtype), torch.float64 if name == "numpy" else None)
+        except peers.NotHere as reason:
+            return Skipped(name, str(reason))
+        except Exception as error:
+            return Skipped(name, f"it did not load: {type(error).__name__}: {error}")
+
+    return maker
+
+
+_MAKERS: dict[str, Maker] = {
     "fused": _fused,
+    "fused-triton": _triton,
     "reference": _reference,
     "idiom": _idiom,
-    "idiom+compile": _compiled,
     "eager-best": _strongest,
+    "idiom+compile": _compiled,
     "plain": _plain,
+    "captum": _peer("captum", peers.captum),
+    "zennit": _peer("zennit", peers.zennit),
+    "grad-cam": _peer("grad-cam", peers.grad_cam),
+    "pytorch-revgrad": _peer("pytorch-revgrad", peers.pytorch_revgrad),
+    "numpy": _peer("numpy", peers.numpy),
     "copy": _copy,
 }
 
 
 def build(
-    case: Case, dtype: torch.dtype, without: Mapping[str, str] | None = None
+    case: Case,
+    dtype: torch.dtype,
+    without: Mapping[str, str] | None = None,
+    device: torch.device | str = "cpu",
 ) -> list[Provider | Skipped]:
     """Every provider of `case`; a Skipped for what cannot run and for the reasons in `without`."""
-    reasons = without or {}
+    reasons, where = without or {}, torch.device(device)
     return [
-        Skipped(name, reasons[name]) if name in reasons else _MAKERS[name](case, dtype)
+        Skipped(name, reasons[name]) if name in reasons else _MAKERS[name](case, dtype, where)
         for name in NAMES
     ]
 
@@ -189,8 +232,6 @@ def _agree(got: Tensor, want: Tensor, given: Tensor) -> bool:
     The second part is for opponents that round between kernels (bfloat16 x − tanh(x)): a gate is
     there to catch a wrong rule, whose results are off by the size of g, not to grade rounding.
     """
-    if got.dtype != want.dtype:
-        return False
     tolerance = _TOLERANCES[want.dtype]
     wide = torch.promote_types(want.dtype, torch.float32)
     got, want, given = (tensor.detach().to(wide) for tensor in (got, want, given))
@@ -206,13 +247,45 @@ def check(
     Raises
     ------
     GateError
-        Its value or its gradient is wrong, or it wrote into x or g.
+        Its value or its gradient is wrong, it wrote into x or g, or it left a hook on x, which
+        would change every gradient from then on.
     """
     before = part(x), part(g)
     y, gx = provider.step(x, g)
     if not (torch.equal(part(x), before[0]) and torch.equal(part(g), before[1])):
         raise GateError(f"{provider.name} wrote into its inputs on {case.name}")
+    if x._backward_hooks:
+        x._backward_hooks.clear()
+        raise GateError(f"{provider.name} left a hook on its input on {case.name}")
     results = (("value", y, wanted[0], x), ("gradient", gx, wanted[1], g))
     for what, got, want, given in results:
+        if got.dtype != (provider.returns or want.dtype):
+            raise GateError(f"{provider.name} gives a {what} in {got.dtype} on {case.name}")
         if got.shape != given.shape or not _agree(part(got), want, part(given)):
             raise GateError(f"{provider.name} gives a wrong {what} on {case.name}")
+
+
+def gated(
+    made: list[Provider | Skipped], case: Case, x: Tensor, g: Tensor
+) -> tuple[dict[str, Provider], dict[str, dict[str, str]]]:
+    """The providers that may be timed, and what is to be said of the others."""
+    wanted = expected(case, x, g)
+    passed: dict[str, Provider] = {}
+    left_out: dict[str, dict[str, str]] = {}
+    for provider in made:
+        if isinstance(provider, Skipped):
+            left_out[provider.name] = {"skipped": provider.reason}
+            continue
+        try:
+            check(provider, case, x, g, wanted[provider.name])
+        except GateError as error:
+            left_out[provider.name] = {"refused": str(error)}
+        except Exception as error:
+            first_line = str(error).strip().splitlines()[:1]
+            reason = f"{type(error).__name__}: {first_line[0] if first_line else ''}"
+            # Another library may not serve a case; ours has to.
+            kind = "refused" if provider.name in OURS else "skipped"
+            left_out[provider.name] = {kind: f"it raised {reason}"}
+        else:
+            passed[provider.name] = provider
+    return passed, left_out

@@ -1,16 +1,40 @@
-"""Writes a run down: one JSON file with everything, one CSV a table.
+"""Writes a run down: one JSON file with everything, one CSV a table; and says where.
 
-Imports the standard library only.
+Imports machine, which knows whether this is a checkout.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 from pathlib import Path
 from typing import Any
 
+from . import machine
+
 Row = dict[str, Any]
+#: Options that make a run less than the whole suite; what it leaves is no record.
+_PARTIAL = ("quick", "filter", "threads", "sizes", "dtype", "allocations", "without")
+
+
+def folder_of(options: argparse.Namespace, name: str, record: bool = True) -> tuple[Path, Path]:
+    """The folder of a run's records, and its page.
+
+    The whole suite in a checkout makes the record of the project, in ``bench/results/NAME`` with
+    its page in ``bench/README.md``; anything less, or not `record`, leaves that alone and goes
+    into ``out/bench/NAME``. Outside a checkout it is ``bench-results/NAME`` where one stands.
+    """
+    root = machine.checkout()
+    if options.out is not None:
+        folder = options.out
+    elif root is None:
+        folder = Path("bench-results") / name
+    elif not record or any(getattr(options, option) for option in _PARTIAL):
+        folder = root / "out" / "bench" / name
+    else:
+        return root / "bench" / "results" / name, root / "bench" / "README.md"
+    return folder, folder / "README.md"
 
 
 def write_json(path: Path, run: dict[str, Any]) -> None:
@@ -39,6 +63,8 @@ def write_csv(path: Path, rows: list[Row]) -> None:
 def write(folder: Path, run: dict[str, Any]) -> None:
     """``results.json`` and the tables in `folder`."""
     write_json(folder / "results.json", run)
-    for table in ("timings", "kernels", "kept", "resident"):
-        if run[table]:
-            write_csv(folder / f"{table}.csv", run[table])
+    tables = {name: run[name] for name in ("timings", "kernels", "kept", "resident")}
+    tables |= {name: section["rows"] for name, section in run["sections"].items()}
+    for name, rows in tables.items():
+        if rows:
+            write_csv(folder / f"{name}.csv", rows)

@@ -1,11 +1,12 @@
 """The measuring process, one for each way of allocating: settings on stdin, a JSON row a line out.
 
-Imports the measuring rooms. Started by ``python -m bench``, which sets the allocator's variables
+Imports the measuring rooms. Started by the suite's command, which sets the allocator's variables
 before this process exists, since glibc reads them once.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import sys
@@ -15,37 +16,13 @@ from typing import Any
 import torch
 
 from . import kernels, machine, providers, traffic
-from .cases import CURVED_CASES, QUICK_CURVED, Case
-from .providers import GateError, Provider, Skipped
+from .cases import CURVED_CASES, Case
+from .providers import Provider, Skipped
 from .timing import Effort, Measured, interleave, paired_ratio
 
 
 def _emit(kind: str, row: dict[str, Any]) -> None:
     print(json.dumps({"kind": kind, **row}), flush=True)
-
-
-def _gate(
-    made: list[Provider | Skipped], case: Case, x: torch.Tensor, g: torch.Tensor
-) -> tuple[dict[str, Provider], dict[str, dict[str, str]]]:
-    """The providers that may be timed, and what is to be said of the others."""
-    wanted = providers.expected(case, x, g)
-    passed: dict[str, Provider] = {}
-    left_out: dict[str, dict[str, str]] = {}
-    for provider in made:
-        if isinstance(provider, Skipped):
-            left_out[provider.name] = {"skipped": provider.reason}
-            continue
-        try:
-            providers.check(provider, case, x, g, wanted[provider.name])
-        except GateError as error:
-            left_out[provider.name] = {"refused": str(error)}
-        except Exception as error:
-            first_line = str(error).strip().splitlines()[:1]
-            reason = f"{type(error).__name__}: {first_line[0] if first_line else ''}"
-            left_out[provider.name] = {"skipped": f"it raised {reason}"}
-        else:
-            passed[provider.name] = provider
-    return passed, left_out
 
 
 def _timed(name: str, case: Case, dtype: str, times: dict[str, Measured]) -> dict[str, Any]:
@@ -67,21 +44,37 @@ def _timed(name: str, case: Case, dtype: str, times: dict[str, Measured]) -> dic
     return row
 
 
+def _at_size(
+    made: list[Provider | Skipped], elements: int, sizes: list[int]
+) -> list[Provider | Skipped]:
+    """The providers, the other libraries' left out at all but a few sizes."""
+    if elements in sizes:
+        return made
+    reason = f"timed at {', '.join(map(str, sizes))} elements"
+    return [
+        Skipped(p.name, reason) if isinstance(p, Provider) and p.name in providers.PEERS else p
+        for p in made
+    ]
+
+
 def _cell(
     case: Case, made: list[Provider | Skipped], dtype: str, elements: int, settings: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """A row for each provider of one case at one size."""
     x, g = providers.tensors(elements, getattr(torch, dtype))
-    largest = settings["largest_curved" if case.is_curved else "largest"]
+    largest = settings["largest"]
     made = [
         Skipped(p.name, f"too slow for {elements} elements; timed up to {largest[p.name]}")
         if elements > largest.get(p.name, elements) and isinstance(p, Provider)
         else p
-        for p in made
+        for p in _at_size(made, elements, settings["peer_sizes"])
     ]
-    passed, left_out = _gate(made, case, x, g)
+    passed, left_out = providers.gated(made, case, x, g)
+    # What a compilation leaves is no garbage, and looking through it takes a third of a second.
+    gc.collect()
+    gc.freeze()
     steps = {name: (lambda step=p.step: step(x, g)) for name, p in passed.items()}
-    effort = settings["curved_effort"] if case.is_curved else settings["effort"]
+    effort = settings["few_effort" if case.at_few_sizes else "effort"]
     times = interleave(steps, Effort(**effort)) if steps else {}
     for name in providers.NAMES:
         found = left_out[name] if name in left_out else _timed(name, case, dtype, times)
@@ -100,9 +93,7 @@ def _cell(
 def _waits_for_one_thread(case: Case, settings: dict[str, Any]) -> bool:
     """Whether a case is left to the first number of threads: few curved ones speak for all."""
     first = torch.get_num_threads() == settings["threads"][0]
-    return not (first or settings["filter"]) and (
-        case in CURVED_CASES and case.activation not in QUICK_CURVED
-    )
+    return not first and case.name not in settings["at_all_threads"]
 
 
 def measure_cases(settings: dict[str, Any]) -> None:
@@ -118,7 +109,7 @@ def measure_cases(settings: dict[str, Any]) -> None:
                 reason = "compiled for the cases whose targets speak of it; by --filter for any"
                 without.setdefault("idiom+compile", reason)
             made = providers.build(case, getattr(torch, dtype), without)
-            for elements in settings["curved_sizes" if case.is_curved else "sizes"]:
+            for elements in settings["few_sizes" if case.at_few_sizes else "sizes"]:
                 for row in _cell(case, made, dtype, elements, settings):
                     _emit("timing", row)
 
@@ -131,7 +122,11 @@ def measure_kernels(settings: dict[str, Any]) -> None:
     effort = Effort(**settings["kernel_effort"])
     for dtype in settings["dtypes"]:
         for elements in settings["kernel_sizes"]:
-            chosen = selecting + (computing if elements in settings["computing_sizes"] else [])
+            # No target speaks of a slope that is computed: one size and number of threads.
+            first = torch.get_num_threads() == settings["threads"][0]
+            chosen = list(selecting)
+            if elements in settings["computing_sizes"] and (first or settings["filter"]):
+                chosen += computing
             for row in kernels.measure(chosen, dtype, elements, effort):
                 _emit("kernel", row)
 

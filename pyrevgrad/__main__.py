@@ -1,4 +1,4 @@
-"""The command line: `python -m pyrevgrad` with info, demo, train or explain.
+"""The command line: `python -m pyrevgrad` with info, demo, train, explain or bench.
 
 May import everything public, each command's part only when that command runs.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 
 def parser() -> argparse.ArgumentParser:
-    """The commands of this version; demo, train and explain read what follows them themselves."""
+    """The commands of this version; all but info read what follows them themselves."""
     made = argparse.ArgumentParser(
         prog="python -m pyrevgrad", description="Change what an activation sends back."
     )
@@ -30,6 +30,11 @@ def parser() -> argparse.ArgumentParser:
         "explain",
         add_help=False,
         help="draw what a model sees in an image, for your own model (explain --help)",
+    )
+    commands.add_parser(
+        "bench",
+        add_help=False,
+        help="what a modified backward costs here, against what others use (bench --help)",
     )
     return made
 
@@ -66,6 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from . import explaining
 
         return explaining.main(rest)
+    if options.command == "bench":
+        from .bench import __main__ as suite
+
+        return suite.main(rest)
     if rest:
         reader.error(f"{options.command} takes no options, got {' '.join(rest)}")
     from . import show_config

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import doctest
+import importlib.metadata
+import importlib.util
 import json
 import os
 import random
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -21,7 +25,22 @@ if not (ROOT / "bench").is_dir():
 sys.path.append(str(ROOT))
 
 from bench import __main__ as command  # noqa: E402
-from bench import cases, memory, networks, page, providers, targets, timing, traffic  # noqa: E402
+from bench import (  # noqa: E402
+    cases,
+    kernels,
+    machine,
+    memory,
+    networks,
+    peers,
+    plots,
+    providers,
+    report,
+    sections,
+    tables,
+    targets,
+    timing,
+    traffic,
+)
 from bench.cases import Case  # noqa: E402
 from bench.timing import Effort, Measured  # noqa: E402
 
@@ -152,17 +171,107 @@ def test_idiom_casts_its_booleans_as_the_byte_count_says():
     assert [e.name for e in events].count("aten::copy_") == 2
 
 
-@pytest.mark.parametrize("name", providers.NAMES)
-def test_every_provider_passes_its_gate_on_relu(name):
-    if name == "idiom+compile":
-        pytest.skip("a compilation takes too long for a test; the suite gates it when it runs")
-    case = Case("relu", "guided_scaled")
+#: Which of relu's cases the other libraries have.
+APPLIES = {
+    "captum": {"GUIDED", "guided_slope", "guided_product", "DECONVNET"},
+    "zennit": {"GUIDED", "guided_slope", "guided_product", "DECONVNET"},
+    "grad-cam": {"GUIDED", "guided_slope", "guided_product"},
+    "pytorch-revgrad": {"reverse"},
+    "numpy": {"GUIDED", "reverse"},
+    "fused-triton": set(),
+}
+
+
+@pytest.mark.parametrize("rule", list(cases.RULES))
+@pytest.mark.parametrize("name", [name for name in providers.NAMES if name != "idiom+compile"])
+def test_every_provider_passes_its_gate_on_relu_or_says_why_it_does_not_run(name, rule):
+    case = Case("relu", rule)
     x, g = providers.tensors(1000, torch.float32)
-    wanted = providers.expected(case, x, g)
-    provider = next(p for p in providers.build(case, torch.float32) if p.name == name)
+    without = {other: "not asked for" for other in providers.NAMES if other != name}
+    made = providers.build(case, torch.float32, without)
+    (provider,) = [provider for provider in made if provider.name == name]
     if isinstance(provider, providers.Skipped):
-        pytest.skip(provider.reason)
-    providers.check(provider, case, x, g, wanted[name])
+        applies = rule in APPLIES.get(name, cases.RULES)
+        absent = name in peers.PACKAGES and importlib.util.find_spec(peers.PACKAGES[name]) is None
+        unwritten = name in ("idiom", "eager-best")
+        unbuilt = name == "fused" and memory.pyrevgrad.backends._native is None
+        assert not applies or absent or unwritten or unbuilt, provider.reason
+        assert len(provider.reason) > 10
+        return
+    assert rule in APPLIES.get(name, cases.RULES)
+    providers.check(provider, case, x, g, providers.expected(case, x, g)[name])
+
+
+@pytest.mark.parametrize("case", [Case("relu", "GUIDED"), Case("tanh", "reverse")])
+def test_no_provider_changes_the_gradients_that_come_after_it(case):
+    x, g = providers.tensors(1000, torch.float32)
+    without = {"idiom+compile": "a compilation takes too long for a test"}
+    passed, left_out = providers.gated(providers.build(case, x.dtype, without), case, x, g)
+    assert not [name for name, row in left_out.items() if "refused" in row]
+    for provider in passed.values():
+        for _ in range(3):
+            provider.step(x, g)
+    (gx,) = torch.autograd.grad(F.relu(x), x, g)
+    assert torch.equal(gx, g * (x > 0))
+
+
+def test_gate_refuses_a_provider_that_leaves_a_hook():
+    case = Case("relu", "GUIDED")
+    x, g = providers.tensors(1000, torch.float32)
+    wanted = providers.expected(case, x, g)["fused"]
+
+    def step(x, g):
+        x.register_hook(lambda gx: None)
+        return wanted
+
+    with pytest.raises(providers.GateError, match="left a hook on its input"):
+        providers.check(_wrong(step), case, x, g, wanted)
+    assert not x._backward_hooks
+
+
+def test_a_peer_that_is_not_installed_is_named_with_the_cure(monkeypatch):
+    monkeypatch.setitem(peers.PACKAGES, "captum", "a_package_that_is_nowhere")
+    made = {p.name: p for p in providers.build(Case("relu", "GUIDED"), torch.float32)}
+    assert made["captum"].reason.startswith("captum is not installed: `pip install --no-deps")
+
+
+def test_a_peer_that_does_not_load_is_named_with_its_error(monkeypatch):
+    def broken(case, dtype):
+        raise OSError("no such library")
+
+    monkeypatch.setitem(providers._MAKERS, "zennit", providers._peer("zennit", broken))
+    made = {p.name: p for p in providers.build(Case("relu", "GUIDED"), torch.float32)}
+    assert made["zennit"].reason == "it did not load: OSError: no such library"
+
+
+def test_ours_that_raises_is_refused_and_not_skipped():
+    def broken(x, g):
+        raise RuntimeError("no kernel")
+
+    made = [providers.Provider(name, broken) for name in ("fused", "captum")]
+    x, g = providers.tensors(100, torch.float32)
+    passed, left_out = providers.gated(made, Case("relu", "GUIDED"), x, g)
+    reason = "it raised RuntimeError: no kernel"
+    assert not passed
+    assert left_out == {"fused": {"refused": reason}, "captum": {"skipped": reason}}
+
+
+def test_versions_are_those_of_the_registry_names():
+    assert set(peers.versions()) == set(peers.PACKAGES)
+    for name, version in peers.versions().items():
+        if version is not None:
+            assert version == importlib.metadata.version(name)
+
+
+def test_packages_whose_init_is_left_out_stay_importable():
+    if importlib.util.find_spec("zennit") is None:
+        pytest.skip("zennit is not installed")
+    code = (
+        "import sys; from bench import peers; peers._zennit(); "
+        "print([name for name in sys.modules if name.startswith('zennit')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 @pytest.mark.parametrize("rule", [rule for rule in cases.RULES if rule != "EXACT"])
@@ -171,7 +280,7 @@ def test_idioms_agree_with_the_reference(activation, rule):
     case = Case(activation, rule)
     x, g = providers.tensors(1000, torch.float32)
     wanted = providers.expected(case, x, g)
-    others = ("fused", "reference", "idiom+compile", "plain", "copy")
+    others = [name for name in providers.NAMES if name not in ("idiom", "eager-best")]
     idle = dict.fromkeys(others, "not an idiom")
     for provider in providers.build(case, torch.float32, idle):
         if isinstance(provider, providers.Provider):
@@ -206,7 +315,7 @@ def test_gate_refuses_another_dtype():
     case = Case("relu", "GUIDED")
     x, g = providers.tensors(1000, torch.bfloat16)
     y, gx = providers.expected(case, x, g)["fused"]
-    with pytest.raises(providers.GateError, match="wrong value"):
+    with pytest.raises(providers.GateError, match=r"wrong gives a value in torch\.float32"):
         providers.check(_wrong(lambda x, g: (y.float(), gx)), case, x, g, (y, gx))
 
 
@@ -249,7 +358,7 @@ def test_targets_find_the_worst_row():
 
 def test_a_refused_provider_is_shown_without_a_time():
     row = {"provider": "idiom", "elements": 1024, "refused": "idiom gives a wrong value"}
-    assert page._cell_text(row) == "refused"
+    assert tables.cell_text(row) == "refused"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -299,8 +408,69 @@ def test_a_short_run_writes_everything(tmp_path):
     with (out / "timings.csv").open() as stream:
         assert len(list(csv.DictReader(stream))) == len(run["timings"])
     text = (out / "README.md").read_text()
-    assert "## Targets" in text and "## Losses" in text and "## Method" in text
+    for title in ("Wins", "Losses", "Targets", "Left out", "Method"):
+        assert f"## {title}\n" in text
     assert run["machine"]["torch"] == torch.__version__
+    assert run["machine"]["peers"] == peers.versions()
+    # Each name of the suite is in the record, with a time or with the reason why there is none.
+    assert {row["provider"] for row in run["timings"]} == set(providers.NAMES)
+    assert all("median_s" in row or row["skipped"] for row in run["timings"])
+    assert "skipped: idiom+compile: left out by --without" in done.stdout
+    assert "skipped: fused-triton: Triton's kernels run on a GPU" in done.stdout
+    for name in ("speedup", "memory"):
+        assert f"({name}.png)" in text and f"({name}.svg)" in text
+        assert (out / f"{name}.png").is_file() and (out / f"{name}.svg").is_file()
+
+
+def _full_run():
+    """Rows in the numbers of a full run."""
+    generator = random.Random(0)
+
+    def ratio():
+        value = generator.uniform(0.5, 8)
+        return {"speedup": value, "speedup_q1": value * 0.9, "speedup_q3": value * 1.1}
+
+    curved = [case for case in cases.CURVED_CASES if "GUIDED" in case.name]
+    curved += [case for case in cases.CURVED_CASES if "reverse" in case.name]
+    timings = [
+        {"case": case.name, "curved": case in curved, "provider": provider, "dtype": dtype,
+         "threads": threads, "allocations": way, "elements": 1 << power, **ratio()}
+        for case in (Case("relu", "GUIDED"), Case("relu", "reverse"), *curved)
+        for provider in ("plain", "idiom", "eager-best", "captum", "zennit", "pytorch-revgrad")
+        for dtype in ("float32", "bfloat16") for threads in (1, 2) for way in ("fresh", "reused")
+        for power in range(10, 25, 2)
+    ]  # fmt: skip
+    moved = [
+        {"kernel": kernel.name, "selects": kernel.selects, "dtype": dtype, "threads": 1,
+         "bytes_per_element": kernel.bytes_per_element(dtype), "elements": 1 << power,
+         "gigabytes_per_s": generator.uniform(8, 12), "copy_gigabytes_per_s": 12.0, "share": 0.9}
+        for kernel in kernels.kernels(None, compute=True) for dtype in ("float32", "bfloat16")
+        for power in (16, 20, 24)
+    ]  # fmt: skip
+    resident = [
+        {"case": "relu/GUIDED", "provider": provider, "dtype": "float32", "elements": 1 << 20,
+         "plan": 1 << 17, "kept": 1 << 17, "peak": 12 << 20}
+        for provider in ("fused", "idiom", "plain")
+    ]  # fmt: skip
+    return {"timings": timings, "kernels": moved, "resident": resident}
+
+
+def test_pictures_of_a_full_run_are_small(tmp_path):
+    pytest.importorskip("matplotlib")
+    drawn = plots.draw(tmp_path, _full_run())
+    assert drawn == ["speedup", "roofline", "curved", "memory"]
+    for name in drawn:
+        for ending in ("png", "svg"):
+            assert 5_000 < (tmp_path / f"{name}.{ending}").stat().st_size < 200_000, name
+
+
+def test_pictures_are_the_same_from_the_same_rows(tmp_path):
+    pytest.importorskip("matplotlib")
+    run = {**_full_run(), "timings": [], "kernels": []}
+    for folder in ("one", "two"):
+        assert plots.draw(tmp_path / folder, run) == ["memory"]
+    one, two = ((tmp_path / folder / "memory.svg").read_bytes() for folder in ("one", "two"))
+    assert one == two
 
 
 def test_sizes_are_read_as_powers_or_numbers():
@@ -313,6 +483,111 @@ def test_an_unknown_filter_ends_the_command_with_a_message(capsys):
         command.main(["--filter", "nothing_like_it"])
     assert ended.value.code == 2
     assert "no case matches 'nothing_like_it'" in capsys.readouterr().err
+
+
+def test_a_provider_that_is_ours_cannot_be_left_out(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--without", "fused"])
+    assert "invalid choice: 'fused'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+def test_cuda_without_a_device_is_a_sentence(capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--device", "cuda"])
+    assert ended.value.code == 1
+    assert "--device cuda: torch sees no CUDA device here, and torch" in capsys.readouterr().err
+
+
+def test_the_command_of_the_package_is_the_suite(tmp_path):
+    words = ["-m", "pyrevgrad", "bench", "--filter", "nothing_like_it"]
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, cwd=tmp_path
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: python -m pyrevgrad bench")
+    assert "no case matches 'nothing_like_it'; a case is activation/rule" in done.stderr
+
+
+def _options(*words):
+    return command._parser().parse_args(words)
+
+
+def test_the_whole_suite_makes_the_record_and_a_part_of_it_leaves_it_alone(monkeypatch, tmp_path):
+    results = ROOT / "bench" / "results" / "abacus"
+    assert report.folder_of(_options(), "abacus") == (results, ROOT / "bench" / "README.md")
+    for words in (["--quick"], ["--filter", "relu"], ["--sizes", "8"], ["--without", "idiom"]):
+        folder = ROOT / "out" / "bench" / "abacus"
+        assert report.folder_of(_options(*words), "abacus") == (folder, folder / "README.md")
+    out = report.folder_of(_options("--out", str(tmp_path)), "abacus")
+    assert out == (tmp_path, tmp_path / "README.md")
+    monkeypatch.setattr(machine, "HERE", tmp_path / "pyrevgrad" / "bench")
+    folder, path = report.folder_of(_options(), "abacus")
+    assert (folder.as_posix(), path.name) == ("bench-results/abacus", "README.md")
+    assert machine._git("rev-parse", "HEAD") is None
+
+
+def test_the_floors_are_judged_on_the_sizes_that_they_name():
+    told = command.settings_of(_options("--threads", "1", "2"))
+    assert {2**10, 2**16, 2**20, 2**24} <= set(told["sizes"]) and told["threads"] == [1, 2]
+    assert {2**20, 2**24} <= set(told["kernel_sizes"]) and {2**10, 2**20} <= set(told["few_sizes"])
+    assert told["dtypes"] == ["float32", "bfloat16"]
+    # The compiled idiom is an opponent of the guided cases in both dtypes.
+    assert ["relu/guided_scaled", "bfloat16", 1] in told["compile"]
+
+
+def test_the_quick_form_has_a_case_for_every_provider():
+    told = command.settings_of(_options("--quick"))
+    named = {Case(*name.split("/")) for name in told["cases"]}
+    applying = {name for name, rules in APPLIES.items() for rule in rules
+                if Case("relu", rule) in named}  # fmt: skip
+    assert applying == set(APPLIES) - {"fused-triton"}
+    assert told["compile"] and set(told["few_sizes"]) <= set(told["sizes"])
+
+
+def _section(name, **functions):
+    module = types.ModuleType(f"bench.{name}")
+    vars(module).update(functions)
+    return module
+
+
+def test_sections_are_measured_written_and_shown(monkeypatch):
+    good = _section(
+        "good", measure=lambda quick: [{"quick": quick}], section=lambda rows: f"### Good {rows}"
+    )
+    bad = _section("bad", measure=lambda quick: 1 / 0, section=str)
+    monkeypatch.setattr(sections, "SECTIONS", (good, bad))
+    found = sections.measure(True, command.processes.Progress())
+    assert found["good"] == {"rows": [{"quick": True}]}
+    assert found["bad"]["error"] == "ZeroDivisionError: division by zero"
+    assert sections.texts(found) == [
+        "### Good [{'quick': True}]",
+        "### bad\n\nNot measured: ZeroDivisionError: division by zero",
+    ]
+
+
+@pytest.mark.parametrize("module", [cases, machine, memory, plots, tables, timing, traffic])
+def test_examples_of_the_suite_run(module):
+    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert result.attempted > 0 and result.failed == 0
+
+
+def test_pytest_benchmark_runs_the_cases(tmp_path):
+    pytest.importorskip("pytest_benchmark")
+    record = tmp_path / "record.json"
+    chosen = "relu/DECONVNET and 1024 and (fused or idiom)"
+    words = ["bench", "-q", "-p", "no:cacheprovider", "-k", chosen, f"--benchmark-json={record}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    found = json.loads(record.read_text())["benchmarks"]
+    assert {row["params"]["name"] for row in found} >= {"idiom"}
+    assert {row["group"] for row in found} == {"relu/DECONVNET 1024"}
+    assert all(row["extra_info"]["threads"] for row in found)
+    tool = ["-m", "pytest_benchmark", "compare", str(record), "--group-by=group", "--sort=mean"]
+    compared = subprocess.run([sys.executable, *tool], capture_output=True, text=True)
+    assert compared.returncode == 0 and "relu/DECONVNET 1024" in compared.stdout, compared.stderr
 
 
 def test_networks_are_measured_against_each_other_after_a_gate(tmp_path, capsys, monkeypatch):

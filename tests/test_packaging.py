@@ -45,7 +45,7 @@ AS_BUILT = (
 )
 SOURCES = (
     *("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"),
-    *("pyrevgrad", "kernels", "csrc"),
+    *("pyrevgrad", "bench", "kernels", "csrc"),
 )
 
 
@@ -468,7 +468,7 @@ def test_wheel_is_tagged_for_every_python_from_3_10(wheel):
 def test_wheel_holds_every_package_the_library_and_no_report(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     folders = {name.split("/")[1] for name in names if name.count("/") == 2}
-    assert {"reference", "demonstration", "kernels"} <= folders
+    assert {"reference", "demonstration", "kernels", "bench"} <= folders
     assert "pyrevgrad/_native.abi3.so" in names
     assert "pyrevgrad/_build_report.txt" not in names
     assert ("pyrevgrad/_native_cuda.abi3.so" in names) == CUDA_LIBRARY.is_file()

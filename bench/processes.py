@@ -1,0 +1,130 @@
+"""The measuring processes: one for each way of allocating, whose rows come back line by line.
+
+Imports cases and memory; each process runs `worker`, its allocator's variables set beforehand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from typing import Any
+
+from . import cases, machine, memory
+
+#: What glibc's allocator is told. `fresh` pins the threshold that glibc starts with: every result
+#: of 128 KiB or more is mapped anew and its pages fault in. (Left alone, glibc raises the threshold
+#: to the largest block freed so far, up to 32 MiB, and a benchmark's loop soon reuses its memory.)
+#: `reused`: nothing is mapped by itself and nothing is given back. `default`: glibc left alone.
+ALLOCATIONS: dict[str, dict[str, str]] = {
+    "fresh": {"MALLOC_MMAP_THRESHOLD_": str(128 << 10)},
+    "reused": {
+        "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(64 << 30),
+        "MALLOC_TOP_PAD_": str(64 << 20),
+    },
+    "default": {},
+}
+USUAL = ("fresh", "reused")
+_RESIDENT = (
+    ("relu/GUIDED", ("fused", "idiom", "plain")),
+    ("relu/DECONVNET", ("fused", "idiom")),
+    ("tanh/reverse", ("fused", "idiom", "plain")),
+    ("gelu/GUIDED", ("fused", "idiom", "plain")),
+    ("gelu/STRAIGHT_THROUGH", ("fused", "idiom")),
+)
+_QUICK_RESIDENT = (("relu/GUIDED", ("fused", "idiom", "plain")),)
+
+Row = dict[str, Any]
+
+
+class Progress:
+    """Says on the terminal what has been measured."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self.start
+
+    def say(self, text: str) -> None:
+        """One line with the seconds since the start."""
+        print(f"[{self.seconds:5.0f} s] {text}", flush=True)
+
+    def row(self, row: Row) -> None:
+        """The line of a case beside PyTorch's own, and of what was refused."""
+        if row["kind"] == "timing" and row["provider"] == "plain" and "speedup" in row:
+            self.say(
+                f"{row['allocations']}, {row['threads']} thr., {row['case']}, {row['dtype']}, "
+                f"{row['elements']} elements: {row['speedup']:.2f} times as fast as plain"
+            )
+        elif "refused" in row:
+            self.say(f"REFUSED: {row['refused']}")
+
+
+def environment(allocations: str, cache: str) -> dict[str, str]:
+    """The variables of a measuring process."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    kept["TORCHINDUCTOR_CACHE_DIR"] = cache
+    return kept | ALLOCATIONS[allocations]
+
+
+def measure(settings: Row, allocations: str, cache: str, progress: Progress) -> list[Row]:
+    """The rows of one measuring process.
+
+    Raises
+    ------
+    SystemExit
+        The process failed; its message is on the terminal.
+    """
+    told = settings | {"allocations": allocations}
+    if allocations != "reused":
+        told["kernel_sizes"] = []
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"{__package__}.worker"],
+        cwd=machine.where_it_runs(__package__),
+        env=environment(allocations, cache),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    with process:
+        process.stdin.write(json.dumps(told))
+        process.stdin.close()
+        rows = []
+        for line in process.stdout:
+            if line.startswith('{"kind"'):
+                rows.append(json.loads(line))
+                progress.row(rows[-1])
+    if process.returncode != 0:
+        raise SystemExit(f"the measuring process ended with status {process.returncode}")
+    return rows
+
+
+def measure_memory(
+    options: argparse.Namespace, dtypes: list[str], progress: Progress
+) -> tuple[list[Row], list[Row]]:
+    """The rows by hooks, for every pair of the tables, and by resident memory."""
+    matches = re.compile(options.filter or "").search
+    progress.say("memory: bytes kept by the saved-tensor hooks")
+    chosen = [case for case in cases.all_cases() if matches(case.name)]
+    kept = [*memory.hooked(chosen, dtypes), memory.view_row()]
+    resident = []
+    variables = environment("default", "") | {"OMP_NUM_THREADS": "1"}
+    for name, names in _QUICK_RESIDENT if options.quick else _RESIDENT:
+        for provider in names:
+            if matches(name):
+                progress.say(f"memory: {name} by {provider}, in a process of its own")
+                case, elements = cases.Case(*name.split("/")), 1 << 24
+                resident.append(
+                    memory.in_own_process(case, provider, dtypes[0], elements, variables)
+                )
+    return kept, resident
