@@ -8,6 +8,8 @@ READY := $(VENV)/ready$(subst /,-,$(PYTHON))
 PROCESSES ?= 4
 # Triton, which the tests take where it can be had.
 TRITON := $(VENV)/ready-triton
+# The libraries that the benchmarks measure beside ours.
+PEERS := $(VENV)/ready-peers
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CLANG_FORMAT = $(PY) -c 'import clang_format; clang_format.clang_format()'
 
@@ -18,7 +20,7 @@ help:
 	@echo 'make demo         train, draw and time on real digits; leaves out/demo/'
 	@echo 'make test         the tests and every example in the documentation'
 	@echo 'make triton-matrix  every Triton kernel, interpreted and compiled, with no GPU; an hour'
-	@echo 'make bench        the benchmarks; make bench-quick for a first look'
+	@echo 'make bench        the benchmarks, ten minutes; make bench-quick for a first look'
 	@echo 'make bench-compare BASE=HEAD~1  is this slower than a commit, beyond noise?'
 	@echo 'make reproduce    domain adaptation over five seeds; leaves reproductions/results/'
 	@echo 'make gpu          on a machine with one: build, tests, compute-sanitizer, benchmarks'
@@ -54,10 +56,14 @@ triton-matrix: $(READY) $(TRITON)
 	  tests/test_inplace.py tests/test_autograd.py tests/interpreted.py $(ARGUMENTS)
 	PYREVGRAD_EVERY_KERNEL=1 $(PY) -m pytest tests/test_triton_compiled.py $(ARGUMENTS)
 
-bench: $(READY)
+$(PEERS): $(READY) .ci/peers_for_bench.py
+	$(PY) .ci/peers_for_bench.py
+	@touch $@
+
+bench: $(READY) $(PEERS)
 	$(PY) -m bench $(ARGUMENTS)
 
-bench-quick: $(READY)
+bench-quick: $(READY) $(PEERS)
 	$(PY) -m bench --quick $(ARGUMENTS)
 
 bench-compare: $(READY)

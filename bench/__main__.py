@@ -69,7 +69,7 @@ def _write(run: dict[str, Any], options: argparse.Namespace) -> Path:
 
         pictures = plots.draw(folder, run)
     except ImportError as error:
-        print(f"no pictures ({error}): pip install 'pyrevgrad[demo]'", file=sys.stderr)
+        print(f"no pictures ({error}): pip install 'pyrevgrad[bench]'", file=sys.stderr)
         pictures = []
     prefix = "" if path.parent == folder else f"results/{name}/"
     path.write_text(page.page(run, pictures, prefix), encoding="utf-8")

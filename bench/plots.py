@@ -150,7 +150,8 @@ def _speedup_figure(plt: Any, timings: list[Row], path: Path) -> bool:
     plural = "s" if threads > 1 else ""
     figure.suptitle(
         f"Forward + backward, {dtype}, {threads} thread{plural}: their time ÷ ours, above 1 fused "
-        "is faster\nmedian of paired rounds, band: quartiles; ring: where it crosses 1 for the last time",
+        "is faster\nmedian of paired rounds, band: quartiles; ring: where a line crosses 1 for the "
+        "last time",
         fontsize=11,
     )
     _save(plt, figure, path)
@@ -310,7 +311,7 @@ def _memory_figure(plt: Any, resident: list[Row], path: Path) -> bool:
         colour = LOOKS[row["provider"]][0]
         axis.barh(at, peak, color=colour, alpha=0.25, height=0.7)
         axis.barh(at, kept, color=colour, height=0.4)
-        axis.text(peak, at, f"  {kept:.3g} kept, {peak:.3g} peak", va="center", fontsize=8)
+        axis.text(peak, at, f"  {round(kept, 3):g} kept, {peak:.3g} peak", va="center", fontsize=8)
         if row["provider"] == "fused":
             planned = row["plan"] * per_element
             axis.plot([planned, planned], [at - 0.42, at + 0.42], color="#D55E00", lw=2.5)

@@ -39,4 +39,4 @@ def test_help_names_the_commands(capsys):
         __main__.main(["--help"])
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
-    assert all(name in printed for name in ("info", "demo", "train", "explain"))
+    assert all(name in printed for name in ("info", "demo", "train", "explain", "bench"))
