@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from . import autograd, backends
@@ -98,8 +99,24 @@ def reverse_gradient(x: Tensor, scale: float | Tensor = 1.0) -> Tensor:
     >>> x.grad
     tensor([-0.5000, -0.5000])
     """
-    pairs = backends.pairs_of("identity", reverse(scale), {})
+    pairs = _reversal(scale)
     return autograd.call_view(x, pairs, pairs.tensor)
+
+
+_REVERSALS: dict[float, backends.Pairs] = {}
+
+
+def _reversal(scale: float | Tensor) -> backends.Pairs:
+    """The pairs of a reversal, kept by λ: to make the rule costs four times the call itself."""
+    # Not while a graph is traced, which would guard on the dictionary.
+    known = type(scale) is float and not torch.compiler.is_compiling()
+    pairs = _REVERSALS.get(scale) if known else None  # type: ignore[arg-type]
+    if pairs is None:
+        pairs = backends.pairs_of("identity", reverse(scale), {})
+        # 0.0 equals -0.0, whose gradient has the other sign.
+        if known and scale != 0 and len(_REVERSALS) < 4096:
+            _REVERSALS[scale] = pairs  # type: ignore[index]
+    return pairs
 
 
 def named(row: Activation) -> Callable[..., Tensor]:

@@ -1,6 +1,7 @@
 """The functions a user calls: names, values, fresh storage, strides, views, signatures."""
 
 import inspect
+import math
 
 import pytest
 import torch
@@ -151,6 +152,22 @@ def test_reverse_gradient_multiplies_by_minus_the_scale(scale):
     reverse_gradient(x, scale).backward(torch.tensor([1.0, -2.0, 4.0], dtype=torch.float64))
     wanted = -float(scale) * torch.tensor([1.0, -2.0, 4.0], dtype=torch.float64)
     assert torch.equal(x.grad, wanted)
+
+
+def test_reverse_gradient_makes_the_rule_of_a_number_once(monkeypatch):
+    """To make it costs several times the rest of the call."""
+    x = torch.ones(2, requires_grad=True)
+    reverse_gradient(x, 0.8125)
+    monkeypatch.setattr(functional, "reverse", None)
+    (gx,) = torch.autograd.grad(reverse_gradient(x, 0.8125), x, torch.ones(2))
+    assert gx.tolist() == [-0.8125, -0.8125]
+
+
+def test_reverse_gradient_tells_zero_from_minus_zero_whatever_came_before():
+    x, g = torch.ones(1, requires_grad=True), torch.ones(1)
+    for scale in (0.0, -0.0, 0.0):
+        (gx,) = torch.autograd.grad(reverse_gradient(x, scale), x, g)
+        assert math.copysign(1, gx.item()) == -math.copysign(1, scale)
 
 
 def test_reverse_gradient_by_nothing_given_is_minus_one():
