@@ -9,6 +9,7 @@ import contextlib
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 if not (ROOT / "bench").is_dir():
     pytest.skip("the benchmark suite is in the repository only", allow_module_level=True)
+if shutil.which("git") is None:
+    pytest.skip("git is not there, and versions are taken from it", allow_module_level=True)
 # At the end of the path: the installed package is what is measured, never the checkout.
 sys.path.append(str(ROOT))
 
@@ -95,6 +98,9 @@ class Version:
         return self.machine.seconds[self.name] * (1 + self.machine.calls / 20)
 
 
+in_repository = pytest.mark.skipif(
+    not (ROOT / ".git").exists(), reason="this copy of the project is no git repository"
+)
 PACKAGES = {"base": Path("base"), "new": Path("new")}
 
 
@@ -228,6 +234,7 @@ def test_objects_go_along_to_be_reused_but_cuda_s(tmp_path):
     assert copied == {"dispatch.o", "dispatch.digest"}
 
 
+@in_repository
 def test_bad_input_is_status_two_and_a_sentence_but_not_for_a_report(capsys):
     assert compare.main(["no-such-commit", "--quick"]) == 2
     assert "nothing is compared: BASE=no-such-commit names no commit" in capsys.readouterr().err
@@ -236,6 +243,7 @@ def test_bad_input_is_status_two_and_a_sentence_but_not_for_a_report(capsys):
     assert "relu/guided, 16 float32" in capsys.readouterr().err
 
 
+@in_repository
 @pytest.mark.parametrize(("ratio", "status"), [(1.0, 0), (1.3, 1), (0.7, 0)])
 def test_status_is_one_where_a_case_is_slower_beyond_noise(ratio, status, monkeypatch, tmp_path):
     machine = Machine({"base": 1.0, "new": ratio})
