@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import itertools
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,7 @@ from pyrevgrad.attribution import (
     NeuronGuidedBackprop,
     Saliency,
 )
+from pyrevgrad.swapping import SwapError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -240,3 +243,72 @@ def test_saliency_and_guided_gradcam_are_captums():
         torch.testing.assert_close(Saliency(model).attribute(x, target), theirs)
         cam = attr.GuidedGradCam(model, model[2]).attribute(x.clone(), target)
         torch.testing.assert_close(GuidedGradCam(model, model[2]).attribute(x, target), cam)
+
+
+def test_published_figures_of_neurons_with_two_inputs():
+    model, pair = Published(), (counted(), torch.ones(1, 1, 4, 4))
+    for neuron in (0, (3,)):
+        for found in NeuronGuidedBackprop(model, model.linear).attribute(pair, neuron):
+            equals(found, GUIDED_TWO)
+        for found in NeuronDeconvolution(model, model.linear).attribute(pair, neuron):
+            equals(found, DECONVOLVED)
+
+
+def test_published_figures_with_an_additional_argument():
+    model, more = Published(), torch.ones(1, 1, 4, 4)
+    equals(GuidedBackprop(model).attribute(counted(), 0, more), GUIDED_TWO)
+    equals(GuidedBackprop(model).attribute(counted(), 0, (more,)), GUIDED_TWO)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("neuron", [0, 4])
+def test_a_neuron_s_map_is_that_of_the_network_that_ends_there(neuron, seed):
+    torch.manual_seed(seed)
+    start = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(2, 4, 3), nn.ReLU(),
+        nn.Flatten(), nn.Linear(16, 8),
+    )  # fmt: skip
+    model = nn.Sequential(start, nn.ReLU(), nn.Linear(8, 10)).double()
+    x = 100 * torch.randn(2, 1, 10, 10).double()
+    pairs = ((GuidedBackprop, NeuronGuidedBackprop), (Deconvolution, NeuronDeconvolution))
+    for whole, part in pairs:
+        wanted = whole(start).attribute(x, neuron)
+        torch.testing.assert_close(part(model, model[0]).attribute(x, neuron), wanted)
+
+
+def by_formula(rule, weights, biases, x, target):
+    """The map of a chain of linear layers and relus, layer by layer in NumPy."""
+    inputs, h = [], x
+    for weight, bias in zip(weights, biases, strict=True):
+        before = h @ weight.T + bias
+        inputs.append(before)
+        h = np.maximum(before, 0)
+    g = np.zeros_like(inputs[-1])
+    g[:, target] = 1.0
+    for weight, before in zip(reversed(weights[1:]), reversed(inputs[:-1]), strict=True):
+        g = g @ weight
+        g = np.where(g > 0, g, 0.0)
+        if rule == "GUIDED":
+            g = np.where(before > 0, g, 0.0)
+    return g @ weights[0]
+
+
+@pytest.mark.parametrize("peer", ["ours", *PEERS])
+@pytest.mark.parametrize("sizes", [(7, 5), (7, 9, 5), (7, 9, 6, 5), (7, 9, 9, 9, 5)])
+@pytest.mark.parametrize("rule", RULES)
+def test_chains_are_those_of_the_formula_by_hand(rule, sizes, peer):
+    torch.manual_seed(len(sizes))
+    linear = [nn.Linear(a, b).double() for a, b in itertools.pairwise(sizes)]
+    layers = [part for layer in linear[:-1] for part in (layer, nn.ReLU())]
+    model, x = nn.Sequential(*layers, linear[-1]), zoo.images(6, 7)
+    if peer != "ours" and importlib.util.find_spec(peer) is None:
+        pytest.skip(f"{peer} is not installed")
+    if peer == "ours" and len(sizes) == 2:
+        with pytest.raises(SwapError, match="replaced no activation"):
+            RULES[rule](model).attribute(x, 0)
+        return
+    found = RULES[rule](model).attribute(x, 0) if peer == "ours" else PEERS[peer](rule, model, x)
+    weights = [layer.weight.detach().numpy() for layer in linear]
+    biases = [layer.bias.detach().numpy() for layer in linear]
+    wanted = torch.from_numpy(by_formula(rule, weights, biases, x.numpy(), 0))
+    torch.testing.assert_close(found, wanted)
