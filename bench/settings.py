@@ -55,7 +55,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     chosen = cases.select(options.filter, quick)
     sizes = options.sizes or (_powers(10, 16, 20) if quick else _powers(*range(10, 25, 2)))
     few = options.sizes or (_powers(10, 20) if quick else _powers(10, 16, 20))
-    kernel = options.sizes or (_powers(20, 22) if quick else _powers(16, 20, 22, 24))
+    kernel = options.sizes or (_powers(20) if quick else _powers(16, 20, 22, 24))
     available = machine.usable_processors()
     threads = options.threads or [n for n in (1, 2) if n <= available]
     dtypes = options.dtype or ["float32", "bfloat16"]
@@ -78,7 +78,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
             "idiom+compile": 1 << 20,
         },
         "compile": _compiled(chosen, dtypes, threads, options),
-        "effort": asdict(Effort(0.15, 3, 41, 5e-4) if quick else Effort(0.25, 5, 61, 2e-3)),
+        "effort": asdict(Effort(0.1, 3, 41, 5e-4) if quick else Effort(0.25, 5, 61, 2e-3)),
         "few_effort": asdict(Effort(0.05, 3, 41, 5e-4) if quick else Effort(0.08, 5, 41, 1e-3)),
         "kernel_effort": asdict(Effort(0.05, 5, 41, 5e-4) if quick else Effort(0.1, 7, 61, 1e-3)),
     }
