@@ -99,7 +99,8 @@ def _run_cpu(options: argparse.Namespace, told: dict[str, Any], command: str) ->
     with tempfile.TemporaryDirectory(prefix="pyrevgrad-bench-") as cache:
         for number, allocations in enumerate(options.allocations or processes.USUAL):
             # The quick form compiles once: each process would spend ten seconds on it.
-            less = {"compile": []} if options.quick and number else {}
+            once = options.quick and not options.filter and number
+            less = {"compile": []} if once else {}
             rows += processes.measure(told | less, allocations, cache, progress)
     kept, resident = processes.measure_memory(options, told["dtypes"], progress)
     more = {} if options.filter else sections.measure(options.quick, progress)

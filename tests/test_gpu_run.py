@@ -19,7 +19,7 @@ if not (ROOT / ".ci" / "gpu.py").is_file():
     pytest.skip("make gpu is in the repository only", allow_module_level=True)
 sys.path.append(str(ROOT))
 
-from bench import gpu, providers  # noqa: E402
+from bench import gpu, page, providers  # noqa: E402
 from pyrevgrad import backends  # noqa: E402
 
 needs_native = pytest.mark.skipif(backends._native is None, reason="no native library")
@@ -149,6 +149,15 @@ def test_the_figures_have_a_row_for_every_kernel_and_opponent(monkeypatch):
     opponents = {(row["case"], row["provider"]) for row in timed}
     assert {("relu/GUIDED", "idiom"), ("relu/reverse", "plain")} <= opponents
     assert all(row["fused_is_faster"] == 1.0 for row in timed)
+    text = page.cuda_page(
+        {**run, "device": "Abacus 9", "build": "cubins", "date": "2026-01-02", "command": "bench",
+         "machine": {"torch": "2.13.0", "commit": None}}
+    )  # fmt: skip
+    assert "# What a modified backward costs on Abacus 9" in text
+    assert (
+        "| relu/GUIDED | fused-triton | float32 | 2¹⁰ | – | Triton's kernels run on a GPU" in text
+    )
+    assert "* relu/GUIDED bfloat16: 1.000 times faster than idiom, target 2.3" in text
     left_out = {row["provider"]: row for row in run["pairs"] if "median_s" not in row}
     assert all(row["skipped"] for row in left_out.values()) and "fused-triton" in left_out
     assert "relu/GUIDED bfloat16: 1.000 times faster than idiom, target 2.3" in run["missed"]
