@@ -116,8 +116,8 @@ def captum(case: Case, dtype: torch.dtype) -> Step:
     The gradient function is an attribute that captum itself exchanges (in its neuron methods);
     its own sends back ones. The hooks are set and taken away in every call, as captum does.
     """
-    deconvolution = _relu_rule("captum", case, deconvnet=True)
     _here("captum")
+    deconvolution = _relu_rule("captum", case, deconvnet=True)
     attr = importlib.import_module("captum.attr")
     method = (attr.Deconvolution if deconvolution else attr.GuidedBackprop)(nn.ReLU())
 
@@ -140,8 +140,8 @@ def captum(case: Case, dtype: torch.dtype) -> Step:
 
 def zennit(case: Case, dtype: torch.dtype) -> Step:
     """zennit's ``Gradient`` under its composite on an ``nn.ReLU``, registered once, ahead."""
-    deconvolution = _relu_rule("zennit", case, deconvnet=True)
     _here("zennit")
+    deconvolution = _relu_rule("zennit", case, deconvnet=True)
     composites, attribution = _zennit()
     composite = composites.DeconvNet() if deconvolution else composites.GuidedBackprop()
     attributor = attribution.Gradient(model=nn.ReLU(), composite=composite)
@@ -151,19 +151,19 @@ def zennit(case: Case, dtype: torch.dtype) -> Step:
 
 def grad_cam(case: Case, dtype: torch.dtype) -> Step:
     """grad-cam's ``GuidedBackpropReLUasModule``, which it puts where an ``nn.ReLU`` was."""
-    _relu_rule("grad-cam", case, deconvnet=False)
     _here("grad-cam")
+    _relu_rule("grad-cam", case, deconvnet=False)
     return idioms.differentiated(_grad_cam().GuidedBackpropReLUasModule())
 
 
 def pytorch_revgrad(case: Case, dtype: torch.dtype) -> Step:
     """pytorch-revgrad's ``RevGrad`` layer behind PyTorch's activation."""
+    _here("pytorch-revgrad")
     if case.rule_name != "reverse":
         raise NotHere(f"pytorch-revgrad reverses, and has no {case.rule_name}")
     ordinary = idioms.plain(case.activation)
     if ordinary is None:
         raise NotHere(f"PyTorch has no {case.activation} with a gradient to reverse")
-    _here("pytorch-revgrad")
     layer = importlib.import_module("pytorch_revgrad").RevGrad(alpha=-case.rule.scale)
     return idioms.differentiated(lambda x: layer(ordinary(x)))
 
