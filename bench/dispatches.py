@@ -12,7 +12,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,9 +22,8 @@ import pyrevgrad
 from pyrevgrad import nn as layers
 from pyrevgrad.rules import RULES, plan
 
-from . import idioms
+from . import idioms, machine
 
-ROOT = Path(__file__).resolve().parent.parent
 #: Who records the graph, by what PYREVGRAD_AUTOGRAD is set to.
 RECORDERS = {"c++": "C++ nodes", "python": "Python Functions"}
 SHAPE = (4, 8, 16, 16)
@@ -195,8 +193,14 @@ def own_rows() -> list[Row]:
 def in_own_process(recorder: str) -> list[Row]:
     """The rows under one PYREVGRAD_AUTOGRAD, or one that says why there are none."""
     environment = os.environ | {"PYREVGRAD_AUTOGRAD": recorder, "PYREVGRAD_BACKEND": ""}
-    command = [sys.executable, "-m", "bench.dispatches"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", f"{__package__}.dispatches"]
+    done = subprocess.run(
+        command,
+        cwd=machine.where_it_runs(__package__),
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     if done.returncode == 0:
         return json.loads(done.stdout)
     reason = (done.stderr.strip().splitlines() or ["no message"])[-1]

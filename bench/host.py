@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,12 +19,11 @@ from torch import Tensor
 
 import pyrevgrad
 
-from . import idioms
+from . import idioms, machine
 from .cases import Case
 from .page import size_text, table, time_text
 from .timing import Effort, interleave, paired_ratio
 
-ROOT = Path(__file__).resolve().parent.parent
 SIZES, QUICK_SIZES = (1, 16, 1 << 10), (16, 1 << 10)
 REVERSALS = ("reverse_gradient", "nn.GradientReversal")
 CASES = ("relu/GUIDED", "relu/reverse", "tanh/reverse", "gelu/reverse", *REVERSALS)
@@ -171,8 +169,14 @@ def in_own_process(recorder: str, quick: bool) -> list[Row]:
     """The rows under one PYREVGRAD_AUTOGRAD, or one that says why there are none."""
     environment = os.environ | {"PYREVGRAD_AUTOGRAD": recorder, "PYREVGRAD_BACKEND": ""}
     environment["OMP_NUM_THREADS"] = "1"
-    command = [sys.executable, "-m", "bench.host", "--own", recorder, *["--quick"] * quick]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", f"{__package__}.host", "--own", recorder, *["--quick"] * quick]
+    done = subprocess.run(
+        command,
+        cwd=machine.where_it_runs(__package__),
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     if done.returncode == 0:
         return json.loads(done.stdout)
     reason = (done.stderr.strip().splitlines() or ["no message"])[-1]

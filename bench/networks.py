@@ -160,11 +160,11 @@ def peak(network: str, name: str, options: argparse.Namespace) -> int | None:
     # What is freed goes back at once, or the peak would be that of the allocator's habits.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(128 << 10)}
     done = subprocess.run(
-        [sys.executable, "-m", "bench.networks", *words],
+        [sys.executable, "-m", f"{__package__}.networks", *words],
         capture_output=True,
         text=True,
         env=environment,
-        cwd=Path(__file__).resolve().parent.parent,
+        cwd=machine.where_it_runs(__package__),
     )
     return json.loads(done.stdout) if done.returncode == 0 else None
 

@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ from .cases import Case
 from .page import size_text, table, time_text
 from .timing import Effort, interleave, paired_ratio
 
-ROOT = Path(__file__).resolve().parent.parent
 #: Nothing is mapped by itself and nothing is given back.
 REUSED = {
     "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
@@ -204,8 +202,14 @@ def measure(quick: bool) -> list[Row]:
     """The rows, timed in a process whose allocator keeps its memory."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | REUSED
     environment.pop("OMP_NUM_THREADS", None)
-    command = [sys.executable, "-m", "bench.scaling", "--own", *["--quick"] * quick]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", f"{__package__}.scaling", "--own", *["--quick"] * quick]
+    done = subprocess.run(
+        command,
+        cwd=machine.where_it_runs(__package__),
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise RuntimeError(f"the process that times sizes failed: {last}")

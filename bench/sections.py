@@ -10,8 +10,10 @@ import traceback
 from types import ModuleType
 from typing import Any
 
+from . import counts, host, networks, scaling, training
+
 #: One line for each, in the order of the page.
-SECTIONS: tuple[ModuleType, ...] = ()
+SECTIONS: tuple[ModuleType, ...] = (host, networks, training, scaling, counts)
 
 Row = dict[str, Any]
 

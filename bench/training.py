@@ -13,13 +13,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import memory, stepping
+from . import machine, memory, stepping
 from .timing import Effort, interleave, paired_ratio
 
 Row = dict[str, Any]
@@ -126,11 +125,11 @@ def peak(part: str, case: str, provider: str, quick: bool) -> int | None:
     """The most bytes in use in a step above those before it, in a process of its own."""
     words = ["--peak", part, case, provider, *["--quick"] * quick]
     done = subprocess.run(
-        [sys.executable, "-m", "bench.training", *words],
+        [sys.executable, "-m", f"{__package__}.training", *words],
         capture_output=True,
         text=True,
         env=os.environ | {"MALLOC_MMAP_THRESHOLD_": str(128 << 10)},
-        cwd=Path(__file__).resolve().parent.parent,
+        cwd=machine.where_it_runs(__package__),
     )
     return int(done.stdout) if done.returncode == 0 else None
 
