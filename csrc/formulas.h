@@ -43,6 +43,10 @@ template <class V>
 PYREVGRAD_HD V reciprocal_from_one(V x) {  // 1/x for x >= 1
   return V(1) / x;
 }
+template <class V>
+PYREVGRAD_HD V quotient_from_one(V a, V b) {  // a/b for b >= 1
+  return a / b;
+}
 
 template <class V>
 PYREVGRAD_HD V logistic(V x) {
@@ -134,11 +138,11 @@ struct Softplus : Row<Kind::kInput> {
 };
 
 struct Softsign : Row<Kind::kOutput> {
-  PYREVGRAD_FORMULA(value, x) { return x / (V(1) + absolute(x)); }
+  PYREVGRAD_FORMULA(value, x) { return quotient_from_one(x, V(1) + absolute(x)); }
   PYREVGRAD_FORMULA(slope, x) {
     const V d = V(1) + absolute(x);
     // x − x is 0, but NaN where x is infinite: there the value is NaN too.
-    return V(1) / (d * d) + (x - x);
+    return quotient_from_one(V(1), d * d) + (x - x);
   }
   PYREVGRAD_FORMULA(slope_of_output, y) {
     const V d = V(1) - absolute(y);
@@ -255,7 +259,7 @@ struct Mish : Row<Kind::kInput> {
   static PYREVGRAD_HD V tangent(V x) {
     const V e = exponential(select(x > V(20), V(20), x));
     const V n = e * (e + V(2));
-    return n / (n + V(2));
+    return quotient_from_one(n, n + V(2));
   }
   PYREVGRAD_FORMULA(value, x) { return x * tangent(x); }
   PYREVGRAD_FORMULA(slope, x) {
@@ -263,8 +267,8 @@ struct Mish : Row<Kind::kInput> {
     const V n = e * (e + V(2));
     const V d = n + V(2);
     // 1 − t² = 4·(n + 1) / (n + 2)², without the cancellation.
-    const V rest = select(x > V(20), V(0), V(4) * (n + V(1)) / (d * d));
-    return n / d + x * (logistic(x) * rest);
+    const V rest = select(x > V(20), V(0), quotient_from_one(V(4) * (n + V(1)), d * d));
+    return quotient_from_one(n, d) + x * (logistic(x) * rest);
   }
 };
 

@@ -1,4 +1,4 @@
-"""Write the table of the CUDA kernels' machine code into docs/cuda.md; ``--check`` only compares.
+"""Write the tables of the CUDA kernels' machine code into docs/cuda.md; ``--check`` only compares.
 
 Reads the objects of the last build through tests/cuda_objects.py, so it needs a build by nvcc for
 sm_90 and a disassembler, but no GPU.
@@ -81,11 +81,43 @@ def text() -> str:
     return f"Built by CUDA {version()} for {ARCHITECTURE}:\n\n{table}"
 
 
+def _effort(kernels: list[Kernel], activation: str, direction: str, variant: str) -> str:
+    for kernel in kernels:
+        if (kernel.activation, kernel.direction, kernel.variant) == (
+            activation,
+            direction,
+            variant,
+        ):
+            return f"{kernel.span / kernel.elements:.0f}, {kernel.special / kernel.elements:.0f}"
+    return "–"
+
+
+def effort() -> str:
+    """Instructions an element of the half types' kernels that compute more than a product."""
+    head = ["activation"]
+    for dtype in ("bfloat16", "float16"):
+        head += [f"{dtype} forward", "backward by x", "backward by y"]
+    rows = [head, ["---"] * len(head)]
+    every = [cuda_objects.kernels(dtype, ARCHITECTURE) for dtype in ("bfloat16", "float16")]
+    plain = {
+        k.activation for k in every[0] if (k.direction, k.variant) == ("BackwardInput", "plain")
+    }
+    for name in sorted(filter(None, plain)):
+        row = [f"`{re.sub(r'(?<=[a-z])(?=[A-Z])', '_', name).lower()}`"]
+        for found in every:
+            row.append(_effort(found, name, "Forward", ""))
+            row += [_effort(found, name, f"Backward{by}", "plain") for by in ("Input", "Output")]
+        rows.append(row)
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
 def filled(page: str) -> str:
-    """The page with its table made anew."""
-    mark = "<!-- machine code -->\n\n{}\n\n<!-- /machine code -->"
-    pattern = r"<!-- machine code -->\n.*?<!-- /machine code -->"
-    return re.sub(pattern, lambda _: mark.format(text()), page, flags=re.DOTALL)
+    """The page with its tables made anew."""
+    for name, made in (("machine code", text), ("effort", effort)):
+        mark = f"<!-- {name} -->\n\n{made()}\n\n<!-- /{name} -->"
+        pattern = rf"<!-- {name} -->\n.*?<!-- /{name} -->"
+        page = re.sub(pattern, lambda _, mark=mark: mark, page, flags=re.DOTALL)
+    return page
 
 
 def main() -> int:

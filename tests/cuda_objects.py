@@ -43,6 +43,16 @@ class Kernel:
     loads: tuple[str, ...] = ()
     stores: tuple[str, ...] = ()
     instructions: int = 0
+    #: From the first 16-byte load to the last 16-byte store, the single stores among them, and how
+    #: many of these are for the special functions' unit.
+    span: int = 0
+    special: int = 0
+
+    @property
+    def elements(self) -> int:
+        """Elements that a thread takes: 16 bytes for each wide store."""
+        wide = sum(store.endswith(".128") for store in self.stores)
+        return wide * 16 // getattr(torch, self.dtype).itemsize
 
     @property
     def name(self) -> str:
@@ -105,6 +115,12 @@ def _code(dtype: str, architecture: str) -> dict[str, list[str]]:
     return found
 
 
+def _span(lines: list[str]) -> tuple[int, int]:
+    wide = [place for place, line in enumerate(lines) if line.endswith(".128")]
+    between = lines[wide[0] : wide[-1] + 1]
+    return len(between), sum(line.startswith("MUFU") for line in between)
+
+
 @functools.cache
 def kernels(dtype: str, architecture: str) -> list[Kernel]:
     """Every kernel of `dtype` in the objects of this checkout."""
@@ -129,6 +145,7 @@ def kernels(dtype: str, architecture: str) -> list[Kernel]:
                 tuple(line for line in lines if line.startswith(("LDG", "LD.", "LDL", "LDS"))),
                 tuple(line for line in lines if line.startswith(("STG", "ST.", "STL", "STS"))),
                 len(lines),
+                *_span(lines),
             )
         )  # fmt: skip
     return made

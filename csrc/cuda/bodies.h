@@ -6,7 +6,7 @@
 // are spent on the activation, and on the rules that need no branch at all.
 #pragma once
 
-#include "share.h"
+#include "brief.h"
 
 namespace pyrevgrad::cuda {
 
@@ -116,7 +116,7 @@ struct Forward : Form<T, writes ? MaskUse::kWrite : MaskUse::kNone, false, kForw
       }
     }
 #pragma unroll
-    for (int i = 0; i < Base::lanes; ++i) x[i] = A::value(x[i], p);
+    for (int i = 0; i < Base::lanes; ++i) x[i] = value_of<A, T>(x[i], p);
     return bits;
   }
 };
@@ -211,7 +211,7 @@ struct BackwardOutput : Form<T, MaskUse::kNone, true, kKeptSteps<plain>>,
       V slope = this->high;
       bool pass = true;
       if constexpr (A::kind == Kind::kOutput) {
-        slope = A::slope_of_output(y[i], p);
+        slope = slope_at_output<A, T>(y[i], p);
       } else if constexpr (A::kind == Kind::kMask && A::output_gives_slope) {
         const bool own = A::passes_output(y[i], p);
         slope = select(own, this->high, this->low);
@@ -250,7 +250,7 @@ struct BackwardInput : Form<T, MaskUse::kNone, true, kKeptSteps<plain>>,
     V slope = this->high, y(0);
     bool pass = true;
     if constexpr (A::kind == Kind::kInput || A::kind == Kind::kOutput) {
-      slope = A::slope(x, p);
+      slope = slope_at<A, T>(x, p);
       if constexpr (A::has_flat) pass = this->identity || !A::flat(x, p);
     } else if constexpr (A::kind == Kind::kMask) {
       const bool own = A::passes(x, p);
@@ -262,7 +262,7 @@ struct BackwardInput : Form<T, MaskUse::kNone, true, kKeptSteps<plain>>,
       if (asked == MaskBit::kPositive) pass = pass && positive(x);
       if (asked == MaskBit::kInterval) pass = pass && inside(x, rule.low, rule.high);
       if (rule.gradient_gate == GradientGate::kOutput) {
-        y = as_stored(A::value(x, p), Base::type());
+        y = as_stored(value_of<A, T>(x, p), Base::type());
       }
       if (this->identity) slope = V(1);
     }
