@@ -22,7 +22,7 @@ import pyrevgrad
 
 from . import idioms, machine
 from .cases import Case
-from .page import size_text, table, time_text
+from .tables import size_text, table, time_text
 from .timing import Effort, interleave, paired_ratio
 
 SIZES, QUICK_SIZES = (1, 16, 1 << 10), (16, 1 << 10)

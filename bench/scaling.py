@@ -25,7 +25,7 @@ import pyrevgrad
 
 from . import idioms, machine
 from .cases import Case
-from .page import size_text, table, time_text
+from .tables import size_text, table, time_text
 from .timing import Effort, interleave, paired_ratio
 
 #: Nothing is mapped by itself and nothing is given back.

@@ -25,8 +25,10 @@ struct Row {
   static constexpr Kind kind = kind_;
   static constexpr bool output_gives_slope = output_gives_slope_;
   static constexpr bool has_flat = has_flat_;
-  // The value is x, a constant, or a constant times x, chosen by comparing x with constants.
+  // The value is x, a constant or, with `scales`, a constant times x, chosen by comparing x with
+  // constants.
   static constexpr bool chooses = false;
+  static constexpr bool scales = false;
 };
 
 #define PYREVGRAD_FORMULA(NAME, ARGUMENT)                    \
@@ -67,6 +69,7 @@ struct Relu : Row<Kind::kMask, true> {
 
 struct LeakyRelu : Row<Kind::kMask, true> {
   static constexpr bool chooses = true;
+  static constexpr bool scales = true;
   PYREVGRAD_FORMULA(value, x) { return select(x > V(0), x, p.a * x); }
   PYREVGRAD_FORMULA(passes, x) { return x > V(0); }
   PYREVGRAD_FORMULA(passes_output, y) { return y > V(0); }

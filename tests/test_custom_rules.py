@@ -63,11 +63,13 @@ WANTED = (
 )
 NAMES = ("relu", "leaky_relu", "identity", "sign", "tanh", "elu", "gelu", "hardswish", "softshrink")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+#: The same in every process that runs the tests.
+IDS = [f"{number} {rule}" for number, (rule, _) in enumerate(WANTED)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("rule", "wanted"), WANTED, ids=lambda it: str(it)[:40])
+@pytest.mark.parametrize(("rule", "wanted"), WANTED, ids=IDS)
 def test_any_activation_goes_with_a_custom_rule(rule, wanted, name, dtype):
     x, g = (part.to(dtype) for part in expected.points(name, "EXACT"))
     leaf = x.clone().requires_grad_()
@@ -132,7 +134,7 @@ def test_a_zero_that_is_sent_is_plus_zero():
 
 
 @pytest.mark.parametrize("name", ("relu", "tanh", "gelu", "identity"))
-@pytest.mark.parametrize(("rule", "_"), WANTED, ids=lambda it: str(it)[:40])
+@pytest.mark.parametrize(("rule", "_"), WANTED, ids=IDS)
 def test_second_derivatives_differentiate_what_is_sent(rule, _, name):
     x = torch.tensor([-2.1, -0.4, 0.3, 1.6], dtype=torch.float64, requires_grad=True)
     g = torch.tensor([0.3, -0.8, 0.6, 0.4], dtype=torch.float64, requires_grad=True)

@@ -199,9 +199,13 @@ INLINE typename V::Mask all() {
   return V(0) == V(0);
 }
 
+// Not where float16 is multiplied: it is converted for that anyway.
+template <class A, class T>
+constexpr bool compares_stored = A::chooses && !(A::scales && std::is_same_v<T, Half>);
+
 template <class A, class T, MaskBit bit>
 void forward(const Work& work, std::int64_t first, std::int64_t last) {
-  using V = typename std::conditional_t<A::chooses, Chosen<T>, Computed<T>>::V;
+  using V = typename std::conditional_t<compares_stored<A, T>, Chosen<T>, Computed<T>>::V;
   const auto p = parameters<V>(work.program);
   [[maybe_unused]] const V low(work.program.low), high(work.program.high);
   constexpr MaskUse use = bit == MaskBit::kNone ? MaskUse::kNone : MaskUse::kWrite;
