@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from keyword import iskeyword
 from typing import Any
 
 import torch
@@ -130,7 +131,7 @@ def custom_rule(
 def _check_name(name: object) -> None:
     if not isinstance(name, str):
         raise TypeError(f"custom: name must be a string, not {type(name).__name__}")
-    if not name.isidentifier():
+    if not name.isidentifier() or iskeyword(name):
         raise ValueError(f"custom: {name!r} is no Python name")
     if name in rules.RULES or callable(getattr(rules, name, None)):
         raise ValueError(f"custom: pyrevgrad has a rule {name!r} already; choose another name")
@@ -173,7 +174,13 @@ def _try(row: CustomRule, sent: Function) -> None:
     """TypeError unless the function keeps shape and dtype."""
     for dtype in (torch.float32, torch.float64):
         g = torch.tensor([_POINTS], dtype=dtype)
-        made = sent(g, *(g for _ in row.reads), *row.resolve({}))
+        read = [g.clone() for _ in row.reads]
+        made = sent(g, *read, *row.resolve({}))
+        if any(tensor._version for tensor in (g, *read)):
+            raise ValueError(
+                f"custom: the rule {row.name} changes its arguments in place, and others read "
+                "them: return a new tensor"
+            )
         if not isinstance(made, Tensor):
             raise TypeError(
                 f"custom: the rule {row.name} returned {type(made).__name__}, not a Tensor"

@@ -260,6 +260,9 @@ def test_native_is_refused_by_the_name_of_the_rule():
 BAD = (
     (TypeError, "name must be a string, not int", {"name": 3}),
     (ValueError, "'my rule' is no Python name", {"name": "my rule"}),
+    (ValueError, "'class' is no Python name", {"name": "class"}),
+    (ValueError, "bad changes its arguments in place", {"sent": lambda g: g.mul_(2.0)}),
+    (ValueError, "bad changes its arguments in place", {"sent": lambda g, x: x.mul_(g) * 1}),
     (ValueError, "pyrevgrad has a rule 'GUIDED' already", {"name": "GUIDED"}),
     (ValueError, "pyrevgrad has a rule 'rectgrad' already", {"name": "rectgrad"}),
     (TypeError, "bad must be a function of tensors", {"sent": 2.0}),

@@ -28,6 +28,24 @@ def step(head, network=DANN, outputs=1):
     return losses
 
 
+class Rescaled(nn.Sequential):
+    def forward(self, f):
+        return 4 * super().forward(f) - 2
+
+
+class Skipping(nn.Sequential):
+    """Its sigmoid is for predictions alone."""
+
+    def forward(self, f):
+        return self[0](f)
+
+
+def hooked():
+    head = nn.Sequential(nn.Linear(4, 1), nn.Sigmoid())
+    head[-1].register_forward_hook(lambda module, args, made: torch.logit(made))
+    return head
+
+
 PROBABILITIES = {
     "nn.Sigmoid": nn.Sequential(nn.Linear(4, 1), nn.Sigmoid()),
     "nested": nn.Sequential(nn.Sequential(nn.Linear(4, 1), nn.Sequential(nn.Sigmoid()))),
@@ -49,6 +67,10 @@ LOGITS = {
     "log_softmax": Head(lambda y: y.log_softmax(1), 2),
     "scaled after": Head(lambda y: 4 * y.sigmoid() - 2),
     "ours, not a sigmoid": nn.Sequential(nn.Linear(4, 1), Activation("tanh")),
+    "a Sequential that goes on": Rescaled(nn.Linear(4, 1), nn.Sigmoid()),
+    "a Sequential that leaves it out": Skipping(nn.Linear(4, 1), nn.Sigmoid()),
+    "a hook that goes on": hooked(),
+    "ours, and a Sequential that goes on": Rescaled(nn.Linear(4, 1), Activation("sigmoid")),
     "logits in (0, 1)": Head(lambda y: 0.5 + 0.1 * torch.tanh(y)),
 }
 

@@ -204,3 +204,59 @@ def test_a_network_keeps_its_masks_and_the_places_of_its_maxima():
     if pyrevgrad.backends._native is not None:
         # and not one of the six inputs, of 576 bytes at least
         assert 0 <= held - (2 * 2048 // 8 + 8 * 512) < 64
+
+
+class Beside(nn.Module):
+    """A linear map of x by what shares its memory."""
+
+    def forward(self, x):
+        q, k = x.chunk(2, -1)
+        return F.relu(F.linear(q, k.detach()) + F.linear(q, q.detach()))
+
+
+def test_a_weight_in_the_memory_of_the_input_is_kept():
+    x = torch.randn(8, 16, dtype=torch.float64)
+    found = GuidedBackprop(Beside()).attribute(x, 0)
+    assert torch.equal(found, by_the_swap_alone(Beside(), x))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_weight_that_is_changed_in_place_before_the_backward_is_an_error(trained):
+    class Changing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.act = nn.Linear(4, 3), nn.ReLU()
+
+        def forward(self, x):
+            y = self.act(self.layer(x))
+            with torch.no_grad():
+                self.layer.weight.mul_(2.0)
+            return y
+
+    model = Changing().requires_grad_(trained)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        GuidedBackprop(model).attribute(torch.randn(2, 4), 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_normalisation_of_half_types_is_pytorchs(dtype):
+    norm = nn.BatchNorm2d(3, eps=1e-8)
+    norm.running_var.copy_(torch.tensor([1.0, 1e-9, 0.3]))
+    model = nn.Sequential(norm, nn.ReLU(), nn.Flatten()).eval().to(dtype)
+    x = torch.rand(2, 3, 8, 8).to(dtype) * 0.01
+    found = GuidedBackprop(model).attribute(x, 70)
+    assert torch.equal(found, by_the_swap_alone(model, x, 70)) and found.isfinite().all()
+
+
+def test_hooks_that_are_switched_off_are_not_asked_for():
+    class Without(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.act = nn.Linear(4, 3), nn.ReLU()
+
+        def forward(self, x):
+            with torch.autograd.graph.disable_saved_tensors_hooks("no hooks here"):
+                return self.act(self.layer(x))
+
+    model, x = Without(), torch.randn(2, 4)
+    assert torch.equal(GuidedBackprop(model).attribute(x, 0), by_the_swap_alone(model, x))

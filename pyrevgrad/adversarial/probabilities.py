@@ -5,11 +5,14 @@ Such a head trains without an error and badly: of two domains it can never name 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 
+from ..autograd import recorded_by_us
 from ..nn import Activation, ReversedLinear
 
 #: What makes probabilities, by the start of the name of its node in the graph.
@@ -28,12 +31,13 @@ _CARRIERS = (
 def refuse_probabilities(head: nn.Module, logits: Tensor) -> None:
     """ValueError where the last thing that `head` does is to make probabilities.
 
-    Seen in the graph of what it made, and in the last of its layers in a row; a head that goes on
-    to anything else, as to the logarithm, is none of these.
+    Seen in the graph of what it made; the layers are asked only where the graph ends in a function
+    that does not say what it computes, or where there is none. A head that goes on to anything
+    else, as to the logarithm, is none of these.
     """
     if torch.compiler.is_compiling():
         return
-    found = _in_graph(logits.grad_fn) or _in_layers(head)
+    found = _last(head, logits)
     if found is not None:
         raise ValueError(
             f"domain_head ends in a {found}, so that it gives probabilities, and the domain loss "
@@ -42,21 +46,35 @@ def refuse_probabilities(head: nn.Module, logits: Tensor) -> None:
         )
 
 
-def _in_graph(node: Any) -> str | None:
-    while node is not None:
-        name = node.name().rstrip("0123456789")
-        if name in _NODES:
-            return _NODES[name]
-        if name.removesuffix("Backward") not in _CARRIERS:
-            return None
+def _last(head: nn.Module, logits: Tensor) -> str | None:
+    node: Any = logits.grad_fn
+    while node is not None and _name(node).removesuffix("Backward") in _CARRIERS:
         node = node.next_functions[0][0]
-    return None
+    if node is None:
+        plain = all(type(module).forward is nn.Sequential.forward for module in _sequences(head))
+        return _in_layers(head) if plain else None
+    if recorded_by_us(node) or isinstance(node, BackwardCFunction):
+        return _in_layers(head)
+    return _NODES.get(_name(node))
+
+
+def _name(node: Any) -> str:
+    return node.name().rstrip("0123456789")
+
+
+def _sequences(head: nn.Module) -> Iterator[nn.Sequential]:
+    """The layers in a row that `head` is, and those that its last layer is, and so on."""
+    last: Any = head
+    while isinstance(last, nn.Sequential) and len(last):
+        yield last
+        last = last[-1]
 
 
 def _in_layers(head: nn.Module) -> str | None:
-    last: Any = head
-    while isinstance(last, nn.Sequential) and len(last):
-        last = last[-1]
+    sequences = list(_sequences(head))
+    last: Any = sequences[-1][-1] if sequences else head
+    if any(module._forward_hooks for module in (*sequences, last)):
+        return None
     if isinstance(last, ReversedLinear):
         last = last.activation
     if isinstance(last, Activation):

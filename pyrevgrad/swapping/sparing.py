@@ -92,24 +92,36 @@ def call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if function is _BATCH_NORM:
         return _normalised(x, guarded, named)
     place = x.untyped_storage().data_ptr()
+    # PyTorch sees no change in place of what a hook kept, so it is looked for here.
+    others = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, Tensor)]
+    if any(other.untyped_storage().data_ptr() == place for other in others):
+        return function(*args, **kwargs)
+    versions = [other._version for other in others]
 
     def pack(tensor: Tensor) -> Tensor | _Shape:
         if tensor.untyped_storage().data_ptr() != place:
             return tensor
         return _Shape(tensor.size(), tensor.stride(), tensor.dtype, tensor.device)
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, _unpacked):
+    def unpack(kept: Tensor | _Shape) -> Tensor:
+        if isinstance(kept, _Shape):
+            return kept.blank()
+        if [other._version for other in others] != versions:
+            raise RuntimeError(
+                "a weight that the gradient is computed with has been modified by an inplace "
+                "operation since the forward"
+            )
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         return function(x, *guarded, **named)
 
 
-def _unpacked(kept: Tensor | _Shape) -> Tensor:
-    return kept.blank() if type(kept) is _Shape else kept  # type: ignore[return-value]
-
-
 def _normalised(x: Tensor, statistics: list[Any], named: dict[str, Any]) -> Tensor:
-    """Batch normalisation, in evaluation without x being kept."""
+    """Batch normalisation, in evaluation without x being kept; of half types PyTorch's, which
+    rounds later."""
     mean, var = statistics[:2] if len(statistics) == 2 else (None, None)
-    if named.get("training", True) or var is None or var.dtype != x.dtype:
+    if named.get("training", True) or var is None or var.dtype != x.dtype or x.itemsize < 4:
         return _BATCH_NORM(x, *statistics, **named)
     rest = named["momentum"], named["eps"]
     return _BatchNorm.apply(x, mean, var, named["weight"], named["bias"], rest)
@@ -135,4 +147,5 @@ def _is_special(x: Tensor) -> bool:
         or torch._C._get_tracing_state() is not None
         or torch.is_autocast_enabled(x.device.type)
         or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+        or not torch._C._autograd._saved_tensors_hooks_is_enabled()  # type: ignore[attr-defined]
     )
