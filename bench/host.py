@@ -150,7 +150,7 @@ def own_rows(recorder: str, quick: bool) -> list[Row]:
     Compiled code has the same graph under both, so it is timed once.
     """
     torch.set_num_threads(1)
-    effort = Effort(0.05, 7, 41, 3e-4) if quick else Effort(0.6, 15, 61, 1e-3)
+    effort = Effort(0.05, 7, 41, 3e-4) if quick else Effort(0.15, 9, 41, 5e-4)
     sizes = QUICK_SIZES if quick else SIZES
     rows = []
     for case in QUICK_CASES if quick else CASES:

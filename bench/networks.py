@@ -309,11 +309,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.networks", description=__doc__)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--size", type=int, default=224, help="pixels; default: %(default)s")
     parser.add_argument("--width", type=int, default=64, help="channels of the first stage")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seconds", type=float, default=60.0, help="for each network")
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each network")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--peak", choices=PROVIDERS, help=argparse.SUPPRESS)
