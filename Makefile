@@ -13,7 +13,7 @@ PEERS := $(VENV)/ready-peers
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CLANG_FORMAT = $(PY) -c 'import clang_format; clang_format.clang_format()'
 
-.PHONY: help demo test reproduce triton-matrix bench bench-compare bench-quick bench-networks \
+.PHONY: help demo test reproduce triton-matrix bench bench-compare bench-quick bench-networks bench-training \
   gpu lint format sanitize clean distclean
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo 'make reproduce    domain adaptation over five seeds; leaves reproductions/results/'
 	@echo 'make gpu          on a machine with one: build, tests, compute-sanitizer, benchmarks'
 	@echo 'make bench-networks  guided backpropagation of whole networks against captum and zennit'
+	@echo 'make bench-training  steps of adversarial networks and after convert, against the peers'
 	@echo 'make lint         ruff, clang-format and mypy; make format mends the layout'
 	@echo 'make sanitize     the native kernels under AddressSanitizer and UBSan'
 	@echo 'make clean        remove what was built; make distclean removes .venv too'
@@ -74,8 +75,11 @@ bench-compare: $(READY)
 gpu:
 	$(PYTHON) .ci/gpu.py $(ARGUMENTS)
 
-bench-networks: $(READY)
+bench-networks: $(READY) $(PEERS)
 	$(PY) -m bench.networks $(ARGUMENTS)
+
+bench-training: $(READY) $(PEERS)
+	$(PY) -m bench.training $(ARGUMENTS)
 
 lint: $(READY)
 	$(PY) -m ruff check

@@ -103,7 +103,8 @@ def _run_cpu(options: argparse.Namespace, told: dict[str, Any], command: str) ->
             less = {"compile": []} if once else {}
             rows += processes.measure(told | less, allocations, cache, progress)
     kept, resident = processes.measure_memory(options, told["dtypes"], progress)
-    more = {} if options.filter else sections.measure(options.quick, progress)
+    part = options.quick or options.filter
+    more = {} if part else sections.measure(False, progress)
     described = next(row for row in rows if row["kind"] == "machine")
     found: dict[str, list[dict[str, Any]]] = {"timing": [], "kernel": [], "machine": []}
     for row in rows:

@@ -10,10 +10,11 @@ import traceback
 from types import ModuleType
 from typing import Any
 
-from . import counts, host, networks, scaling, training
+from . import counts, host, scaling
 
-#: One line for each, in the order of the page.
-SECTIONS: tuple[ModuleType, ...] = (host, networks, training, scaling, counts)
+#: In the order of the page. Whole networks (`networks`, `training`) take longer than all of it and
+#: are commands of their own.
+SECTIONS: tuple[ModuleType, ...] = (host, scaling, counts)
 
 Row = dict[str, Any]
 

@@ -66,7 +66,7 @@ def test_the_section_shows_figures_verdicts_and_what_was_left_out(monkeypatch):
     rows = training.compared("adversarial", "MLP features", True, False)
     text = training.section(rows)
     assert "| MLP features | fused |" in text and "3.00" in text
-    assert "eager+compile | skipped: compiled in the full form only" in text
+    assert "eager+compile | skipped: compiled by `python -m bench.training`" in text
     assert "no slower than the fastest other" in text
     assert torch.get_num_threads() == rows[0]["threads"]
 
