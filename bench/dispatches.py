@@ -7,10 +7,7 @@ of its own, since a process has one of them: ``python -m bench.dispatches`` prin
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +19,7 @@ import pyrevgrad
 from pyrevgrad import nn as layers
 from pyrevgrad.rules import RULES, plan
 
-from . import idioms, machine
+from . import answers, idioms
 
 #: Who records the graph, by what PYREVGRAD_AUTOGRAD is set to.
 RECORDERS = {"c++": "C++ nodes", "python": "Python Functions"}
@@ -190,28 +187,9 @@ def own_rows() -> list[Row]:
     return rows
 
 
-def in_own_process(recorder: str) -> list[Row]:
-    """The rows under one PYREVGRAD_AUTOGRAD, or one that says why there are none."""
-    environment = os.environ | {"PYREVGRAD_AUTOGRAD": recorder, "PYREVGRAD_BACKEND": ""}
-    command = [sys.executable, "-m", f"{__package__}.dispatches"]
-    done = subprocess.run(
-        command,
-        cwd=machine.where_it_runs(__package__),
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode == 0:
-        return json.loads(done.stdout)
-    reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    if recorder == "c++" and "PYREVGRAD_AUTOGRAD is c++, and" in reason:
-        return [{"recorder": recorder, "skipped": reason}]
-    raise RuntimeError(f"counting the {RECORDERS[recorder]} failed: {reason}")
-
-
 def measure(quick: bool = False) -> list[Row]:
     """The rows of both recorders; `quick` makes no difference."""
-    return [row for recorder in RECORDERS for row in in_own_process(recorder)]
+    return [row for one in RECORDERS for row in answers.of_recorder(one, "dispatches")]
 
 
 def _text(found: Row) -> str:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +18,7 @@ from torch import Tensor
 
 import pyrevgrad
 
-from . import idioms, machine
+from . import answers, idioms
 from .cases import Case
 from .tables import size_text, table, time_text
 from .timing import Effort, interleave, paired_ratio
@@ -166,29 +164,13 @@ def own_rows(recorder: str, quick: bool) -> list[Row]:
     return [{"recorder": recorder, **row} for row in rows]
 
 
-def in_own_process(recorder: str, quick: bool) -> list[Row]:
-    """The rows under one PYREVGRAD_AUTOGRAD, or one that says why there are none."""
-    environment = os.environ | {"PYREVGRAD_AUTOGRAD": recorder, "PYREVGRAD_BACKEND": ""}
-    environment["OMP_NUM_THREADS"] = "1"
-    command = [sys.executable, "-m", f"{__package__}.host", "--own", recorder, *["--quick"] * quick]
-    done = subprocess.run(
-        command,
-        cwd=machine.where_it_runs(__package__),
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode == 0:
-        return json.loads(done.stdout)
-    reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    if recorder == "c++" and "PYREVGRAD_AUTOGRAD is c++, and" in reason:
-        return [{"recorder": recorder, "skipped": reason}]
-    raise RuntimeError(f"timing the {RECORDERS[recorder]} failed: {reason}")
-
-
 def measure(quick: bool) -> list[Row]:
     """The rows of both processes."""
-    return [row for recorder in RECORDERS for row in in_own_process(recorder, quick)]
+    rows: list[Row] = []
+    for recorder in RECORDERS:
+        words = ["--own", recorder, *["--quick"] * quick]
+        rows += answers.of_recorder(recorder, "host", words, OMP_NUM_THREADS="1")
+    return rows
 
 
 def goal(rows: list[Row]) -> str:

@@ -11,7 +11,6 @@ import ctypes
 import json
 import math
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor
 import pyrevgrad
 from pyrevgrad.rules import plan
 
-from . import idioms, machine
+from . import answers, idioms
 from .cases import Case
 
 _STATUS = Path("/proc/self/status")
@@ -121,6 +120,15 @@ def _settle() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def peak_above(step: Callable[[], object]) -> int:
+    """The most bytes resident in `step` above those before it."""
+    _settle()
+    base = _status("VmRSS")
+    _CLEAR.write_text("5")  # the peak starts again from here
+    step()
+    return _status("VmHWM") - base
+
+
 def resident(case: Case, provider: str, dtype: str, elements: int) -> dict[str, Any]:
     """Bytes resident after forward, and the peak of forward and backward, above the leaf's.
 
@@ -164,17 +172,10 @@ def in_own_process(
     if not (_STATUS.exists() and _CLEAR.exists()):
         return row | {"skipped": "resident memory is read from /proc, which is not here"}
     words = [case.name, provider, dtype, str(elements)]
-    done = subprocess.run(
-        [sys.executable, "-m", f"{__package__}.memory", *words],
-        cwd=machine.where_it_runs(__package__),
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        return row | {"skipped": f"the process failed: {last}"}
-    return row | json.loads(done.stdout)
+    try:
+        return row | answers.of("memory", words, environment)
+    except answers.FailedError as error:
+        return row | {"skipped": f"the process failed: {error}"}
 
 
 if __name__ == "__main__":

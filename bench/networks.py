@@ -11,9 +11,6 @@ import argparse
 import copy
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ from torch import Tensor, nn
 
 from pyrevgrad.attribution import GuidedBackprop
 
-from . import guided_peers, machine, memory
+from . import answers, guided_peers, machine, memory
 from .guided_peers import Map
 from .timing import Effort, interleave, paired_ratio
 
@@ -157,16 +154,7 @@ def peak(network: str, name: str, options: argparse.Namespace) -> int | None:
         *("--networks", network, "--batch", str(options.batch), "--size", str(options.size)),
         *("--width", str(options.width), "--device", options.device, "--peak", name),
     ]
-    # What is freed goes back at once, or the peak would be that of the allocator's habits.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(128 << 10)}
-    done = subprocess.run(
-        [sys.executable, "-m", f"{__package__}.networks", *words],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=machine.where_it_runs(__package__),
-    )
-    return json.loads(done.stdout) if done.returncode == 0 else None
+    return answers.peak_of("networks", words)
 
 
 def _own_peak(network: str, name: str, options: argparse.Namespace) -> int:
@@ -175,11 +163,7 @@ def _own_peak(network: str, name: str, options: argparse.Namespace) -> int:
     function = provider(name, model)
     function(x)
     if options.device == "cpu":
-        memory._settle()
-        base = memory._status("VmRSS")
-        memory._CLEAR.write_text("5")
-        function(x)
-        return memory._status("VmHWM") - base
+        return memory.peak_above(lambda: function(x))
     base = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     function(x)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from torch import Tensor
 
 import pyrevgrad
 
-from . import idioms, machine
+from . import answers, idioms, machine
 from .cases import Case
 from .tables import size_text, table, time_text
 from .timing import Effort, interleave, paired_ratio
@@ -203,18 +202,7 @@ def measure(quick: bool) -> list[Row]:
     """The rows, timed in a process whose allocator keeps its memory."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | REUSED
     environment.pop("OMP_NUM_THREADS", None)
-    command = [sys.executable, "-m", f"{__package__}.scaling", "--own", *["--quick"] * quick]
-    done = subprocess.run(
-        command,
-        cwd=machine.where_it_runs(__package__),
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RuntimeError(f"the process that times sizes failed: {last}")
-    return json.loads(done.stdout)
+    return answers.of("scaling", ["--own", *["--quick"] * quick], environment)
 
 
 def _fit_table(rows: list[Row]) -> str:

@@ -6,15 +6,15 @@ Imports pyrevgrad and torch; pytorch-revgrad where asked for.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import Function
 
 import pyrevgrad
 from pyrevgrad.nn import Activation, ReversedLinear
+
+from . import idioms
 
 #: λ of every reversal.
 SCALE = 0.3
@@ -22,22 +22,9 @@ Batch = tuple[Tensor, ...]
 Loss = Callable[[nn.Module, Batch], Tensor]
 
 
-class _AsWritten(Function):
-    """The reversal as people write it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
-        ctx.scale = scale
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        return g.neg() * ctx.scale, None
-
-
 class _Eager(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return _AsWritten.apply(x, SCALE)
+        return idioms.Reversal.apply(x, SCALE)
 
 
 def _reversed(provider: str, size: int, hidden: int) -> list[nn.Module]:

@@ -9,9 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import machine, memory, stepping
+from . import answers, memory, stepping
 from .timing import Effort, interleave, paired_ratio
 
 Row = dict[str, Any]
@@ -124,26 +121,14 @@ def gate(made: dict[str, Trained], case: str) -> dict[str, list[float]]:
 
 def peak(part: str, case: str, provider: str, quick: bool) -> int | None:
     """The most bytes in use in a step above those before it, in a process of its own."""
-    words = ["--peak", part, case, provider, *["--quick"] * quick]
-    done = subprocess.run(
-        [sys.executable, "-m", f"{__package__}.training", *words],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": str(128 << 10)},
-        cwd=machine.where_it_runs(__package__),
-    )
-    return int(done.stdout) if done.returncode == 0 else None
+    return answers.peak_of("training", ["--peak", part, case, provider, *["--quick"] * quick])
 
 
 def _own_peak(part: str, case: str, provider: str, quick: bool) -> int:
     trained = Trained(part, case, provider, quick)
     for _ in range(3):
         trained.step()
-    memory._settle()
-    base = memory._status("VmRSS")
-    memory._CLEAR.write_text("5")
-    trained.step()
-    return memory._status("VmHWM") - base
+    return memory.peak_above(trained.step)
 
 
 def providers_of(part: str, compiled: bool) -> tuple[list[str], dict[str, str]]:

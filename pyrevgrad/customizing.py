@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import functional, triton_backend
 from .activations import ACTIVATIONS, CUSTOM, INPUT, Activation, Parameter
-from .given import check_triton, same
+from .given import Made, check_name, check_triton, made_before
 from .reference import eager
 
 Function = Callable[..., Tensor]
@@ -22,13 +22,7 @@ Function = Callable[..., Tensor]
 _POINTS = (float("nan"), float("inf"), -float("inf"), 0.0, -0.0)
 
 
-@dataclass(frozen=True)
-class _Made:
-    given: tuple[Any, ...]
-    function: Function
-
-
-_MADE: dict[str, _Made] = {}
+_MADE: dict[str, Made] = {}
 
 
 def custom(
@@ -100,14 +94,9 @@ def custom(
     _check_name(name)
     row = _row(name, numbers, text)
     given = (value, slope, *_pair(name, triton), tuple(numbers.items()), text)
-    made = _MADE.get(name)
+    made = made_before(_MADE, name, given, repr(name))
     if made is not None:
-        if len(given) == len(made.given) and all(map(same, given, made.given)):
-            return made.function
-        raise ValueError(
-            f"custom: {name!r} was made before of other functions, which its users still have; "
-            "choose another name"
-        )
+        return made
     row = replace(row, points=_points(row, value, slope))
     if triton is not None:
         takes = "x and the parameters"
@@ -118,16 +107,12 @@ def custom(
     if triton is not None:
         triton_backend.add(name, *triton)
     function = functional.named(row)
-    _MADE[name] = _Made(given, function)
+    _MADE[name] = Made(given, function)
     return function
 
 
 def _check_name(name: object) -> None:
-    if not isinstance(name, str):
-        raise TypeError(f"custom: name must be a string, not {type(name).__name__}")
-    if not name.isidentifier():
-        raise ValueError(f"custom: {name!r} is no Python name")
-    if name in ACTIVATIONS:
+    if check_name(name) in ACTIVATIONS:
         raise ValueError(f"custom: the activation table has {name!r} already; choose another name")
 
 

@@ -107,7 +107,7 @@ _REVERSALS: dict[float, backends.Pairs] = {}
 
 
 def _reversal(scale: float | Tensor) -> backends.Pairs:
-    """The pairs of a reversal, kept by λ: to make the rule costs four times the call itself."""
+    """The pairs of a reversal, kept by λ: to make and check the rule costs more than the call."""
     # Not while a graph is traced, which would guard on the dictionary.
     known = type(scale) is float and not torch.compiler.is_compiling()
     pairs = _REVERSALS.get(scale) if known else None  # type: ignore[arg-type]

@@ -6,7 +6,39 @@ Imports nothing of ours.
 from __future__ import annotations
 
 import types
+from dataclasses import dataclass
+from keyword import iskeyword
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was made under a name, and of what."""
+
+    given: tuple[Any, ...]
+    result: Any
+
+
+def made_before(made: dict[str, Made], name: str, given: tuple[Any, ...], what: str) -> Any:
+    """What was made under `name` of the same, or None; ValueError if it was of something else."""
+    found = made.get(name)
+    if found is None:
+        return None
+    if len(given) == len(found.given) and all(map(same, given, found.given)):
+        return found.result
+    raise ValueError(
+        f"custom: {what} was made before of something else, which its users still have; "
+        "choose another name"
+    )
+
+
+def check_name(name: object) -> str:
+    """`name`; TypeError or ValueError unless it is one that Python takes."""
+    if not isinstance(name, str):
+        raise TypeError(f"custom: name must be a string, not {type(name).__name__}")
+    if not name.isidentifier() or iskeyword(name):
+        raise ValueError(f"custom: {name!r} is no Python name")
+    return name
 
 
 def check_triton(what: str, function: Any, arguments: int, takes: str) -> None:

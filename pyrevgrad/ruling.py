@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from keyword import iskeyword
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from torch import Tensor
 from . import rules, triton_backend
 from .activations import Parameter
 from .custom_rules import CUSTOM_RULES, READABLE, CustomRule
-from .given import check_triton, same
+from .given import Made, check_name, check_triton, made_before
 from .reference import eager
 from .rules import Rule
 
@@ -26,13 +24,7 @@ _POINTS = (-1.5, 0.0, 0.7, float("nan"), float("inf"))
 _KINDS = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-@dataclass(frozen=True)
-class _Made:
-    given: tuple[Any, ...]
-    rule: Rule
-
-
-_MADE: dict[str, _Made] = {}
+_MADE: dict[str, Made] = {}
 
 
 def custom_rule(
@@ -108,14 +100,9 @@ def custom_rule(
     numbers = dict(parameters or {})
     row = _row(name, sent, numbers, text)
     given = (sent, triton, row)
-    made = _MADE.get(name)
+    made = made_before(_MADE, name, given, f"the rule {name!r}")
     if made is not None:
-        if all(map(same, given, made.given)):
-            return made.rule
-        raise ValueError(
-            f"custom: the rule {name!r} was made before of another function, which its users "
-            "still have; choose another name"
-        )
+        return made
     _try(row, sent)
     if triton is not None:
         _check_triton(row, triton)
@@ -124,16 +111,12 @@ def custom_rule(
     if triton is not None:
         triton_backend.add_rule(name, triton)
     rule = Rule(custom=(name, *row.resolve({})))
-    _MADE[name] = _Made(given, rule)
+    _MADE[name] = Made(given, rule)
     return rule
 
 
 def _check_name(name: object) -> None:
-    if not isinstance(name, str):
-        raise TypeError(f"custom: name must be a string, not {type(name).__name__}")
-    if not name.isidentifier() or iskeyword(name):
-        raise ValueError(f"custom: {name!r} is no Python name")
-    if name in rules.RULES or callable(getattr(rules, name, None)):
+    if check_name(name) in rules.RULES or callable(getattr(rules, str(name), None)):
         raise ValueError(f"custom: pyrevgrad has a rule {name!r} already; choose another name")
 
 

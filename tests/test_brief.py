@@ -31,6 +31,10 @@ MEASURED = (
 )
 
 
+def test_the_limits_are_those_of_activations_that_exist():
+    assert set(MEASURED) <= set(SMOOTH)
+
+
 @pytest.fixture(scope="module")
 def results(repository, tmp_path_factory) -> dict:
     """{(dtype, activation, value or slope): (three ways of erring, 65536)}."""

@@ -18,7 +18,7 @@ if not (ROOT / "bench").is_dir():
 # At the end of the path: the installed package is what is measured, never the checkout.
 sys.path.append(str(ROOT))
 
-from bench import counts, dispatches, instructions  # noqa: E402
+from bench import answers, counts, dispatches, instructions  # noqa: E402
 from pyrevgrad import backends  # noqa: E402
 
 BUDGETS = counts.load()
@@ -42,7 +42,7 @@ def test_operations_and_allocations_of_a_call_are_exactly_their_budgets(recorder
     reason = counts.why_not_dispatches(BUDGETS)
     if reason:
         pytest.skip(reason)
-    rows = dispatches.in_own_process(recorder)
+    rows = answers.of_recorder(recorder, "dispatches")
     if "skipped" in rows[0]:
         pytest.skip(rows[0]["skipped"])
     found = counts.budgets_of([{"kind": "dispatch", **row} for row in rows])["dispatches"]

@@ -132,7 +132,7 @@ def test_the_same_functions_are_made_once():
 
 
 def test_a_name_that_is_taken_by_other_functions_is_refused():
-    with pytest.raises(ValueError, match="'wave' was made before of other functions"):
+    with pytest.raises(ValueError, match="'wave' was made before of something else"):
         pyrevgrad.custom("wave", slope, value)
     assert pyrevgrad.activation(torch.ones(1), "wave").item() == pytest.approx(math.sin(1))
 
@@ -151,6 +151,7 @@ def test_closures_are_told_apart_by_what_they_hold():
 BAD = (
     (ValueError, "table has 'relu' already", {"name": "relu"}),
     (ValueError, "'my act' is no Python name", {"name": "my act"}),
+    (ValueError, "'class' is no Python name", {"name": "class"}),
     (TypeError, "name must be a string, not int", {"name": 3}),
     (TypeError, "slope of bad must be a function", {"slope": 1.0}),
     (TypeError, "value of bad returned float", {"value": lambda x: 1.0}),

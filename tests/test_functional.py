@@ -155,7 +155,7 @@ def test_reverse_gradient_multiplies_by_minus_the_scale(scale):
 
 
 def test_reverse_gradient_makes_the_rule_of_a_number_once(monkeypatch):
-    """To make it costs several times the rest of the call."""
+    """To make it costs more than the rest of the call."""
     x = torch.ones(2, requires_grad=True)
     reverse_gradient(x, 0.8125)
     monkeypatch.setattr(functional, "reverse", None)

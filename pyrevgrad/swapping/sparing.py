@@ -54,7 +54,7 @@ class _Shape(NamedTuple):
 class _BatchNorm(Function):
     """Batch normalisation by running statistics, linear in x: ``gx = g·w / √(var + eps)``.
 
-    PyTorch's backward reads x too, and takes two to three times as long.
+    PyTorch's backward reads x too, and so keeps it.
     """
 
     @staticmethod
