@@ -115,6 +115,15 @@ def test_a_layer_under_two_names_is_replaced_under_both_and_put_back():
     assert model[1] is original and model.alias is original
 
 
+def test_without_what_the_model_takes_nothing_is_changed():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout())
+    with pytest.raises(TypeError, match=r"give it what Sequential.forward takes, as convert\(mo"):
+        convert(model)
+    with pytest.raises(TypeError, match="got an unexpected keyword argument 'y'"):
+        convert(model, torch.randn(2, 4), y=1)
+    assert type(model[1]) is nn.ReLU
+
+
 def test_layers_that_cannot_be_replaced_are_named():
     class Subclass(nn.ReLU):
         pass

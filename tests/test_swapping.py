@@ -38,6 +38,15 @@ def test_the_report_names_path_kind_line_and_runs():
     assert "Tensor.relu_" in text and "nn.Sigmoid" in text
 
 
+@pytest.mark.parametrize("layer", [nn.ReLU6(), nn.ReLU6(inplace=True), nn.Hardtanh(0, 6)])
+def test_a_relu6_is_one_site_though_pytorch_calls_hardtanh(layer):
+    model = nn.Sequential(nn.Linear(4, 4), layer).double()
+    with swap(model, GUIDED) as swapped:
+        run(model)
+    (site,) = swapped.report.sites
+    assert (site.path, site.kind, site.forward, site.backward) == ("1", "relu6", 1, 1)
+
+
 def test_two_calls_on_one_line_are_two_sites():
     model = zoo.Layer(lambda x: F.relu(x) + F.relu(x * 2))
     with swap(model, GUIDED) as swapped:

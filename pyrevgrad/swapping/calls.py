@@ -232,7 +232,14 @@ def _with_kind(call: Call, given: dict[str, Any]) -> Call | None:
     return _resolved(call, {k: v for k, v in given.items() if k != "inplace"})
 
 
+def _is_relu6(low: object, high: object) -> bool:
+    """Whether a hardtanh of these bounds is relu6, as ``nn.ReLU6`` spells it."""
+    return (low, high) == (0, 6)
+
+
 def _resolved(call: Call, params: dict[str, Any]) -> Call:
+    if call.kind == "hardtanh" and _is_relu6(params.get("min_val"), params.get("max_val")):
+        call.kind = "relu6"
     row = ACTIVATIONS[call.kind]
     names = {parameter.name for parameter in row.parameters}
     call.params = {name: value for name, value in params.items() if name in names}
@@ -283,7 +290,7 @@ def _clamp(call: Call, given: dict[str, Any]) -> Call | None:
     if math.isinf(high):
         call.kind = "relu"
         return _resolved(call, {})
-    call.kind = "relu6" if high == 6 else "hardtanh"
+    call.kind = "hardtanh"
     return _resolved(call, {"min_val": 0.0, "max_val": high})
 
 
@@ -348,6 +355,8 @@ def layer_kind(module: nn.Module) -> str | None:
                 getattr(module, "value", None),
             ) == (0, 0):
                 return "relu"
+            if kind == "hardtanh" and _is_relu6(module.min_val, module.max_val):
+                return "relu6"
             return "leaky_relu" if kind == "rrelu" and not module.training else kind
     return None
 

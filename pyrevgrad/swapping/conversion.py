@@ -5,6 +5,7 @@ Imports the layers, plans and the table of PyTorch's layers.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -144,7 +145,7 @@ def convert(model: nn.Module, *inputs: Any, where: Any = None, **named: Any) -> 
     Raises
     ------
     TypeError, ValueError
-        As `swap`, for the model and `where`.
+        As `swap`, for the model and `where`; where the inputs are not what the model takes.
 
     Examples
     --------
@@ -155,6 +156,7 @@ def convert(model: nn.Module, *inputs: Any, where: Any = None, **named: Any) -> 
     (['1'], Activation('relu'))
     """
     check_model(model)
+    _check_inputs(model, inputs, named)
     aliases: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if layer_kind(module) is not None:
@@ -184,6 +186,18 @@ def convert(model: nn.Module, *inputs: Any, where: Any = None, **named: Any) -> 
     if made:
         done.bytes_after = sum(_measured(model, {}, inputs, named).sizes.values())
     return done
+
+
+def _check_inputs(model: nn.Module, inputs: Any, named: Any) -> None:
+    if model._forward_pre_hooks:
+        return  # a hook may bring what is missing
+    try:
+        inspect.signature(model.forward).bind(*inputs, **named)
+    except TypeError as error:
+        raise TypeError(
+            f"convert runs the model once to see what it keeps: give it what "
+            f"{type(model).__name__}.forward takes, as convert(model, x); {error}"
+        ) from None
 
 
 def _fused(module: nn.Module, names: list[str], selection: Selection) -> tuple[str, Any]:
