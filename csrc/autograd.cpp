@@ -6,47 +6,18 @@
 // called through the dispatcher, so that modes and profilers see them.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/SafePyObject.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/PyInterpreter.h>
-#include <torch/csrc/autograd/VariableTypeUtils.h>
-#include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
-#include <torch/csrc/autograd/python_variable.h>
-#include <torch/csrc/autograd/saved_variable.h>
-#include <torch/csrc/jit/frontend/tracer.h>
 
-#include <initializer_list>
 #include <utility>
 #include <vector>
 
+#include "folded.h"
+#include "nodes.h"
 #include "rule.h"
 
 namespace pyrevgrad {
 namespace {
-
-using at::Tensor;
-using torch::autograd::Node;
-using torch::autograd::SavedVariable;
-using torch::autograd::variable_list;
-
-// Nodes are counted by c10's pointers in newer versions of torch and by the standard's in older.
-constexpr bool intrusive = std::is_base_of_v<c10::intrusive_ptr_target, Node>;
-template <class N, class... Arguments>
-auto make_node(Arguments&&... arguments) {
-  if constexpr (intrusive) {
-    return c10::make_intrusive<N>(std::forward<Arguments>(arguments)...);
-  } else {
-    return std::make_shared<N>(std::forward<Arguments>(arguments)...);
-  }
-}
-template <class N>
-auto pointer_to(N* node) {
-  if constexpr (intrusive) {
-    return c10::intrusive_ptr<Node>::reclaim_copy(node);
-  } else {
-    return node->shared_from_this();
-  }
-}
 
 // An operation of csrc/library.cpp, called below autograd.
 struct Operation {
@@ -67,42 +38,9 @@ c10::IValue optional(const Tensor& tensor) {
   return tensor.defined() ? c10::IValue(tensor) : c10::IValue();
 }
 
-// What raised in Python, to be raised again where backward was called.
-[[noreturn]] void raise() {
-  python_error error;
-  error.persist();
-  throw error;
-}
-
-class Reference {
- public:
-  explicit Reference(PyObject* made) : object_(made) {
-    if (made == nullptr) raise();
-  }
-  Reference(const Reference&) = delete;
-  ~Reference() { Py_DECREF(object_); }
-  PyObject* get() const { return object_; }
-
- private:
-  PyObject* object_;
-};
-
 // Functions of pyrevgrad/autograd.py for what is differentiated again; set once, by `configure`.
 PyObject* any_order = nullptr;
 PyObject* derivative_of_output = nullptr;
-
-PyObject* wrapped(const Tensor& tensor) {
-  return tensor.defined() ? THPVariable_Wrap(tensor) : Py_NewRef(Py_None);
-}
-
-// The tensor that `function` returns; it takes over the arguments.
-Tensor called(PyObject* function, std::initializer_list<PyObject*> arguments) {
-  const Reference tuple(PyTuple_New(static_cast<Py_ssize_t>(arguments.size())));
-  Py_ssize_t i = 0;
-  for (PyObject* argument : arguments) PyTuple_SET_ITEM(tuple.get(), i++, argument);
-  const Reference result(PyObject_CallObject(function, tuple.get()));
-  return THPVariable_Unpack(result.get());
-}
 
 // y as a function of x with slope f'(x), whatever rule y itself was recorded under.
 struct DerivativeOfOutput : Node {
@@ -230,26 +168,6 @@ Tensor recorded_view(const Tensor& x, const Handle&, const Pointer& node) {
   return y;
 }
 
-// What the Functions, or their errors, must serve: subclasses, transforms, tracers, other types.
-bool is_plain(const Tensor& x) {
-  using Key = c10::DispatchKey;
-  static const c10::DispatchKeySet special({Key::Python, Key::Negative, Key::Conjugate,
-                                            Key::ZeroTensor, Key::Functionalize,
-                                            Key::FuncTorchBatched, Key::FuncTorchGradWrapper});
-  static const c10::DispatchKeySet transforms(
-      {Key::FuncTorchDynamicLayerFrontMode, Key::FuncTorchDynamicLayerBackMode});
-  return x.layout() == at::kStrided && !x.is_nested() && !x.key_set().has_any(special) &&
-         !c10::impl::tls_local_dispatch_key_set().included_.has_any(transforms) &&
-         !torch::jit::tracer::isTracing() && !torch::autograd::isFwGradDefined(x);
-}
-
-bool is_half(const Tensor& x) {
-  return x.scalar_type() == at::kHalf || x.scalar_type() == at::kBFloat16;
-}
-bool is_full(const Tensor& x) {
-  return x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble;
-}
-
 // (x, full, half, scale): y by `record`, or by `plain` where no gradient is needed. NotImplemented
 // where the Functions must serve.
 template <class Record, class Plain>
@@ -298,11 +216,19 @@ PyObject* configure(PyObject*, PyObject* arguments) {
   Py_RETURN_NONE;
 }
 
+PyObject* configure_folding(PyObject*, PyObject* arguments) {
+  if (!PyArg_ParseTuple(arguments, "O", &folded_any_order)) return nullptr;
+  Py_INCREF(folded_any_order);
+  Py_RETURN_NONE;
+}
+
 #define PYREVGRAD_FAST(NAME) \
   {#NAME, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(NAME)), METH_FASTCALL, nullptr}
 PyMethodDef methods[] = {PYREVGRAD_FAST(call),
                          PYREVGRAD_FAST(call_view),
+                         PYREVGRAD_FAST(folded_linear),
                          {"configure", configure, METH_VARARGS, nullptr},
+                         {"configure_folding", configure_folding, METH_VARARGS, nullptr},
                          {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace

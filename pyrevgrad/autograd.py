@@ -193,7 +193,7 @@ def cannot_fold(x: Any) -> bool:
     return type(x) not in _PLAIN_TYPES or _is_special()
 
 
-def _nodes_for(pairs: Pairs) -> Any:
+def nodes_for(pairs: Pairs) -> Any:
     """The C++ nodes where they may serve; what they are given decides the rest."""
     if _is_dynamo_compiling() or not pairs.handles or not backends.allows_native():
         return None
@@ -229,14 +229,14 @@ def call_unwatched(
     value: Callable[[Tensor], Tensor] | None = None,
 ) -> Any:
     """As `call`; in eager and torch.func, `value` computes f(x) in place of our own kernels."""
-    nodes = None if inplace or value is not None else _nodes_for(pairs)
+    nodes = None if inplace or value is not None else nodes_for(pairs)
     if nodes is not None:
         y = nodes.call(x, *pairs.handles, scale)
         if y is not NotImplemented:
             return y
     if type(x) not in _PLAIN_TYPES or _is_special():
         return _special(x, pairs, scale, inplace, value)
-    pair = _checked(x, pairs, scale)
+    pair = checked(x, pairs, scale)
     backend = backends.choose(x, pair)
     if value is not None:
         backend = ValueOf(value, backend)
@@ -254,16 +254,16 @@ def recorded_by_us(node: Any) -> bool:
 
 def call_view(x: Any, pairs: Pairs, scale: Tensor | None) -> Any:
     """x as a view, recorded with the rule's backward where a gradient can be needed."""
-    nodes = _nodes_for(pairs)
+    nodes = nodes_for(pairs)
     if nodes is not None:
         y = nodes.call_view(x, *pairs.handles, scale)
         if y is not NotImplemented:
             return y
     if type(x) not in _PLAIN_TYPES or _is_special():
         if isinstance(x, Tensor) and _in_graph():
-            return _compiled_view(x, _checked(x, pairs, scale), scale)
+            return _compiled_view(x, checked(x, pairs, scale), scale)
         return _special(x, pairs, scale, False)
-    pair = _checked(x, pairs, scale)
+    pair = checked(x, pairs, scale)
     if not (x.requires_grad and torch.is_grad_enabled()):
         return x.view_as(x)
     return _View.apply(x, pair, scale, backends.choose(x, pair))
@@ -275,7 +275,7 @@ def _recorded(x: Tensor, pair: Pair, scale: Tensor | None, backend: Any) -> Tens
     return _Call.apply(x, pair, scale, backend)
 
 
-def _checked(x: Tensor, pairs: Pairs, scale: Tensor | None) -> Pair:
+def checked(x: Tensor, pairs: Pairs, scale: Tensor | None) -> Pair:
     """The pair for the dtype of `x`, or a TypeError or ValueError that says what is wrong."""
     if x.dtype in _FULL_TYPES:
         pair = pairs.full
@@ -340,7 +340,7 @@ def _special(x: Any, pairs: Pairs, scale: Tensor | None, inplace: bool, value: A
         return _traced_proxy(x, pairs, scale)
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a torch.Tensor, not {type(x).__name__}")
-    pair = _checked(x, pairs, scale)
+    pair = checked(x, pairs, scale)
     if torch.compiler.is_exporting():
         y = exported(x, pair, scale)
     elif torch.compiler.is_compiling():

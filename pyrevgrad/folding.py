@@ -1,8 +1,12 @@
-"""A reversal folded into the matrix product of a linear layer's backward. Imports torch alone."""
+"""A reversal folded into the matrix product of a linear layer's backward.
+
+Imports torch, binding and the reversal as a function. A plain eager call on the CPU is recorded by
+a C++ node where there is one, any other by the Function, which says the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,37 +14,58 @@ from torch import Tensor
 from torch.autograd.function import Function
 from torch.nn import functional as F
 
+from .binding import NODES
+from .functional import reverse_gradient
+
+Number = Callable[[], float | None] | None
+
 
 class _FoldedLinear(Function):
     """``x·Wᵀ + b`` whose gradient in x is ``−λ · g·W``; those in W and b are the plain ones."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        scale: Tensor,
-        number: Callable[[], float | None] | None,
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, number: Number
     ) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         # On the context and not saved: a schedule may change λ between forward and backward.
-        ctx.scale, ctx.number = scale, number
+        ctx.scale, ctx.number, ctx.shape = scale, number, x.shape
         return F.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        rows = g.reshape(-1, g.shape[-1])
-        gx = gw = gb = None
-        if ctx.needs_input_grad[0]:
-            known = None if ctx.number is None else ctx.number()
-            gx = _reversed_product(rows, weight, ctx.scale, known).view(x.shape)
-        if ctx.needs_input_grad[1]:
-            gw = rows.t() @ x.reshape(-1, x.shape[-1])
-        if ctx.needs_input_grad[2]:
-            gb = rows.sum(0)
-        return gx, gw, gb, None, None
+        asked = ctx.needs_input_grad
+        known = None if ctx.number is None else ctx.number()
+        factor = weight if asked[0] else None
+        gradients = _gradients(g, x, factor, ctx.scale, known, ctx.shape, asked[2])
+        return *gradients, None, None
+
+
+def _gradients(
+    g: Tensor,
+    x: Tensor | None,
+    weight: Tensor | None,
+    scale: Tensor,
+    number: float | None,
+    shape: Sequence[int],
+    bias: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Those of x, W and b, where what makes them is there; differentiable where it is recorded."""
+    rows = g.reshape(-1, g.shape[-1])
+    gx = gw = None
+    if weight is not None:
+        gx = _reversed_product(rows, weight, scale, number).view(shape)
+    if x is not None:
+        if torch.is_grad_enabled():
+            # What W meets is x behind the reversal, and so is what leads on from W's gradient.
+            x = reverse_gradient(x, scale)
+        gw = rows.t() @ x.reshape(-1, x.shape[-1])
+    return gx, gw, rows.sum(0) if bias else None
+
+
+if NODES is not None:
+    NODES.configure_folding(_gradients)
 
 
 def _reversed_product(g: Tensor, weight: Tensor, scale: Tensor, number: float | None) -> Tensor:
@@ -56,13 +81,9 @@ def _reversed_product(g: Tensor, weight: Tensor, scale: Tensor, number: float | 
 
 
 def folded_linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor,
-    number: Callable[[], float | None] | None,
+    x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, number: Number
 ) -> Tensor:
-    """``F.linear`` with a reversed gradient in x.
+    """``F.linear`` with a reversed gradient in x, by the Function.
 
     Parameters
     ----------

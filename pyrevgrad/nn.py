@@ -304,6 +304,14 @@ class ReversedLinear(GradientReversal):
         return y if self.activation is None else self.activation(y)
 
     def _linear(self, x: Tensor) -> Tensor:
+        nodes = None if self.record_norm else autograd.nodes_for(self._pairs)
+        if nodes is not None:
+            y = nodes.folded_linear(x, self.weight, self.bias, self.scale)
+            if y is not NotImplemented:
+                return y
+        return self._linear_by_function(x)
+
+    def _linear_by_function(self, x: Tensor) -> Tensor:
         if autograd.cannot_fold(x):
             return nn.functional.linear(super().forward(x), self.weight, self.bias)
         if x.shape[-1:] != (self.in_features,):
@@ -314,7 +322,7 @@ class ReversedLinear(GradientReversal):
         if not (x.requires_grad and torch.is_grad_enabled()):
             return nn.functional.linear(x, self.weight, self.bias)
         assert self.scale is not None
-        autograd.check_live_scale(self.scale, x)
+        autograd.checked(x, self._pairs, self.scale)
         if self.record_norm:
             x = observed(x, self._norm_on(x.device))
         compiling = torch.compiler.is_compiling()

@@ -1,0 +1,143 @@
+"""The gradients of a folded product: of any order, in batches, by the C++ node and the Function."""
+
+import pytest
+import torch
+from folded_layers import Operations, composed, gradients, pair
+from torch import nn
+
+import pyrevgrad
+from pyrevgrad import autograd
+from pyrevgrad.binding import NODES, WHY
+from pyrevgrad.nn import GradientReversal, ReversedLinear
+
+pytestmark = pytest.mark.usefixtures("nodes")
+needs_nodes = pytest.mark.skipif(NODES is None, reason=f"no C++ nodes: {WHY}")
+
+
+def test_second_derivatives_are_those_of_the_modified_gradient():
+    folded, plain = pair()
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    folded, plain = folded.double(), plain.double()
+    found = []
+    for function in (folded, lambda at: plain(GradientReversal(0.7)(at))):
+        (gx,) = torch.autograd.grad(function(x).pow(3).sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(gx.square().sum(), x)[0])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_derivatives_of_every_gradient_are_those_of_the_two_layers(bias):
+    folded, plain = pair(bias=bias)
+    folded, plain = folded.double(), plain.double()
+    start, at_y = (torch.randn(4, size, dtype=torch.float64) for size in (3, 4))
+    ours, theirs = [], []
+    for found, function, layer in (
+        (ours, folded, folded),
+        (theirs, composed(plain, 0.7), plain),
+    ):
+        x, g = start.clone().requires_grad_(), at_y.clone().requires_grad_()
+        wanted = [x, *layer.parameters()]
+        first = torch.autograd.grad(function(x), wanted, g, create_graph=True)
+        for one in first:
+            second = torch.autograd.grad(
+                one.sin().sum(), [*wanted, g], create_graph=True, allow_unused=True
+            )
+            found += [None if it is None else it.detach() for it in second]
+        (third,) = torch.autograd.grad(first[1].sin().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(third.square().sum(), x)[0])
+    for mine, other in zip(ours, theirs, strict=True):
+        assert (mine is None) == (other is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
+
+
+def test_a_batch_of_gradients_is_served_as_one():
+    folded, plain = pair()
+    x, many = torch.randn(5, 3, requires_grad=True), torch.randn(6, 5, 4)
+    asked = [x, *folded.parameters()]
+    ours = torch.autograd.grad(folded(x), asked, many, is_grads_batched=True)
+    theirs = torch.autograd.grad(
+        composed(plain, 0.7)(x), [x, *plain.parameters()], many, is_grads_batched=True
+    )
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other)
+    rows = torch.func.vmap(lambda g: torch.autograd.grad(y, x, g, retain_graph=True)[0])
+    y = folded(x)
+    torch.testing.assert_close(rows(many), ours[0])
+
+
+# The C++ node and the Function.
+
+
+@needs_nodes
+@pytest.mark.parametrize("shape", [(5, 3), (3,), (2, 4, 3), (0, 3), (64, 3)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_the_node_and_the_function_agree_bit_for_bit(dtype, shape, monkeypatch):
+    folded = pair(0.3)[0].to(dtype)
+    x, g = torch.randn(shape, dtype=dtype), torch.randn(*shape[:-1], 4, dtype=dtype)
+    found = []
+    for nodes in (NODES, None):
+        monkeypatch.setattr(autograd, "NODES", nodes)
+        y, both = gradients(folded, x, g, folded.parameters())
+        found.append([y, *both])
+    assert all(map(torch.equal, *found))
+
+
+@needs_nodes
+def test_the_node_serves_plain_tensors_and_leaves_the_rest_to_the_function(monkeypatch):
+    monkeypatch.setattr(autograd, "NODES", NODES)
+    layer, x = ReversedLinear(3, 4), torch.randn(5, 3, requires_grad=True)
+
+    class Own(torch.Tensor):
+        pass
+
+    def name(given=x, made=layer):
+        return made(given).grad_fn.name()
+
+    assert name() == "FoldedLinearBackward"
+    assert name(made=ReversedLinear(3, 4, bias=False)) == "FoldedLinearBackward"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert name() == "_FoldedLinearBackward"
+    with pyrevgrad.backend("reference"):
+        assert name() == "_FoldedLinearBackward"
+    assert name(made=ReversedLinear(3, 4, record_norm=True)) == "_FoldedLinearBackward"
+    assert "Folded" not in name(x.as_subclass(Own))
+    with torch.no_grad():
+        assert layer(x).grad_fn is None
+    assert "Folded" not in name(x.detach())
+    seen = []
+
+    class Watching(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    with Watching():
+        layer(x)
+    assert nn.functional.linear in seen
+
+
+def test_a_weight_that_was_overwritten_is_pytorchs_error():
+    layer, x = ReversedLinear(3, 4), torch.randn(5, 3, requires_grad=True)
+    y = layer(x)
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_a_graph_that_was_freed_is_pytorchs_error():
+    x = torch.randn(5, 3, requires_grad=True)
+    y = ReversedLinear(3, 4)(x).sum()
+    y.backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        y.backward()
+
+
+def test_gradients_that_nobody_asks_for_are_not_made(nodes):
+    layer, x = ReversedLinear(3, 4), torch.randn(7, 3, requires_grad=True)
+    y = layer(x)
+    g = torch.ones(7, 4)
+    with Operations() as mode:
+        torch.autograd.grad(y, x, g)
+    assert len(mode.seen) == (1 if nodes == "c++" else 3), mode.seen
