@@ -1,5 +1,7 @@
 // Autograd's part of a call on PyTorch's own C++ interface: for a plain eager tensor, the nodes
-// that pyrevgrad/autograd.py writes as Functions, in less host time.
+// that pyrevgrad/autograd.py writes as Functions, in less host time. CPU tensors, and those of CUDA
+// devices that Python has found the native kernels to run on: until then, and of what it cannot
+// decide, it answers NotImplemented, and the choice, the errors and the words are Python's.
 //
 // Unlike the rest of csrc it is bound to the torch and the Python that it was built with. So it is
 // optional: where it is missing or is another torch's, the Functions serve. The operations are
@@ -168,19 +170,28 @@ Tensor recorded_view(const Tensor& x, const Handle&, const Pointer& node) {
   return y;
 }
 
+// CUDA devices that the native kernels run on, by index; read and written under the interpreter.
+std::vector<bool> cuda_devices;
+
+bool is_served(const Tensor& x) {
+  if (x.is_cpu()) return true;
+  const auto index = static_cast<std::size_t>(x.get_device());
+  return x.is_cuda() && index < cuda_devices.size() && cuda_devices[index];
+}
+
 // (x, full, half, scale): y by `record`, or by `plain` where no gradient is needed. NotImplemented
 // where the Functions must serve.
 template <class Record, class Plain>
 PyObject* served(PyObject* const* arguments, Record record, Plain plain) {
   if (!THPVariable_CheckExact(arguments[0])) return Py_NewRef(Py_NotImplemented);
   const Tensor& x = THPVariable_Unpack(arguments[0]);
-  if (!(x.is_cpu() && (is_full(x) || is_half(x)) && is_plain(x))) {
+  if (!(is_served(x) && (is_full(x) || is_half(x)) && is_plain(x))) {
     return Py_NewRef(Py_NotImplemented);
   }
   Tensor scale;
   if (arguments[3] != Py_None) {
     scale = THPVariable_Unpack(arguments[3]);
-    if (scale.requires_grad() || !scale.is_cpu()) return Py_NewRef(Py_NotImplemented);
+    if (scale.requires_grad() || scale.device() != x.device()) return Py_NewRef(Py_NotImplemented);
   }
   const Handle handle(arguments[is_half(x) ? 2 : 1]);
   Pointer node;  // made while the interpreter is ours: it counts a reference to the pair
@@ -222,6 +233,14 @@ PyObject* configure_folding(PyObject*, PyObject* arguments) {
   Py_RETURN_NONE;
 }
 
+PyObject* serve_cuda(PyObject*, PyObject* argument) {
+  const std::size_t index = PyLong_AsSize_t(argument);
+  if (PyErr_Occurred()) return nullptr;
+  if (index >= cuda_devices.size()) cuda_devices.resize(index + 1);
+  cuda_devices[index] = true;
+  Py_RETURN_NONE;
+}
+
 #define PYREVGRAD_FAST(NAME) \
   {#NAME, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(NAME)), METH_FASTCALL, nullptr}
 PyMethodDef methods[] = {PYREVGRAD_FAST(call),
@@ -229,6 +248,7 @@ PyMethodDef methods[] = {PYREVGRAD_FAST(call),
                          PYREVGRAD_FAST(folded_linear),
                          {"configure", configure, METH_VARARGS, nullptr},
                          {"configure_folding", configure_folding, METH_VARARGS, nullptr},
+                         {"serve_cuda", serve_cuda, METH_O, nullptr},
                          {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace

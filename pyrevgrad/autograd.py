@@ -1,8 +1,8 @@
 """The one binding of pairs to PyTorch's autograd: save, call, double backward, torch.compile.
 
 Imports backends, binding, transforms and the reference. A backward runs on its forward's backend.
-Where the C++ nodes are there, they record a plain eager call on the CPU; the Functions below record
-every other, and say the same.
+Where the C++ nodes are there, they record a plain eager call that the native kernels serve; the
+Functions below record every other, and say the same.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from . import masks
-from .binding import CURE
+from .binding import CURE, NODES
 from .pairs import Pair
 
 importlib.import_module("pyrevgrad._native")
@@ -64,6 +64,8 @@ class Native:
             with _disable_current_modes():
                 problem = torch.ops.pyrevgrad.cuda_problem.default(index)
             self._cuda_problems[index] = problem
+            if NODES is not None and not problem:
+                NODES.serve_cuda(index)
             return problem
 
     def cuda_build(self) -> str:
