@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pyrevgrad.adversarial import DANN, GaninSchedule
-from pyrevgrad.nn import Activation, ReversedLinear
+from pyrevgrad.nn import Activation, ReversedConv2d
 
 CLASSES, IGNORED, SIZE, BATCH, PARTS, STEPS = 3, 255, 16, 4, 2, 20
 
@@ -24,18 +24,6 @@ class Features(nn.Module):
 
     def forward(self, x):
         return checkpoint(self.second, self.first(x), use_reentrant=False)
-
-
-class PixelDomain(nn.Module):
-    """A domain logit for every pixel: linear layers over the channels, the first one reversed."""
-
-    def __init__(self):
-        super().__init__()
-        self.reversed = ReversedLinear(8, 16, activation="relu")
-        self.last = nn.Linear(16, 1)
-
-    def forward(self, x):
-        return self.last(self.reversed(x.movedim(1, -1))).movedim(-1, 1)
 
 
 def images(count, brightness, generator):
@@ -55,7 +43,9 @@ def build(schedule):
     """The network, with rare classes weighing more."""
     # A module and not a partial function, so that the weights follow the network to a device.
     loss = nn.CrossEntropyLoss(torch.tensor([0.5, 1.0, 2.0]), ignore_index=IGNORED)
-    return DANN(Features(), nn.Conv2d(8, CLASSES, 1), PixelDomain(), loss, scale=schedule)
+    # A domain logit for every pixel: linear layers over the channels, the first one reversed.
+    domain = nn.Sequential(ReversedConv2d(8, 16, 1, activation="relu"), nn.Conv2d(16, 1, 1))
+    return DANN(Features(), nn.Conv2d(8, CLASSES, 1), domain, loss, scale=schedule)
 
 
 def step(model, optimizer, parts):

@@ -1,22 +1,23 @@
-"""The layers a user builds with. Imports the functions, schedules and rules."""
+"""The layers a user builds with. Imports the reversal, the functions and rules."""
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import functools
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import autograd, backends
-from .folding import folded_linear
+from .folding import folded_convolution, folded_linear
 from .observing import observed
-from .rules import EXACT, Rule, check_rule, reverse
+from .reversal import GradientReversal
+from .rules import EXACT, Rule, check_rule
 from .scaled import Scaled
 from .schedules import Schedule
+
+__all__ = ["Activation", "GradientReversal", "ReversedConv2d", "ReversedLinear"]
 
 
 class Activation(Scaled):
@@ -98,135 +99,37 @@ class Activation(Scaled):
             super().__setattr__(name, value)
 
 
-class GradientReversal(Scaled):
-    """The identity, a view of its input, whose backward is ``gx = −scale · g``.
+class FoldedReversal(GradientReversal):
+    """A layer with weights behind a gradient reversal that is folded into its backward.
 
-    Ganin & Lempitsky (2015), section 3.1: between features and a domain head it makes the features
-    climb the loss that the head descends. Training or eval mode makes no difference.
-
-    Parameters
-    ----------
-    scale : float, 0-dim Tensor or Schedule
-        λ >= 0 reverses. Kept as the buffer `scale`, a 0-dim float64 tensor that is saved and loaded
-        with the model and that no dtype cast touches; a tensor's value is copied. Set it with
-        ``layer.scale = 0.3`` or ``layer.set_scale(...)``; a schedule sets it at each ``step()``.
-    record_norm : bool
-        Whether each backward leaves the 2-norm of the reversed gradient, ``‖−scale · g‖``, in
-        `gradient_norm`, at the price of one reduction. Of several forwards in one step, the
-        norm is that of the one whose backward ran last.
-
-    Attributes
-    ----------
-    gradient_norm : Tensor or None
-        The norm, a 0-dim float64 tensor on the device of the gradient, NaN before the first
-        backward and overwritten by each; None unless `record_norm`. Not saved.
-
-    Raises
-    ------
-    TypeError, ValueError
-        A scale that is none of these.
-
-    Notes
-    -----
-    Nothing waits for the device: read `scale` and `gradient_norm` (by ``.item()``) when you print,
-    not at every step; ``layer.readings()`` copies both to be read later.
-
-    Examples
-    --------
-    >>> layer = GradientReversal(0.5)
-    >>> x = torch.ones(2, requires_grad=True)
-    >>> layer(x).sum().backward()
-    >>> x.grad
-    tensor([-0.5000, -0.5000])
-    >>> layer.scale = 2.0
-    >>> layer
-    GradientReversal(scale=2)
+    What `ReversedLinear` and `ReversedConv2d` share; no layer by itself.
     """
 
-    def __init__(
-        self, scale: float | Tensor | Schedule = 1.0, *, record_norm: bool = False
+    weight: Tensor
+    bias: Tensor | None
+
+    def _take(
+        self, layer: nn.Module, activation: str | None, rule: Rule, params: dict[str, Any]
     ) -> None:
-        super().__init__()
-        self.schedule: Schedule | None = None
-        self.record_norm = bool(record_norm)
-        self._pairs = backends.Pairs("identity", reverse(1.0), {})
-        if isinstance(scale, Schedule):
-            self._register_scale(scale.value)
-            self.schedule = scale
-        else:
-            self._register_scale(scale)
+        """The weights of a layer of PyTorch's, and the activation behind them."""
+        if activation is None and (params or not rule.is_exact):
+            raise ValueError("a rule and parameters belong to an activation, and none is named")
+        self.weight = layer.weight  # type: ignore[assignment]
+        self.register_parameter("bias", layer.bias)  # type: ignore[arg-type]
+        self.activation = None if activation is None else Activation(activation, rule, **params)
         assert self.scale is not None
-        self._norm = torch.full_like(self.scale, math.nan)
+        if self.scale.device != self.weight.device:
+            self.to(device=self.weight.device)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "scale" and isinstance(value, Schedule):
-            name = "schedule"
-        super().__setattr__(name, value)
-        if name == "schedule" and value is not None:
-            value.follow(self)
-            self.set_scale(value.value)
+    def _behind_reversal(self, x: Tensor) -> Tensor:
+        return GradientReversal.forward(self, x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` as a view."""
-        if self.record_norm and isinstance(x, Tensor):
-            x = observed(x, self._norm_on(x.device))
-        return autograd.call_view(x, self._pairs, self.scale)
-
-    def _norm_on(self, device: torch.device) -> Tensor:
-        if self._norm.device != device:
-            dtype = torch.float32 if device.type == "mps" else torch.float64
-            self._norm = torch.full((), math.nan, dtype=dtype, device=device)
-        return self._norm
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)
-        assert self.scale is not None
-        # Moved now and not at the next forward, which torch.compile may be tracing.
-        self._norm_on(self.scale.device)
-        return self
-
-    @property
-    def gradient_norm(self) -> Tensor | None:
-        """The norm of the last reversed gradient, if recorded."""
-        return self._norm if self.record_norm else None
-
-    def readings(self) -> dict[str, Tensor]:
-        """λ as `scale` and, if recorded, `gradient_norm`: copies on their device, no sync.
-
-        Examples
-        --------
-        >>> layer = GradientReversal(0.5, record_norm=True)
-        >>> x = torch.tensor([3.0, 4.0], requires_grad=True)
-        >>> layer(x).backward(torch.tensor([3.0, 4.0]))
-        >>> {name: tensor.item() for name, tensor in layer.readings().items()}
-        {'scale': 0.5, 'gradient_norm': 2.5}
-        """
-        assert self.scale is not None
-        found = {"scale": self.scale.detach().clone()}
-        norm = self.gradient_norm
-        return found if norm is None else {**found, "gradient_norm": norm.clone()}
-
-    def extra_repr(self) -> str:
-        """λ now, and the schedule that sets it."""
-        assert self.scale is not None
-        parts = ["scale=" + ("meta" if self.scale.is_meta else f"{self.scale.item():.6g}")]
-        if self.schedule is not None:
-            parts.append(f"schedule={self.schedule!r}")
-        return ", ".join(parts + ["record_norm=True"] * self.record_norm)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if self.schedule is not None:
-            self.schedule.follow(self)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> GradientReversal:
-        made = type(self).__new__(type(self))
-        memo[id(self)] = made
-        made.__setstate__(copy.deepcopy(self.__dict__, memo))
-        return made
+    def _seen(self, x: Tensor) -> Tensor:
+        """`x`, the norm of whose gradient is recorded where that was asked for."""
+        return observed(x, self._norm_on(x.device)) if self.record_norm else x
 
 
-class ReversedLinear(GradientReversal):
+class ReversedLinear(FoldedReversal):
     """``y = f(x·Wᵀ + b)`` behind a gradient reversal that costs nothing.
 
     As ``nn.Sequential(GradientReversal(scale), nn.Linear(...), Activation(...))``, with −λ folded
@@ -269,9 +172,6 @@ class ReversedLinear(GradientReversal):
     True
     """
 
-    weight: Tensor
-    bias: Tensor | None
-
     def __init__(
         self,
         in_features: int,
@@ -287,33 +187,26 @@ class ReversedLinear(GradientReversal):
         **params: Any,
     ) -> None:
         super().__init__(scale, record_norm=record_norm)
-        if activation is None and (params or not rule.is_exact):
-            raise ValueError("a rule and parameters belong to an activation, and none is named")
         linear = nn.Linear(in_features, out_features, bias, device, dtype)
         self.in_features, self.out_features = in_features, out_features
-        self.weight = linear.weight
-        self.register_parameter("bias", linear.bias)
-        self.activation = None if activation is None else Activation(activation, rule, **params)
-        assert self.scale is not None
-        if self.scale.device != self.weight.device:
-            self.to(device=self.weight.device)
+        self._take(linear, activation, rule, params)
 
     def forward(self, x: Tensor) -> Tensor:
         """y, of shape (…, out_features) for x of shape (…, in_features)."""
-        y = self._linear(x)
+        y = self._product(x)
         return y if self.activation is None else self.activation(y)
 
-    def _linear(self, x: Tensor) -> Tensor:
+    def _product(self, x: Tensor) -> Tensor:
         nodes = None if self.record_norm else autograd.nodes_for(self._pairs)
         if nodes is not None:
             y = nodes.folded_linear(x, self.weight, self.bias, self.scale)
             if y is not NotImplemented:
                 return y
-        return self._linear_by_function(x)
+        return self._by_function(x)
 
-    def _linear_by_function(self, x: Tensor) -> Tensor:
+    def _by_function(self, x: Tensor) -> Tensor:
         if autograd.cannot_fold(x):
-            return nn.functional.linear(super().forward(x), self.weight, self.bias)
+            return nn.functional.linear(self._behind_reversal(x), self.weight, self.bias)
         if x.shape[-1:] != (self.in_features,):
             raise ValueError(
                 f"x must have {self.in_features} features in its last dimension, got shape "
@@ -323,11 +216,9 @@ class ReversedLinear(GradientReversal):
             return nn.functional.linear(x, self.weight, self.bias)
         assert self.scale is not None
         autograd.checked(x, self._pairs, self.scale)
-        if self.record_norm:
-            x = observed(x, self._norm_on(x.device))
         compiling = torch.compiler.is_compiling()
         number = None if compiling else functools.partial(self._number, self.scale)
-        return folded_linear(x, self.weight, self.bias, self.scale, number)
+        return folded_linear(self._seen(x), self.weight, self.bias, self.scale, number)
 
     def _number(self, scale: Tensor) -> float | None:
         """λ, if it is known without asking the device and may stand in what runs now."""
@@ -355,3 +246,123 @@ class ReversedLinear(GradientReversal):
         """The sizes, then λ as it is now."""
         sizes = f"in_features={self.in_features}, out_features={self.out_features}"
         return f"{sizes}, bias={self.bias is not None}, {super().extra_repr()}"
+
+
+#: What a convolution is besides its weights, copied from PyTorch's layer.
+_GEOMETRY = (
+    *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
+    *("transposed", "output_padding", "padding_mode", "_reversed_padding_repeated_twice"),
+)
+
+
+class ReversedConv2d(FoldedReversal):
+    """``y = f(conv(x, W) + b)`` behind a gradient reversal that costs next to nothing.
+
+    As ``nn.Sequential(GradientReversal(scale), nn.Conv2d(...), Activation(...))``, for the domain
+    head of a dense prediction, with −λ folded into the backward convolution:
+    ``gx = convᵀ(g, −λ·W)``. The reversal is one kernel over W, or over g where that is smaller,
+    instead of one over the feature maps; nothing is kept for it. The gradients of W and b are the
+    plain ones.
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode
+        As in `torch.nn.Conv2d`, whose weights these are.
+    device, dtype
+        Of W and b.
+    scale : float, 0-dim Tensor or Schedule
+        λ, as in `GradientReversal`.
+    activation : str, optional
+        f, a name of the activation table; none if not given.
+    rule : Rule
+        The backward of f.
+    record_norm : bool
+        As in `GradientReversal`.
+    **params : float
+        Parameters of f.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `GradientReversal`, `torch.nn.Conv2d` and `Activation`; an x that is not
+        (batch, in_channels, height, width) nor (in_channels, height, width).
+
+    Examples
+    --------
+    >>> layer = ReversedConv2d(2, 1, kernel_size=1, bias=False, scale=0.5)
+    >>> x = torch.ones(1, 2, 3, 3, requires_grad=True)
+    >>> layer(x).sum().backward()
+    >>> torch.equal(x.grad, (-0.5 * layer.weight).expand(1, 2, 3, 3))
+    True
+    """
+
+    in_channels: int
+    padding_mode: str
+    _reversed_padding_repeated_twice: list[int]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        scale: float | Tensor | Schedule = 1.0,
+        activation: str | None = None,
+        rule: Rule = EXACT,
+        record_norm: bool = False,
+        **params: Any,
+    ) -> None:
+        super().__init__(scale, record_norm=record_norm)
+        shape = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        layer = nn.Conv2d(*shape, bias, padding_mode, device, dtype)  # type: ignore[arg-type]
+        for name in _GEOMETRY:
+            setattr(self, name, getattr(layer, name))
+        self._take(layer, activation, rule, params)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """y, as `torch.nn.Conv2d` shapes it."""
+        y = self._product(x)
+        return y if self.activation is None else self.activation(y)
+
+    def _product(self, x: Tensor) -> Tensor:
+        if autograd.cannot_fold(x):
+            return self._convolved(self._behind_reversal(x))
+        channels = self.in_channels
+        if x.dim() not in (3, 4) or x.shape[-3] != channels:
+            raise ValueError(
+                f"x must be of shape (batch, {channels}, height, width) or ({channels}, height, "
+                f"width), got {tuple(x.shape)}"
+            )
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return self._convolved(x)
+        assert self.scale is not None
+        autograd.checked(x, self._pairs, self.scale)
+        x, padding = self._padded(self._seen(x))
+        geometry = (self.stride, padding, self.dilation, self.groups)
+        batch = x if x.dim() == 4 else x.unsqueeze(0)
+        y = folded_convolution(batch, self.weight, self.bias, self.scale, self._pairs, geometry)
+        return y if x.dim() == 4 else y.squeeze(0)
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        return nn.Conv2d._conv_forward(self, x, self.weight, self.bias)  # type: ignore[arg-type]
+
+    def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """`x` with the margin that a convolution cannot add by itself, and what it adds."""
+        left, right, top, bottom = margin = self._reversed_padding_repeated_twice
+        if self.padding_mode != "zeros":
+            return nn.functional.pad(x, margin, mode=self.padding_mode), (0, 0)
+        if left == right and top == bottom:
+            return x, (top, left)
+        return nn.functional.pad(x, margin), (0, 0)
+
+    def extra_repr(self) -> str:
+        """PyTorch's convolution, then λ as it is now."""
+        return f"{nn.Conv2d.extra_repr(self)}, {GradientReversal.extra_repr(self)}"  # type: ignore[arg-type]

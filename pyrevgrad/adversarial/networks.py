@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..checks import check_finite
 from ..compat import GradientReverseLayer, RevGrad, WarmStartGradientReverseLayer
-from ..nn import GradientReversal, ReversedLinear
+from ..nn import FoldedReversal, GradientReversal
 from ..schedules import Schedule
 from .probabilities import refuse_probabilities
 
@@ -80,9 +80,9 @@ class DANN(nn.Module):
         For imbalanced classes: ``nn.CrossEntropyLoss(weight)``, whose weights follow the network.
     scale : float, 0-dim Tensor or Schedule, optional
         λ, handed to the `GradientReversal` that is ``model.reversal``; 1 if not given. A domain
-        head that begins with a `ReversedLinear` (or with a module that holds one, which must come
-        first there too) brings the reversal with it, at no cost in time: ``model.reversal`` is that
-        layer, and keeps its own λ if none is given here.
+        head that begins with a `ReversedLinear` or `ReversedConv2d` (or with a module that holds
+        one, which must come first there too) brings the reversal with it: ``model.reversal`` is
+        that layer, and keeps its own λ if none is given here.
     domain_weight : float
         w >= 0.
     domain_average : {"domains", "samples"}
@@ -151,13 +151,14 @@ class DANN(nn.Module):
         first = self.domain_head
         while isinstance(first, nn.Sequential) and len(first):
             first = first[0]
-        found = [part for part in first.modules() if isinstance(part, ReversedLinear)]
+        found = [part for part in first.modules() if isinstance(part, FoldedReversal)]
         folded = found[0] if found else None
         for name, part in self.named_modules():
             if isinstance(part, _REVERSALS) and part is not folded:
                 raise ValueError(
                     f"{name} is a reversal, and the network brings its own, so that the two would "
-                    "undo each other: leave it out (a domain head may begin with a ReversedLinear)"
+                    "undo each other: leave it out (a domain head may begin with a "
+                    "ReversedLinear or a ReversedConv2d)"
                 )
         self._folded = folded is not None
         if folded is None:

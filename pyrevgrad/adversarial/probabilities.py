@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
 from ..autograd import recorded_by_us
-from ..nn import Activation, ReversedLinear
+from ..nn import Activation, FoldedReversal
 
 #: What makes probabilities, by the start of the name of its node in the graph.
 _NODES = {"SigmoidBackward": "sigmoid", "HardsigmoidBackward": "hardsigmoid"}
@@ -75,7 +75,7 @@ def _in_layers(head: nn.Module) -> str | None:
     last: Any = sequences[-1][-1] if sequences else head
     if any(module._forward_hooks for module in (*sequences, last)):
         return None
-    if isinstance(last, ReversedLinear):
+    if isinstance(last, FoldedReversal):
         last = last.activation
     if isinstance(last, Activation):
         return last.name if last.name in _OURS else None
