@@ -308,7 +308,8 @@ def check_live_scale(scale: Tensor, x: Tensor) -> None:
 
 def _in_place(x: Tensor, pair: Pair, scale: Tensor | None, backend: Any) -> Tensor:
     name = pair.row.name
-    if any(stride == 0 and size > 1 for size, stride in zip(x.shape, x.stride(), strict=True)):
+    strides = x.stride()
+    if 0 in strides and any(s == 0 and n > 1 for n, s in zip(x.shape, strides, strict=True)):
         raise ValueError(
             f"{name}: in place on an expanded tensor would write one element many times; "
             "pass x.clone() or inplace=False"

@@ -47,6 +47,9 @@ UNSEEN = (
 #: Custom Functions of PyTorch and of ours that are no activations.
 _KNOWN = ("CheckpointFunctionBackward", "_ViewBackward", "_AttachBackward")
 
+#: PyTorch's own classes of nodes that are no activation's, once met.
+_ORDINARY: set[type] = set()
+
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
@@ -83,9 +86,10 @@ def unseen(inputs: Any, outputs: Any) -> list[Finding]:
         if node is None or node in known:
             continue
         known.add(node)
-        finding = _judged(node)
-        if finding is not None:
-            found[finding] = None
+        if type(node) not in _ORDINARY:
+            finding = _judged(node)
+            if finding is not None:
+                found[finding] = None
         waiting += [parent for parent, _ in node.next_functions]
     return list(found)
 
@@ -94,6 +98,8 @@ def _judged(node: Any) -> Finding | None:
     name = _bare(node.name())
     custom = isinstance(node, BackwardCFunction)
     if name not in NODES and name not in REGIONS and not custom:
+        if type(node).__name__ == node.name():
+            _ORDINARY.add(type(node))
         return None
     if SEEN in node.metadata or name in _KNOWN:
         return None

@@ -19,7 +19,7 @@ from . import audit, interception, places, recomputation
 from .calls import Call, layer_is_rectifier, layer_kind
 from .interception import Interceptor
 from .places import Place
-from .refusals import SwapError, SwapWarning, check_model
+from .refusals import SwapError, SwapWarning, modules_of
 from .selection import Selection, described
 from .sites import Report, Site
 from .verification import Recorder, Verification, verified
@@ -56,8 +56,7 @@ class Swap:
     ) -> None:
         if strict not in (True, False, "all"):
             raise ValueError(f"strict must be True, False or 'all', got {strict!r}")
-        check_model(model)
-        named = dict(model.named_modules(remove_duplicate=False))
+        named = modules_of(model)
         self.model, self.rule, self.strict = model, rule, strict
         self._selection = Selection(named, rule, where)
         self.report = Report(type(model).__name__, rule, described(where))

@@ -22,7 +22,7 @@ from ..rules import Rule
 from ..transforms import TracingError
 from . import calls, sparing
 from .calls import Call
-from .patterns import Patterns
+from .patterns import FOLLOWED, Patterns
 from .places import Place
 from .sites import Site
 
@@ -36,15 +36,27 @@ NOT_TRACED = (
     "torch.fx.symbolic_trace would replace the backward of a swapped model by the plain gradient; "
     "trace the model before, and swap the graph module"
 )
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _SWAPPING = str(Path(__file__).parent)
 _LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
-_resumed = threading.local()
+#: Files of PyTorch that pass every call on, and say nothing of where it comes from.
+_DISPATCHING = tuple(
+    os.path.join("torch", *names)
+    for names in (("overrides.py",), ("nn", "functional.py"), ("nn", "modules", "module.py"))
+)
 _rooms: dict[Any, str] = {}
+
+
+class _Resumed(threading.local):
+    swaps: frozenset[Any] | None = None
+
+
+_resumed = _Resumed()
 
 
 def resumed_swaps() -> frozenset[Any] | None:
     """The swaps that alone hold in this thread while it recomputes a checkpoint; None elsewhere."""
-    return getattr(_resumed, "swaps", None)
+    return _resumed.swaps
 
 
 def mark(y: Any) -> None:
@@ -54,18 +66,17 @@ def mark(y: Any) -> None:
         node.metadata[SEEN] = True  # type: ignore[index]
 
 
-def caller() -> tuple[Any, int, str]:
-    """The code, instruction and ``file:line`` of the innermost frame of the model's author.
+def caller(root: Any) -> tuple[Any, int, str, bool]:
+    """Where the model calls: the code, instruction, ``file:line``, and whether its author wrote it.
 
-    That is the first one outside of PyTorch and pyrevgrad, or else the first outside of the swap.
+    The innermost frame outside of PyTorch and pyrevgrad, or else the innermost of a layer of
+    theirs. Those from `root` on, where the model was called, are not the model's.
     """
     frame: Any = sys._getframe(2)
-    found = None
-    while frame is not None:
+    found, room = None, ""
+    while frame is not None and frame is not root:
         code = frame.f_code
-        room = _rooms.get(code)
-        if room is None:
-            room = _rooms[code] = _room(code.co_filename)
+        room = _rooms.get(code) or _room(code)
         if room == "author" or (room == "library" and found is None):
             found = frame
         if room == "author":
@@ -73,14 +84,17 @@ def caller() -> tuple[Any, int, str]:
         frame = frame.f_back
     found = found or sys._getframe(2)
     name = os.path.basename(found.f_code.co_filename)
-    return found.f_code, found.f_lasti, f"{name}:{found.f_lineno}"
+    return found.f_code, found.f_lasti, f"{name}:{found.f_lineno}", room == "author"
 
 
-def _room(filename: str) -> str:
-    if filename.startswith(_SWAPPING):
-        return "swap"
-    library = filename.startswith(_LIBRARIES) or "<frozen" in filename
-    return "library" if library else "author"
+def _room(code: Any) -> str:
+    file = code.co_filename
+    if file.startswith(_SWAPPING) or file.endswith(_DISPATCHING):
+        room = "swap"
+    else:
+        room = "library" if file.startswith(_LIBRARIES) or "<frozen" in file else "author"
+    _rooms[code] = room
+    return room
 
 
 class _Thread(threading.local):
@@ -90,6 +104,8 @@ class _Thread(threading.local):
         self.places: list[Place] = []
         self.active = False
         self.suspended = False
+        #: The frame that the model is called from.
+        self.root: Any = None
 
 
 class Interceptor(TorchFunctionMode):
@@ -105,25 +121,31 @@ class Interceptor(TorchFunctionMode):
         self, place: Place, function: Callable[..., Any], forward: bool, args: Any, kwargs: Any
     ) -> Any:
         """Call a method of the module of `place` with the mode on in this thread."""
-        resumed = resumed_swaps()
+        thread = self.thread
+        places = thread.places
+        if thread.active and places and places[-1] is place:
+            return function(*args, **kwargs)
+        resumed = _resumed.swaps
         if self.swap not in resumed if resumed is not None else not self.swap.live:
             return function(*args, **kwargs)
-        thread = self.thread
-        if thread.active and thread.places and thread.places[-1] is place:
-            return function(*args, **kwargs)
-        outermost = not thread.places
-        if outermost and any(isinstance(part, torch.fx.Proxy) for part in args):
-            raise TracingError(NOT_TRACED)
+        if not places:
+            return self._run_outermost(place, function, forward, args, kwargs)
         switched = self._switch_on(thread)
-        thread.places.append(place)
+        places.append(place)
         try:
-            result = function(*args, **kwargs)
+            return function(*args, **kwargs)
         finally:
-            thread.places.pop()
+            places.pop()
             if switched:
-                thread.active = False
-                self.__exit__(None, None, None)
-        if outermost and resumed is None:
+                self._switch_off(thread)
+
+    def _run_outermost(
+        self, place: Place, function: Callable[..., Any], forward: bool, args: Any, kwargs: Any
+    ) -> Any:
+        if any(isinstance(part, torch.fx.Proxy) for part in args):
+            raise TracingError(NOT_TRACED)
+        result = self.resume([place], lambda: function(*args, **kwargs))
+        if _resumed.swaps is None:
             self.swap.after_call(place, forward, args, kwargs, result)
         return result
 
@@ -134,40 +156,49 @@ class Interceptor(TorchFunctionMode):
         thread.active = True
         return True
 
+    def _switch_off(self, thread: _Thread) -> None:
+        thread.active = False
+        self.__exit__(None, None, None)
+
     def resume(self, places: list[Place], function: Callable[[], Any]) -> Any:
         """Call `function` as if inside `places`, where it was called in the forward."""
         thread = self.thread
-        before, thread.places = thread.places, list(places)
+        before = thread.places, thread.root
+        thread.places = list(places)
+        # A compiler that traces this refuses the frame, and the swap refuses the compiler later.
+        thread.root = None if _is_dynamo_compiling() else sys._getframe()
         switched = bool(places) and self._switch_on(thread)
         try:
             return function()
         finally:
-            thread.places = before
+            thread.places, thread.root = before
             if switched:
-                thread.active = False
-                self.__exit__(None, None, None)
+                self._switch_off(thread)
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if torch.compiler.is_dynamo_compiling():
+        if _is_dynamo_compiling():
             torch._dynamo.graph_break(msg=NOT_COMPILED)
         kwargs = kwargs or {}
         thread = self.thread
+        places = thread.places
         # PyTorch has taken this mode off the stack for the time of this call. A module that is
         # called from here, as by a backward that recomputes, must put it on again.
         thread.active = False
         try:
-            spelling = calls.spelling_of(function)
+            spelling = calls.spelling_of(function) if places else None
             call = None if spelling is None else calls.read(spelling, args, kwargs)
-            if call is None or not thread.places:
-                spared = self.swap.sparing and thread.places
-                result = (sparing.call if spared else _called)(function, args, kwargs)
-            else:
+            if call is not None:
                 result = self._activation(call, function, args, kwargs)
-            pattern = self.patterns.follow(function, args, kwargs, result)
-            if pattern is not None and thread.places:
-                self._note_pattern(pattern, thread.places[-1])
+            elif places and self.swap.sparing and function in sparing.SPARED:
+                result = sparing.call(function, args, kwargs)
+            else:
+                result = function(*args, **kwargs)
+            if function in FOLLOWED:
+                pattern = self.patterns.follow(function, args, kwargs, result)
+                if pattern is not None and places:
+                    self._note_pattern(pattern, places[-1])
             return result
         finally:
             thread.active = True
@@ -222,22 +253,23 @@ class Interceptor(TorchFunctionMode):
         return y
 
     def _site(self, call: Call) -> Site:
-        place = self.thread.places[-1]
-        layer = (place.path, call.kind)
-        registered = self.swap.layer_site(*layer)
+        thread = self.thread
+        place = thread.places[-1]
+        registered = self.swap.layer_site(place.path, call.kind)
         if registered is not None and registered.source:
             return registered
-        code, instruction, source = caller()
-        key = layer if registered is not None else (*layer, code, instruction)
-        return self.swap.site(key, place, call, source)
+        code, instruction, source, written = caller(thread.root)
+        if registered is None:
+            return self.swap.site((place.path, call.kind, code, instruction), place, call, source)
+        if not written:
+            # PyTorch's own line says nothing: whose forward calls the layer does.
+            around = thread.places[-2].module if len(thread.places) > 1 else place.module
+            source = f"nn.{type(around).__name__}"
+        return self.swap.site((place.path, call.kind), place, call, source)
 
     def _note_pattern(self, pattern: str, place: Place) -> None:
-        code, instruction, source = caller()
+        code, instruction, source, _ = caller(self.thread.root)
         self.swap.note_uncertain((place.path, pattern, code, instruction), place, pattern, source)
-
-
-def _called(function: Any, args: Any, kwargs: Any) -> Any:
-    return function(*args, **kwargs)
 
 
 def substitute(call: Call, x: Tensor, rule: Rule) -> Tensor:
@@ -248,8 +280,9 @@ def substitute(call: Call, x: Tensor, rule: Rule) -> Tensor:
 
 def rule_for(call: Call, rule: Rule) -> Rule:
     """`rule` for the row of `call`: on a clamp, with a slope of 1 at its bounds too."""
-    gated = rule.input_gate is not None or bool(rule.custom)
-    if call.interval is None or rule.slope != "exact" or gated:
+    if call.interval is None or rule.slope != "exact":
+        return rule
+    if rule.input_gate is not None or rule.custom:
         return rule
     gate = "gradient" if rule.gradient_gate == "product" else rule.gradient_gate
     return replace(rule, slope="identity", input_gate=call.interval, gradient_gate=gate)

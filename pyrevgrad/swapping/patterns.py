@@ -43,7 +43,8 @@ _CARRIERS = _named(
 )  # fmt: skip
 _WHERE = _named("where")
 _MAXIMA = _named("maximum", "max", "fmax")
-_FOLLOWED = {**_GATES, **_PRODUCTS, **_CARRIERS, **_WHERE, **_MAXIMA}
+#: The functions that `Patterns.follow` looks at.
+FOLLOWED = {**_GATES, **_PRODUCTS, **_CARRIERS, **_WHERE, **_MAXIMA}
 
 
 class Patterns:
@@ -54,7 +55,7 @@ class Patterns:
 
     def follow(self, function: Any, args: Any, kwargs: Any, result: Any) -> str | None:
         """Note where `result` comes from; the name of a pattern if this call completes one."""
-        if function not in _FOLLOWED or not isinstance(result, Tensor):
+        if function not in FOLLOWED or not isinstance(result, Tensor):
             return None
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
         if not tensors:

@@ -18,6 +18,10 @@ from torch import nn
 
 #: The attribute of a module that holds its places, outermost swap first.
 KEY = "_pyrevgrad_places"
+#: The derived class of each class and the methods that it was made of. To make one takes longer
+#: than all else that a swap does with a module; a class that is kept here outlives its author's.
+_made: dict[type, tuple[tuple[tuple[str, Any], ...], type]] = {}
+MOST_KEPT = 256
 
 
 _SILENT = {
@@ -97,6 +101,9 @@ class as_it_was:
         self._module.__class__ = self._class
 
 
+_LAZY = inspect.CO_GENERATOR | inspect.CO_COROUTINE
+
+
 def _own_methods(cls: type) -> Iterator[tuple[str, Callable[..., Any]]]:
     """The methods that the authors of `cls` wrote, from which calls may be made."""
     seen = set()
@@ -110,8 +117,7 @@ def _own_methods(cls: type) -> Iterator[tuple[str, Callable[..., Any]]]:
             # PyTorch's own layers reach their other methods through forward alone.
             library = base.__module__.startswith("torch.nn.") or hasattr(nn.Module, name)
             private = name.startswith("__") or (library and name != "forward")
-            lazy = inspect.isgeneratorfunction(value) or inspect.iscoroutinefunction(value)
-            if not (private or lazy):
+            if not (private or value.__code__.co_flags & _LAZY):
                 yield name, value
 
 
@@ -121,7 +127,10 @@ def _announced(function: Callable[..., Any], forward: bool) -> Callable[..., Any
         places = self.__dict__.get(KEY)
         if not places:
             return function(self, *args, **kwargs)
-        return _through(tuple(places), function, forward, (self, *args), kwargs)
+        if len(places) > 1:
+            return _through(tuple(places), function, forward, (self, *args), kwargs)
+        place = places[0]
+        return place.swap.interceptor.run(place, function, forward, (self, *args), kwargs)
 
     return method
 
@@ -137,10 +146,22 @@ def _through(
 
 
 def _derived(cls: type) -> type:
+    """The class that stands for `cls` while a swap holds: the last one, if `cls` is as it was."""
+    methods = (*_own_methods(cls), ("__call__", cls.__call__))
+    made = _made.get(cls)
+    if made is not None and made[0] == methods:
+        return made[1]
+    if len(_made) >= MOST_KEPT:
+        _made.clear()
+    derived = _derive(cls, methods)
+    _made[cls] = methods, derived
+    return derived
+
+
+def _derive(cls: type, methods: tuple[tuple[str, Any], ...]) -> type:
     body: dict[str, Any] = {
-        name: _announced(method, name == "forward") for name, method in _own_methods(cls)
+        name: _announced(method, name in ("forward", "__call__")) for name, method in methods
     }
-    body["__call__"] = _announced(cls.__call__, True)
     body["__module__"], body["__qualname__"] = cls.__module__, cls.__qualname__
     body["__doc__"], body["_pyrevgrad_original"] = cls.__doc__, cls
     return types.new_class(cls.__name__, (Announcing, cls), exec_body=lambda ns: ns.update(body))

@@ -25,28 +25,55 @@ class SwapWarning(UserWarning):
 
 def check_model(model: Any) -> None:
     """ModelError unless the swap can see into every module of `model`."""
+    modules_of(model)
+
+
+def modules_of(model: Any) -> dict[str, nn.Module]:
+    """Every module of `model` by each of its dotted names, checked as by `check_model`."""
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
         cure = "; swap the model that it was made from" if "Export" in kind else ""
         raise ModelError(f"swap takes a torch.nn.Module, not {kind}{cure}")
-    for path, module in model.named_modules():
-        found = _refused(module)
+    named: dict[str, nn.Module] = {}
+    _list(model, "", named)
+    classes: dict[type, tuple[str, str] | None] = {}
+    for path, module in named.items():
+        cls = type(module)
+        if cls not in classes:
+            classes[cls] = _refused_class(cls)
+        found = classes[cls] or _refused(module)
         if found is not None:
             kind, cure = found
             place = f"{path} is" if path else "the model is"
             raise ModelError(f"swap: {place} {kind}, whose activations cannot be reached; {cure}")
+    return named
+
+
+def _list(module: nn.Module, path: str, named: dict[str, nn.Module]) -> None:
+    """As ``named_modules(remove_duplicate=False)``, whose nested generators take ten times it."""
+    named[path] = module
+    for name, child in module._modules.items():
+        if child is not None:
+            _list(child, f"{path}.{name}" if path else name, named)
+
+
+def _refused_class(cls: type) -> tuple[str, str] | None:
+    name, room = cls.__name__, cls.__module__
+    if issubclass(cls, torch.jit.ScriptModule):
+        return f"a ScriptModule ({name})", "swap the model before torch.jit"
+    if ".quantized" in room and room.startswith(("torch.ao.nn", "torch.nn")):
+        return f"quantised ({room.rpartition('.nn.')[2]}.{name})", "swap the float model"
+    return None
 
 
 def _refused(module: nn.Module) -> tuple[str, str] | None:
-    name, room = type(module).__name__, type(module).__module__
-    if isinstance(module, torch.jit.ScriptModule):
-        return f"a ScriptModule ({name})", "swap the model before torch.jit"
-    if name == "OptimizedModule" and hasattr(module, "_orig_mod"):
+    # In its own dictionary: a module takes a microsecond to say that it lacks an attribute.
+    own, cls = module.__dict__, type(module)
+    if cls.__name__ == "OptimizedModule" and hasattr(module, "_orig_mod"):
         return "compiled by torch.compile", "swap its _orig_mod, which runs uncompiled"
-    if getattr(module, "_compiled_call_impl", None) is not None:
+    if own.get("_compiled_call_impl") is not None:
         return "compiled by Module.compile()", "swap a copy that is not compiled"
-    if ".quantized" in room and room.startswith(("torch.ao.nn", "torch.nn")):
-        return f"quantised ({room.rpartition('.nn.')[2]}.{name})", "swap the float model"
-    if getattr(module, "qconfig", None) is not None and hasattr(module, "_is_quantized"):
-        return f"quantised ({name})", "swap the float model"
+    configured = own.get("qconfig", getattr(cls, "qconfig", None))
+    if configured is not None and hasattr(module, "_is_quantized"):
+        return f"quantised ({cls.__name__})", "swap the float model"
     return None

@@ -36,7 +36,8 @@ class Site:
     spelling : str
         What is called, such as ``"F.relu"``.
     source : str
-        ``file:line`` of the innermost call outside of PyTorch; empty until it first runs.
+        ``file:line`` of the model's innermost call outside of PyTorch, or the layer of PyTorch that
+        calls where the model has none, as ``nn.Sequential``; empty until it first runs.
     rectifier : bool
         Whether ``where=None`` takes it.
     rule : Rule or None

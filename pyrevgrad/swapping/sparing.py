@@ -18,7 +18,7 @@ from torch.autograd.function import Function
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _BATCH_NORM = F.batch_norm
 #: Linear in the input, or, as a maximum whose places are kept, with a gradient that needs no value.
-_SPARED = {
+SPARED = {
     _BATCH_NORM,
     F.linear,
     *(getattr(torch, f"conv{kind}{n}d") for kind in ("", "_transpose") for n in (1, 2, 3)),
@@ -80,7 +80,7 @@ def call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     computed, nothing changes. That of a parameter is then a RuntimeError, NOT_KEPT, and not a
     wrong number.
     """
-    x: Any = args[0] if args and function in _SPARED else None
+    x: Any = args[0] if args else None
     if type(x) not in _PLAIN_TYPES or not (x.requires_grad and torch.is_grad_enabled()):
         return function(*args, **kwargs)
     if x.numel() * x.itemsize < LEAST_BYTES:

@@ -140,26 +140,67 @@ def _own_node(node: Any) -> Any:
 
 @contextmanager
 def as_found(model: nn.Module) -> Iterator[None]:
-    """Put buffers and random state back at the end."""
+    """Put buffers and random state back at the end, the buffers' version counters too.
+
+    A graph that the user holds meanwhile has saved some of them, and takes a new version for a
+    change.
+    """
     buffers = [
-        (module, name, buffer, None if buffer is None else buffer.clone())
-        for module in model.modules()
+        (module._buffers, name, buffer)
+        for module in _modules(model)
         for name, buffer in module._buffers.items()
     ]
+    kept = tuple(b for *_, b in buffers if b is not None and _may_change(b))
+    with torch.no_grad():
+        copies = _clones(kept)
     devices = set()
     if torch.cuda.is_initialized():
         devices = {t.device.index for t in model.parameters() if t.is_cuda}
-    with torch.random.fork_rng(devices=sorted(devices)):
+    versions = torch.autograd._unsafe_preserve_version_counter(kept)
+    with torch.random.fork_rng(devices=sorted(devices)), versions:
         try:
             yield
         finally:
-            for module, name, buffer, _ in buffers:
-                module._buffers[name] = buffer
-            now = [buffer for *_, buffer, _ in buffers if buffer is not None]
-            before = [copy for *_, copy in buffers if copy is not None]
-            if now:
+            for owner, name, buffer in buffers:
+                owner[name] = buffer
+            if kept:
                 with torch.no_grad():
-                    torch._foreach_copy_(now, before)
+                    _copy(kept, copies)
+
+
+def _modules(model: nn.Module) -> list[nn.Module]:
+    """Each module once, without the nested generators of ``model.modules()``."""
+    found = {model: None}
+    waiting = [model]
+    while waiting:
+        for child in waiting.pop()._modules.values():
+            if child is not None and child not in found:
+                found[child] = None
+                waiting.append(child)
+    return list(found)
+
+
+def _may_change(buffer: Tensor) -> bool:
+    """Not an inference tensor, which has no version either, and not an expanded one."""
+    if buffer.is_inference():
+        return False
+    if buffer.layout is not torch.strided or 0 not in buffer.stride():
+        return True
+    return all(step or size < 2 for size, step in zip(buffer.shape, buffer.stride(), strict=True))
+
+
+def _copy(into: tuple[Tensor, ...], values: list[Tensor]) -> None:
+    if any(tensor.is_neg() or tensor.is_conj() for tensor in into):
+        for tensor, value in zip(into, values, strict=True):
+            tensor.copy_(value)
+    else:
+        torch._foreach_copy_(into, values)
+
+
+def _clones(tensors: tuple[Tensor, ...]) -> list[Tensor]:
+    if tensors and hasattr(torch, "_foreach_clone"):
+        return list(torch._foreach_clone(tensors))
+    return [tensor.clone() for tensor in tensors]
 
 
 def _leaf(value: Any) -> Any:
