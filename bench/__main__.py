@@ -17,7 +17,18 @@ from typing import Any
 
 import torch
 
-from . import machine, page, processes, providers, report, sections, targets, traffic
+from . import (
+    machine,
+    page,
+    plots,
+    processes,
+    providers,
+    records,
+    report,
+    sections,
+    targets,
+    traffic,
+)
 from .settings import settings as settings_of
 
 COMMAND = "python -m bench" if __package__ == "bench" else "python -m pyrevgrad bench"
@@ -58,21 +69,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _write(run: dict[str, Any], options: argparse.Namespace) -> Path:
-    """Everything of a run; the path of its page."""
+    """Everything of a run beside the records of other commands; the path of the page."""
     name = machine.device_name(run["machine"]["processor"], run["machine"]["processors"])
     folder, path = report.folder_of(options, name)
     report.write(folder, run)
     if options.json:
         report.write_json(options.json, run)
-    try:
-        from . import plots
-
-        pictures = plots.draw(folder, run)
-    except ImportError as error:
-        print(f"no pictures ({error}): pip install 'pyrevgrad[bench]'", file=sys.stderr)
-        pictures = []
-    prefix = "" if path.parent == folder else f"results/{name}/"
-    path.write_text(page.page(run, pictures, prefix), encoding="utf-8")
+    records.drawn(folder, page.PICTURES, lambda: plots.draw(folder, run))
+    records.write_page(folder, path)
     return path
 
 

@@ -52,6 +52,23 @@ def section(rows: list[Row]) -> str:
     return "\n\n".join(parts)
 
 
+def summary(rows: list[Row]) -> str:
+    """What a few calls dispatch, and what an element costs in instructions."""
+    chosen = [row for row in rows if row["kind"] == "instruction"]
+    if any("skipped" in row for row in chosen):
+        text = f"Instructions are not counted here: {chosen[0]['skipped']}."
+    else:
+        found = [f"{r['kernel']} {r['element']:.2f}" for r in chosen if r["dtype"] == "float32"]
+        named = [one for one in found if one.startswith(("relu/GUIDED", "gelu/reverse"))]
+        text = f"Instructions an element, float32 on AVX2: {', '.join(named)}."
+    parts = [
+        "## Counts",
+        "What no noise touches, held to `bench/budgets.json` by the tests. " + text,
+        dispatches.summary([row for row in rows if row["kind"] == "dispatch"]),
+    ]
+    return "\n\n".join(parts)
+
+
 def _budget_of(found: Row) -> Row:
     return {name: found[name] for name in ("operations", "kernels", "allocations", "bytes")}
 

@@ -196,6 +196,26 @@ def _text(found: Row) -> str:
     return f"{len(found['operations'])} · {found['kernels']} · {found['allocations']}"
 
 
+#: The calls that the page shows.
+_SHOWN = ("F.relu", "relu/GUIDED", "idiom of relu/GUIDED", "relu/reverse", "idiom of relu/reverse",
+          "nn.GradientReversal", "idiom of reverse_gradient")  # fmt: skip
+
+
+def summary(rows: list[Row]) -> str:
+    """A few calls as the default recorder makes them, beside plain PyTorch's and the idioms."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        if row.get("call") in _SHOWN:
+            found.setdefault(row["call"], row)
+    lines = ["| operations · kernels · allocations | no grad | forward | backward |"]
+    lines += ["| :-- | --: | --: | --: |"]
+    for name in _SHOWN:
+        if name in found:
+            counts = (_text(found[name][part]) for part in ("no grad", "forward", "backward"))
+            lines.append(f"| {' | '.join((name, *counts))} |")
+    return "\n".join(lines)
+
+
 def section(rows: list[Row]) -> str:
     """Two tables of a page: single calls, and a training step."""
     said = {**RECORDERS, "plain": "plain PyTorch"}

@@ -11,7 +11,7 @@ from typing import Any
 
 from pyrevgrad import BackendError
 
-from . import gpu, machine, page, report
+from . import cuda_page, gpu, machine, report
 from .cases import Case
 
 Row = dict[str, Any]
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace, told: Row, command: str) -> int:
         both = options.device is None
         report.write_json(options.json.with_suffix(".cuda.json") if both else options.json, made)
     path = path.with_name("CUDA.md")
-    path.write_text(page.cuda_page(made), encoding="utf-8")
+    path.write_text(cuda_page.cuda_page(made), encoding="utf-8")
     for sentence in made["missed"]:
         print(f"missed: {sentence}")
     for row in made["pairs"]:

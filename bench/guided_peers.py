@@ -1,25 +1,20 @@
 """Guided backpropagation by captum, zennit and grad-cam, as the registry has them.
 
-Imports them where called, without the packages that their roofs import and this does not use.
+Imports peers, which loads them without what their packages' own ``__init__`` would import.
 """
 
 from __future__ import annotations
 
 import copy
-import importlib.util
-import sys
-import types
 import warnings
 from collections.abc import Callable
-from importlib.machinery import ModuleSpec
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from . import peers
+
 Map = Callable[[Tensor], Tensor]
-#: The package that each is found by.
-PACKAGES = {"captum": "captum", "zennit": "zennit", "grad-cam": "pytorch_grad_cam"}
 
 
 def captum(model: nn.Module) -> Map:
@@ -36,50 +31,18 @@ def captum(model: nn.Module) -> Map:
     return run
 
 
-def _without_torchvision() -> None:
-    """zennit asks torchvision for the classes of two models, which nothing here uses."""
-    if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is not None:
-        return
-    names = ("torchvision", "torchvision.models", "torchvision.models.resnet")
-    for name in names:
-        sys.modules[name] = types.ModuleType(name)
-        sys.modules[name].__spec__ = ModuleSpec(name, None)
-        for of in ("Bottleneck", "BasicBlock", "ResNet", "VGG"):
-            setattr(sys.modules[name], of, type(of, (nn.Module,), {}))
-    sys.modules["torchvision.models"].resnet = sys.modules["torchvision.models.resnet"]
-
-
 def zennit(model: nn.Module) -> Map:
     """The map of output 0 by zennit's composite."""
-    _without_torchvision()
-    from zennit.attribution import Gradient
-    from zennit.composites import GuidedBackprop
+    composites, attribution = peers.zennits_modules()
 
     def one_hot(y: Tensor) -> Tensor:
         return torch.eye(y.shape[1]).to(y)[:1].expand_as(y)
 
     def run(x: Tensor) -> Tensor:
-        with Gradient(model=model, composite=GuidedBackprop()) as attributor:
+        with attribution.Gradient(model, composites.GuidedBackprop()) as attributor:
             return attributor(x.detach(), one_hot)[1]
 
     return run
-
-
-def _grad_cams_model() -> Any:
-    """The class, past the package's roof, which imports OpenCV and test-time augmentation."""
-    found = importlib.util.find_spec("pytorch_grad_cam")
-    assert found is not None
-    for name in ("pytorch_grad_cam", "pytorch_grad_cam.utils"):
-        if name not in sys.modules:
-            folder = [str(place) for place in found.submodule_search_locations or ()]
-            sys.modules[name] = types.ModuleType(name)
-            sys.modules[name].__spec__ = ModuleSpec(name, None)
-            sys.modules[name].__path__ = [
-                "/".join((place, *name.split(".")[1:])) for place in folder
-            ]
-    from pytorch_grad_cam.guided_backprop import GuidedBackpropReLUModel
-
-    return GuidedBackpropReLUModel
 
 
 def grad_cam(model: nn.Module) -> Map:
@@ -87,7 +50,7 @@ def grad_cam(model: nn.Module) -> Map:
 
     On a copy: it leaves other layers in the model than it found.
     """
-    theirs = _grad_cams_model()(copy.deepcopy(model))
+    theirs = peers.grad_cams_module().GuidedBackpropReLUModel(copy.deepcopy(model))
 
     def run(x: Tensor) -> Tensor:
         maps = [torch.from_numpy(theirs(image[None].clone(), 0)) for image in x.detach()]

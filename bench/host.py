@@ -255,6 +255,29 @@ def section(rows: list[Row]) -> str:
     return "\n\n".join(parts)
 
 
+def summary(rows: list[Row]) -> str:
+    """The goal, and a line for each case on 16 elements: what a call costs beside plain's."""
+    timed = {
+        (r["case"], r["what"], r["recorder"], r["provider"]): r
+        for r in rows
+        if r.get("elements") == 16
+    }
+    first = next(iter(timed), ("", "", "c++"))[2]
+    keys = (("plain", first), ("fused", "c++"), ("fused", "python"), ("reference", first))
+    lines = []
+    for case, what in dict.fromkeys(key[:2] for key in timed):
+        found = [timed.get((case, what, recorder, name)) for name, recorder in keys]
+        idiom = _text(timed.get((case, what, first, "idiom")))
+        cells = [_text(found[0], plain=True), *map(_text, found[1:]), idiom]
+        if what != "forward":
+            lines.append([case, what, *cells])
+    head = ["16 elements", "what", "plain", *RECORDERS.values(), "reference", "idiom"]
+    said = "*plain*: median and quartiles; the others: median, then the ratio to plain's time, "
+    return "\n\n".join(
+        ["## Host time per call", goal(rows), f"{said}above 1 where slower.", table(head, lines)]
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; or the rows of this process, for `measure`."""
     parser = argparse.ArgumentParser(

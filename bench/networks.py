@@ -1,8 +1,8 @@
 """Guided backpropagation of whole networks: ours, the peers', the plain gradient, and the ceiling.
 
-Imports pyrevgrad, the peers and the suite's timing, memory and machine. The ceiling is what a ratio
-would be if activations cost nothing: the same network is timed without any.
-``python -m bench.networks`` prints a table; ``--out FILE`` leaves the record as JSON.
+Imports pyrevgrad, the peers, the suite's timing and memory, and records. The ceiling is what a
+ratio would be if activations cost nothing: the same network is timed without any.
+``python -m bench.networks`` leaves its record beside the suite's own and writes the page anew.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import argparse
 import copy
 import importlib.util
 import json
+import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,13 +20,16 @@ from torch import Tensor, nn
 
 from pyrevgrad.attribution import GuidedBackprop
 
-from . import answers, guided_peers, machine, memory
+from . import answers, ceilings, end_to_end, guided_peers, memory, peers, records
+from .ceilings import IDLE
 from .guided_peers import Map
-from .timing import Effort, interleave, paired_ratio
+from .timing import Effort, interleave
 
-PROVIDERS = ("pyrevgrad", "captum", "zennit", "grad-cam", "plain")
-#: The plain gradient of the network without its activations: what nothing could be faster than.
-IDLE = "no activations"
+PROVIDERS = ("fused", "captum", "zennit", "grad-cam", "plain")
+#: The commands that measure the project's record: images of 224 pixels, four at a time.
+USUAL = {"networks": ["vgg16", "resnet18"], "batch": 4, "size": 224, "width": 64, "device": "cpu"}
+#: At least so many rounds: a VGG-16 of four images takes seconds.
+LEAST = 5
 #: What we promise: at least this many times as fast as each.
 FLOORS = {"plain": 1.0, "captum": 1.3}
 #: Operations that every provider runs alike, in the profiler's words.
@@ -91,7 +94,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {"vgg16": vgg16, "resnet18": res
 
 def provider(name: str, model: nn.Module) -> Map:
     """The map of output 0 for a batch of images."""
-    if name == "pyrevgrad":
+    if name == "fused":
         method = GuidedBackprop(model)
         return lambda x: method.attribute(x, 0)
     if name in guided_peers.MAKERS:
@@ -107,7 +110,7 @@ def provider(name: str, model: nn.Module) -> Map:
 
 def installed() -> list[str]:
     """The providers that can run here."""
-    packages = guided_peers.PACKAGES
+    packages = peers.PACKAGES
     return [n for n in PROVIDERS if n not in packages or importlib.util.find_spec(packages[n])]
 
 
@@ -139,7 +142,7 @@ def shared_part(run: Map, x: Tensor) -> float:
 
 def gate(maps: dict[str, Map], x: Tensor) -> None:
     """AssertionError unless all guided maps are the same, and not the plain gradient."""
-    ours, plain = maps["pyrevgrad"](x), maps["plain"](x)
+    ours, plain = maps["fused"](x), maps["plain"](x)
     size = ours.abs().max().item()
     assert (ours - plain).abs().max().item() > 0.01 * size, "the guided map is the plain gradient"
     for name, function in maps.items():
@@ -185,143 +188,64 @@ def compared(network: str, options: argparse.Namespace) -> list[Row]:
     maps[IDLE] = provider("plain", without_activations(model))
     wait = torch.cuda.synchronize if options.device != "cpu" else lambda: None
     steps = {name: lambda f=function: (f(x), wait()) for name, function in maps.items()}
-    measured = interleave(steps, Effort(options.seconds, 5, 50, 0.0))
+    measured = interleave(steps, Effort(options.seconds, LEAST, 50, 0.0))
     rows = []
-    for name, result in measured.items():
-        seconds = result.seconds
-        row: Row = {
-            "network": network,
-            "provider": name,
-            "batch": options.batch,
-            "size": options.size,
-            "width": options.width,
-            "threads": options.threads,
-            "device": options.device,
-            "median_s": seconds.median,
-            "q1_s": seconds.q1,
-            "q3_s": seconds.q3,
-            "runs": seconds.runs,
-            "floor": FLOORS.get(name),
-            "shared": share if name == "plain" else None,
-            "peak_bytes": None if name == IDLE else peak(network, name, options),
-        }
-        for key, other in (("speedup", "pyrevgrad"), ("ceiling", IDLE)):
-            ratio = paired_ratio(result, measured[other])
-            row[key] = None if ratio is None or name in ("pyrevgrad", IDLE) else ratio.median
-            row[f"{key}_q1"] = None if row[key] is None else ratio.q1
-            row[f"{key}_q3"] = None if row[key] is None else ratio.q3
-        rows.append(row)
+    for name in maps:
+        rows.append(
+            {
+                "network": network,
+                "provider": name,
+                "batch": options.batch,
+                "size": options.size,
+                "width": options.width,
+                "threads": options.threads,
+                "device": options.device,
+                **ceilings.figures(measured, name, "fused"),
+                "floor": FLOORS.get(name),
+                "shared": share if name == "plain" else None,
+                "peak_bytes": None if name == IDLE else peak(network, name, options),
+            }
+        )
     return rows
-
-
-def measure(quick: bool) -> list[Row]:
-    """The rows of both networks at 224 pixels; the quick form at 64, an eighth as wide."""
-    small = ("--batch", "2", "--size", "64", "--width", "8", "--seconds", "3")
-    options = parse(small if quick else ())
-    before = torch.get_num_threads()
-    torch.set_num_threads(options.threads)
-    try:
-        return [row for network in options.networks for row in compared(network, options)]
-    finally:
-        torch.set_num_threads(before)
-
-
-_HEAD = ("network", "provider", "ms", "ours faster", "floor", "ceiling", "peak MiB")
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    def shown(key: str, form: str, unit: float = 1.0) -> str:
-        return "–" if row[key] is None else f"{row[key] / unit:{form}}"
-
-    return (
-        row["network"],
-        row["provider"],
-        shown("median_s", ".1f", 1e-3),
-        shown("speedup", ".2f"),
-        shown("floor", ".1f"),
-        shown("ceiling", ".2f"),
-        shown("peak_bytes", ".1f", 2**20),
-    )
-
-
-def table(rows: list[Row]) -> str:
-    """The rows as text."""
-    lines = [_HEAD, *map(_cells, rows)]
-    return "\n".join(
-        f"{a:10} {b:14} {c:>9} {d:>12} {e:>6} {f:>8} {g:>9}" for a, b, c, d, e, f, g in lines
-    )
-
-
-def _settings(row: Row) -> str:
-    return (
-        f"{row['batch']} images of {row['size']} pixels, {row['width']} channels in the first "
-        f"stage, {row['threads']} thread{'s' * (row['threads'] > 1)}"
-    )
-
-
-def section(rows: list[Row]) -> str:
-    """The section of the page."""
-    if not rows:
-        return ""
-    shares = "; ".join(
-        f"{100 * row['shared']:.0f} % of {row['network']}'s" for row in rows if row["shared"]
-    )
-    body = ["| " + " | ".join(_cells(row)) + " |" for row in rows]
-    return "\n".join(
-        [
-            "## Guided backpropagation of whole networks",
-            "",
-            f"The gradient of one output for a batch, {_settings(rows[0])}; one run, interleaved, "
-            "after a check that all guided maps agree. *Ours faster* is the provider's time over "
-            "ours, paired per round. *Ceiling* is its time over that of the same network without "
-            "activations, which no way of computing them could pass"
-            + (
-                f"; convolutions, products, pools and norms are {shares} plain gradient"
-                * bool(shares)
-            )
-            + ". The peak is above the model and its images, each in a process of its own.",
-            "",
-            "| " + " | ".join(_HEAD) + " |",
-            "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
-            *body,
-            "",
-        ]
-    )
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.networks", description=__doc__)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--size", type=int, default=224, help="pixels; default: %(default)s")
-    parser.add_argument("--width", type=int, default=64, help="channels of the first stage")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--seconds", type=float, default=20.0, help="for each network")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--peak", choices=PROVIDERS, help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("--networks", nargs="+", choices=NETWORKS, default=USUAL["networks"])
+    add("--batch", type=int, default=USUAL["batch"], help="images; default: %(default)s")
+    add("--size", type=int, default=USUAL["size"], help="pixels; default: %(default)s")
+    add("--width", type=int, default=USUAL["width"], help="channels of the first stage")
+    add("--device", default=USUAL["device"])
+    add("--seconds", type=float, default=120.0, help=f"for each network, {LEAST} rounds aside")
+    add("--threads", type=int, default=1)
+    add("--peak", choices=PROVIDERS, help=argparse.SUPPRESS)
+    records.add_options(parser)
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print and, with ``--out``, record; returns the exit status."""
+    """Measure, print and record; returns the exit status."""
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     if options.peak:
         print(json.dumps(_own_peak(options.networks[0], options.peak, options)))
         return 0
-    absent = sorted(set(PROVIDERS) - set(installed()))
-    rows = [row for network in options.networks for row in compared(network, options)]
-    print(table(rows))
-    if absent:
-        print(f"not installed, so not measured: {', '.join(absent)}")
-    if options.out is not None:
-        settings = {
-            key: value for key, value in vars(options).items() if key not in ("out", "peak")
-        }
-        record = {"machine": machine.describe(), "settings": settings, "rows": rows}
-        options.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    begun = records.Begun("bench.networks", sys.argv[1:] if arguments is None else arguments)
+    rows: list[Row] = []
+    for network in options.networks:
+        print(f"{network}: {options.batch} images of {options.size} pixels", flush=True)
+        rows += compared(network, options)
+    packages = peers.PACKAGES
+    absent = {name: f"{packages[name]} is not installed" for name in PROVIDERS if name not in
+              installed()}  # fmt: skip
+    own = ("peak", "out", "json")
+    told = {key: value for key, value in vars(options).items() if key not in own}
+    run = begun.run(told, rows) | {"left_out": absent}
+    whole = all(getattr(options, key) == value for key, value in USUAL.items())
+    print(end_to_end.networks_section(run))
+    records.keep("networks", run, options, whole)
     return 0
 
 

@@ -1,136 +1,36 @@
-"""The generated page: what was measured and how, wins and losses, the targets, every table.
+"""The generated pages: method, wins and losses on one; every table of the run on the other.
 
-Imports tables and sections; works from the rows alone.
+Imports summary, tables, sections and end_to_end; works from the records alone.
 """
 
 from __future__ import annotations
 
-from statistics import median
 from typing import Any
 
-from . import sections
+from . import end_to_end, sections, summary
 from .tables import (
-    OPPONENTS,
     curved_section,
+    detail,
+    kept_section,
     kernel_section,
-    memory_section,
     relu_section,
-    size_text,
-    table,
-    time_text,
+    resident_section,
 )
 
 Row = dict[str, Any]
-
-
-def _where(row: Row) -> str:
-    what = row.get("case") or row["kernel"]
-    place = f"{what}, {size_text(row['elements'])}, {row['threads']} thr."
-    return place
-
-
-def _targets(run: dict[str, Any]) -> str:
-    rows = []
-    for found in run["targets"]:
-        worst, verdict = found["worst_row"], "met" if found["met"] == found["of"] else "**missed**"
-        ceiling = worst.get("ceiling")
-        rows.append(
-            [
-                found["target"],
-                found["dtype"],
-                found["allocations"],
-                f"{verdict} {found['met']}/{found['of']}",
-                f"{found['worst']:.2f}",
-                f"{found['floor']:.2f}",
-                f"{ceiling:.2f}" if ceiling else "–",
-                _where(worst),
-            ]
-        )
-    for found in run["memory_targets"]:
-        verdict = "met" if found["met"] == found["of"] else "**missed**"
-        wrong = ", ".join(found["wrong"][:4]) or "–"
-        count = f"{verdict} {found['met']}/{found['of']}"
-        rows.append([found["target"], "all", "–", count, "–", "–", "–", wrong])
-    head = ["target", "dtype", "allocations", "rows", "worst", "floor", "ceiling", "where"]
-    return table(head, rows)
-
-
-def _group(case: str) -> str:
-    activation, _, rule = case.partition("/")
-    if activation == "relu":
-        return "relu, guided" if rule.lower().startswith("guided") else f"relu, {rule}"
-    return f"curved, {rule}"
-
-
-def _wins(timings: list[Row]) -> str:
-    """A line for each kind of case and opponent: how many cells were won, and by how much."""
-    grouped: dict[tuple[str, str, str], list[float]] = {}
-    for row in timings:
-        if "speedup" in row and row["provider"] not in ("fused", "copy"):
-            key = (_group(row["case"]), row["provider"], row["dtype"])
-            grouped.setdefault(key, []).append(row["speedup"])
-    order = sorted(
-        grouped, key=lambda key: (list(map(_group, _cases(timings))).index(key[0]),
-                                  OPPONENTS.index(key[1]), key[2] != "float32"),
-    )  # fmt: skip
-    lines = []
-    for key in order:
-        found = grouped[key]
-        won = f"{sum(value > 1 for value in found)}/{len(found)}"
-        lines.append(
-            [*key, won, *(f"{value:.2f}" for value in (median(found), min(found), max(found)))]
-        )
-    head = ["cases", "faster than", "dtype", "cells won", "median", "least", "most"]
-    return table(head, lines) if lines else "`fused` was not timed."
-
-
-def _cases(timings: list[Row]) -> list[str]:
-    return list(dict.fromkeys(row["case"] for row in timings))
-
-
-def _losses(timings: list[Row]) -> str:
-    """A line for each case, opponent and dtype with a lost cell: how many, and the worst."""
-    grouped: dict[tuple[str, str, str], list[Row]] = {}
-    for row in timings:
-        if "speedup" in row and row["provider"] not in ("fused", "copy"):
-            key = (row["case"], row["provider"], row["dtype"])
-            grouped.setdefault(key, []).append(row)
-    lines = []
-    for (case, provider, dtype), rows in grouped.items():
-        lost = [row for row in rows if row["speedup"] < 1]
-        if not lost:
-            continue
-        worst = min(lost, key=lambda row: row["speedup"])
-        sizes = sorted({row["elements"] for row in lost})
-        lines.append(
-            [
-                case,
-                provider,
-                dtype,
-                f"{len(lost)}/{len(rows)}",
-                ", ".join(map(size_text, sizes)),
-                f"{worst['speedup']:.2f} ({worst['speedup_q1']:.2f}–{worst['speedup_q3']:.2f})",
-                f"{size_text(worst['elements'])}, {worst['threads']} thr., {worst['allocations']}",
-            ]
-        )
-    if not lines:
-        return "None in this run."
-    head = ["case", "slower than", "dtype", "cells", "at", "worst (quartiles)", "where"]
-    return table(head, lines)
-
-
-def _left_out(timings: list[Row]) -> str:
-    reasons: dict[tuple[str, str], set[str]] = {}
-    for row in timings:
-        for kind in ("skipped", "refused"):
-            if kind in row:
-                reasons.setdefault((row["provider"], row[kind]), set()).add(row["case"])
-    lines = []
-    for (provider, reason), found in reasons.items():
-        names = sorted(found)
-        few = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        lines.append(f"* `{provider}` on {few}: {reason}")
-    return "\n".join(lines) or "Nothing."
+#: The pictures of the whole suite, in the order of the page.
+PICTURES = ("speedup", "curved", "roofline", "memory")
+#: Records of commands of their own: the section's title, its text, the target, how long it takes.
+OTHERS = {
+    "networks": (
+        end_to_end.NETWORKS_TITLE, end_to_end.networks_section, "bench-networks", "seven minutes"
+    ),
+    "training": (
+        end_to_end.TRAINING_TITLE, end_to_end.training_section, "bench-training", "seven minutes"
+    ),
+}  # fmt: skip
+#: Where every table stands, in the folder of the records.
+TABLES = "TABLES.md"
 
 
 _METHOD = """\
@@ -189,79 +89,115 @@ def _machine_section(run: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def page(run: dict[str, Any], pictures: list[str], prefix: str) -> str:
-    """The whole page; `prefix` leads from it to the pictures' folder."""
+def _picture(name: str, prefix: str) -> str:
+    return f"![{name}]({prefix}{name}.png)\n\nThe same as [SVG]({prefix}{name}.svg)."
+
+
+def _bandwidth(kernels: list[Row], prefix: str, pictures: list[str]) -> list[str]:
+    if not kernels:
+        return []
+    return [
+        "## Bandwidth",
+        "Kernels alone on warm buffers: their share of the bandwidth of `copy_` in the same "
+        "rounds, the median kernel and in brackets the least.",
+        summary.bandwidth(kernels),
+        _picture("roofline", prefix) if "roofline" in pictures else "",
+    ]
+
+
+def _other(name: str, found: Row | None, prefix: str, pictures: list[str]) -> list[str]:
+    """The section of a command of its own, or how to make it where there is no record."""
+    title, text, target, minutes = OTHERS[name]
+    if found is None:
+        return [end_to_end.absent(title, target, minutes)]
+    return [text(found), _picture(name, prefix) if name in pictures else ""]
+
+
+def _versions(compared: list[Row], prefix: str) -> list[str]:
+    """A line for each comparison of two versions that is on record."""
+    if not compared:
+        return []
+    return [
+        "## Before and after",
+        "Two versions of the project built side by side and timed in turn, base, new, new, base; "
+        "*slower* and *faster*: cases whose 95 % interval lies wholly beyond the margin.",
+        end_to_end.versions_table(compared, prefix),
+    ]
+
+
+def page(run: Row, others: dict[str, Row], compared: list[Row], pictures: list[str],
+         prefix: str) -> str:  # fmt: skip
+    """The page that a reader starts with.
+
+    Parameters
+    ----------
+    run : dict
+        The record of the whole suite.
+    others : dict
+        The records that are there of `OTHERS`, by name.
+    compared : list of dict
+        The records of `bench.compare`.
+    pictures : list of str
+        Those that are there, of `PICTURES` and `OTHERS`.
+    prefix : str
+        What leads from the page to the folder of the records.
+    """
     timings = run["timings"]
-    kind = "quick run: fewer sizes and rounds" if run["quick"] else "full run"
-    shown = "\n\n".join(
-        f"![{name}]({prefix}{name}.png)\n\nThe same as [SVG]({prefix}{name}.svg)."
-        for name in pictures
-    )
+    kind = "a quick run: fewer sizes and rounds" if run["quick"] else "a full run"
+    every = f"[every table]({prefix}{TABLES})"
     parts = [
         "# What a modified backward costs",
-        "Generated by the suite (`make bench`, `python -m pyrevgrad bench`); do not edit. Every "
-        "ratio is *their time ÷ ours* in one run: above 1, `fused` is faster. "
-        f"This is a {kind}.",
+        "Generated by the suite (`make bench`, `python -m pyrevgrad bench`); do not edit. This is "
+        f"{kind}; {every} and the rows as [JSON]({prefix}results.json) and CSV lie beside it. "
+        "Every ratio is *their time ÷ ours*, paired in the rounds of one run: above 1, `fused` is "
+        "faster. A *ceiling* is the ratio that the bytes moved would give by themselves.",
         _machine_section(run),
         "## Wins",
-        "The speed-up of `fused` over each opponent, over all cells of size × threads × "
-        "allocations × case: how many it won, the median cell, and the two ends.",
-        _wins(timings),
+        "Forward and backward: the median cell of size × threads × allocations × case, from 2¹⁶ "
+        "elements the least and the most as well, and how many cells of how many `fused` won. "
+        "Below 2¹⁶ the price of a call decides, above it the bytes.",
+        summary.wins(timings),
+        "\n".join(summary.without_figures(timings)),
         "## Losses",
-        "Where `fused` was slower than an opponent (a copy aside), and in how many cells.",
-        _losses(timings),
-        "## Pictures" if pictures else "",
-        shown,
-        "## Targets",
-        "*rows*: how many cells of size × threads × case met the floor, and the worst of them.",
-        _targets(run),
-        "## Tables",
-        *relu_section(timings),
-        *curved_section(timings),
-        *kernel_section(run["kernels"]),
-        *memory_section(run),
-        *sections.texts(run["sections"]),
-        "## Left out",
-        _left_out(timings),
+        "Every kind of case, opponent and dtype of which `fused` lost a cell (a copy aside).",
+        summary.losses(timings),
+        "## Floors that the project set itself",
+        "Over all dtypes and ways of allocating: how many cells met the floor, and the worst.",
+        summary.floors(run),
+        *[_picture(name, prefix) for name in ("speedup", "curved") if name in pictures],
+        *_bandwidth(run["kernels"], prefix, pictures),
+        *resident_section(run),
+        _picture("memory", prefix) if "memory" in pictures else "",
+        *_other("networks", others.get("networks"), prefix, pictures),
+        *_other("training", others.get("training"), prefix, pictures),
+        *sections.summaries(run["sections"]),
+        *_versions(compared, prefix),
         "## Method",
         _METHOD,
     ]
     return "\n\n".join(part for part in parts if part).rstrip() + "\n"
 
 
-def cuda_page(run: dict[str, Any]) -> str:
-    """The page of a run on a CUDA device."""
-    lines = []
-    for row in run["pairs"]:
-        ratio, ceiling = row.get("fused_is_faster"), row.get("ceiling")
-        time = time_text(row["median_s"]) if "median_s" in row else "–"
-        outcome = f"{ratio:.2f}" if ratio else row.get("refused") or row.get("skipped") or "–"
-        start = [row["case"], row["provider"], row["dtype"], size_text(row["elements"])]
-        lines.append([*start, time, outcome, f"{ceiling:.2f}" if ceiling else "–"])
-    kernels = [
-        [row["kernel"], row["dtype"], f"{row['bytes_per_element']:g}", f"{row['share']:.1%}",
-         f"{row['gigabytes_per_s']:.0f}", f"{row['copy_gigabytes_per_s']:.0f}"]
-        for row in run["kernels"]
-    ]  # fmt: skip
-    host = [
-        [row["case"], f"{row['median_s'] * 1e6:.1f}", f"{row['times_relu']:.2f}"]
-        for row in run["host"]
-    ]
+def tables_page(run: Row) -> str:
+    """Every table of the whole suite's record."""
+    timings = run["timings"]
     parts = [
-        f"# What a modified backward costs on {run['device']}",
-        f"* {run['date']}, `{run['command']}`; torch {run['machine']['torch']}, commit "
-        f"{run['machine']['commit'] or 'unknown'}; {run['build']}\n* device time between "
-        f"two events, a cold L2 cache, tensors of {run['bytes_per_tensor'] >> 20} MiB, medians; "
-        "ratios paired in the round",
-        "## Forward and backward: their time ÷ ours",
-        table(
-            ["case", "provider", "dtype", "elements", "time", "fused is faster", "ceiling"], lines
-        ),
-        "## Kernels alone",
-        table(["kernel", "dtype", "B/element", "of the copy", "GB/s", "copy GB/s"], kernels),
-        "## Host time of forward and backward on 16 elements",
-        table(["case", "µs", "times F.relu's"], host),
-        "## Missed targets",
-        "\n".join(f"* {sentence}" for sentence in run["missed"]) or "None.",
+        "# Every table",
+        "Generated with the page that says the method, the wins and the losses; do not edit. "
+        "In brackets behind a ratio its ceiling.",
+        _machine_section(run),
+        "## Floors by dtype and allocations",
+        summary.floors(run, by_dtype=True),
+        "## Losses by case",
+        summary.losses(timings, by_case=True),
+        "## Forward and backward",
+        *relu_section(timings),
+        *curved_section(timings),
+        *kernel_section(run["kernels"]),
+        *resident_section(run),
+        *kept_section(run),
+        *sections.texts(run["sections"]),
+        "## Left out",
+        detail("Providers without a time, and why", summary.left_out(timings)),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part).rstrip() + "\n"

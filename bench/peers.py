@@ -99,13 +99,15 @@ def _relu_rule(name: str, case: Case, deconvnet: bool) -> bool:
 
 
 @functools.cache
-def _zennit() -> tuple[Any, Any]:
+def zennits_modules() -> tuple[Any, Any]:
+    """``zennit.composites`` and ``zennit.attribution``."""
     composites, attribution = _modules("zennit", "composites", "attribution")
     return composites, attribution
 
 
 @functools.cache
-def _grad_cam() -> Any:
+def grad_cams_module() -> Any:
+    """``pytorch_grad_cam.guided_backprop``."""
     (module,) = _modules("pytorch_grad_cam", "guided_backprop", inner=("utils",))
     return module
 
@@ -142,7 +144,7 @@ def zennit(case: Case, dtype: torch.dtype) -> Step:
     """zennit's ``Gradient`` under its composite on an ``nn.ReLU``, registered once, ahead."""
     _here("zennit")
     deconvolution = _relu_rule("zennit", case, deconvnet=True)
-    composites, attribution = _zennit()
+    composites, attribution = zennits_modules()
     composite = composites.DeconvNet() if deconvolution else composites.GuidedBackprop()
     attributor = attribution.Gradient(model=nn.ReLU(), composite=composite)
     attributor.__enter__()
@@ -153,7 +155,7 @@ def grad_cam(case: Case, dtype: torch.dtype) -> Step:
     """grad-cam's ``GuidedBackpropReLUasModule``, which it puts where an ``nn.ReLU`` was."""
     _here("grad-cam")
     _relu_rule("grad-cam", case, deconvnet=False)
-    return idioms.differentiated(_grad_cam().GuidedBackpropReLUasModule())
+    return idioms.differentiated(grad_cams_module().GuidedBackpropReLUasModule())
 
 
 def pytorch_revgrad(case: Case, dtype: torch.dtype) -> Step:

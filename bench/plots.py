@@ -34,7 +34,7 @@ LOOKS = {
 _DPI = 90
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -45,7 +45,7 @@ def _pyplot() -> Any:
     return plt
 
 
-def _save(plt: Any, figure: Any, path: Path) -> None:
+def save(plt: Any, figure: Any, path: Path) -> None:
     from PIL import Image
 
     drawn = io.BytesIO()
@@ -154,7 +154,7 @@ def _speedup_figure(plt: Any, timings: list[Row], path: Path) -> bool:
         "last time",
         fontsize=11,
     )
-    _save(plt, figure, path)
+    save(plt, figure, path)
     return True
 
 
@@ -254,7 +254,7 @@ def _roofline_figure(plt: Any, kernels: list[Row], path: Path) -> bool:
         "roof that a copy sets;\nbelow, bandwidth of those that select and scale against size",
         fontsize=11,
     )
-    _save(plt, figure, path)
+    save(plt, figure, path)
     return True
 
 
@@ -295,7 +295,7 @@ def _curved_figure(plt: Any, timings: list[Row], path: Path) -> bool:
     figure.suptitle(
         f"Curved activations, {size_text(size)} elements, 1 thread: forward + backward", fontsize=11
     )
-    _save(plt, figure, path)
+    save(plt, figure, path)
     return True
 
 
@@ -327,13 +327,13 @@ def _memory_figure(plt: Any, resident: list[Row], path: Path) -> bool:
         f"Memory of forward and backward, {first['dtype']}, {size_text(first['elements'])} "
         "elements", fontsize=10,
     )  # fmt: skip
-    _save(plt, figure, path)
+    save(plt, figure, path)
     return True
 
 
 def draw(folder: Path, run: dict[str, Any]) -> list[str]:
     """Draw what `run` holds into `folder`; the pictures' names, without an ending, in order."""
-    plt = _pyplot()
+    plt = pyplot()
     folder.mkdir(parents=True, exist_ok=True)
     figures = (
         ("speedup", _speedup_figure, run["timings"]),

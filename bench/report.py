@@ -1,4 +1,4 @@
-"""Writes a run down: one JSON file with everything, one CSV a table; and says where.
+"""Writes a run down: a JSON file with all of it, a CSV for each table; and says where.
 
 Imports machine, which knows whether this is a checkout.
 """
@@ -19,22 +19,28 @@ _PARTIAL = ("quick", "filter", "threads", "sizes", "dtype", "allocations", "with
 
 
 def folder_of(options: argparse.Namespace, name: str, record: bool = True) -> tuple[Path, Path]:
-    """The folder of a run's records, and its page.
+    """The folder of the suite's records, and its page; a part of the suite makes no record."""
+    part = any(getattr(options, option) for option in _PARTIAL)
+    return folder(options.out, name, record and not part)
 
-    The whole suite in a checkout makes the record of the project, in ``bench/results/NAME`` with
-    its page in ``bench/README.md``; anything less, or not `record`, leaves that alone and goes
-    into ``out/bench/NAME``. Outside a checkout it is ``bench-results/NAME`` where one stands.
+
+def folder(out: Path | None, name: str, whole: bool) -> tuple[Path, Path]:
+    """The folder of the machine called `name`, and the page that is made of what lies there.
+
+    What is measured `whole` in a checkout is the record of the project, in ``bench/results/NAME``
+    with its page in ``bench/README.md``; anything less leaves that alone and goes into
+    ``out/bench/NAME``. Outside a checkout it is ``bench-results/NAME`` where one stands.
     """
     root = machine.checkout()
-    if options.out is not None:
-        folder = options.out
+    if out is not None:
+        place = out
     elif root is None:
-        folder = Path("bench-results") / name
-    elif not record or any(getattr(options, option) for option in _PARTIAL):
-        folder = root / "out" / "bench" / name
+        place = Path("bench-results") / name
+    elif not whole:
+        place = root / "out" / "bench" / name
     else:
         return root / "bench" / "results" / name, root / "bench" / "README.md"
-    return folder, folder / "README.md"
+    return place, place / "README.md"
 
 
 def write_json(path: Path, run: dict[str, Any]) -> None:

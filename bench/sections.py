@@ -1,18 +1,20 @@
 """The sections that the page has besides its own tables: a module each, named here.
 
-A section module gives ``measure(quick) -> rows`` and ``section(rows) -> Markdown``; its rows go
-into the record under its name and into ``NAME.csv``. Imports the sections, and nothing of them.
+A section module gives ``measure(quick) -> rows``, ``summary(rows) -> Markdown`` for the page and
+``section(rows) -> Markdown`` for the tables; its rows go into the record under its name and into
+``NAME.csv``. Imports the sections, and nothing of them.
 """
 
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 from . import counts, host, scaling
 
-#: In the order of the page. Whole networks (`networks`, `training`) take longer than all of it and
+#: In the order of the page. Whole networks (`networks`, `training`) take as long as all of it and
 #: are commands of their own.
 SECTIONS: tuple[ModuleType, ...] = (host, scaling, counts)
 
@@ -41,15 +43,22 @@ def measure(quick: bool, progress: Any) -> dict[str, Row]:
     return found
 
 
-def texts(found: dict[str, Row]) -> list[str]:
-    """The Markdown of every section that was measured."""
-    made = []
+def _made(found: dict[str, Row], what: str, level: str) -> Iterator[str]:
     for module in SECTIONS:
         own = found.get(_name(module))
         if own is None:
             continue
         if "error" in own:
-            made.append(f"### {_name(module)}\n\nNot measured: {own['error']}")
+            yield f"{level} {_name(module)}\n\nNot measured: {own['error']}"
         elif own["rows"]:
-            made.append(module.section(own["rows"]))
-    return made
+            yield getattr(module, what)(own["rows"])
+
+
+def texts(found: dict[str, Row]) -> list[str]:
+    """All tables of every section that was measured."""
+    return list(_made(found, "section", "##"))
+
+
+def summaries(found: dict[str, Row]) -> list[str]:
+    """What every section that was measured comes to."""
+    return list(_made(found, "summary", "##"))

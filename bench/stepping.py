@@ -15,6 +15,7 @@ import pyrevgrad
 from pyrevgrad.nn import ReversedConv2d, ReversedLinear
 
 from . import idioms
+from .ceilings import IDLE
 
 #: λ of every reversal.
 SCALE = 0.3
@@ -38,6 +39,8 @@ def _reversed(provider: str, dense: bool, size: int, hidden: int) -> list[nn.Mod
         return [ReversedConv2d(size, hidden, 1, scale=SCALE), nn.ReLU()]
     if provider == "fused":
         return [ReversedLinear(size, hidden, scale=SCALE), nn.ReLU()]
+    if provider == IDLE:
+        return [_layer(dense, size, hidden)]
     reversal: nn.Module = _Eager()
     if provider == "pytorch-revgrad":
         from pytorch_revgrad import RevGrad
@@ -60,6 +63,14 @@ class Adversarial(nn.Module):
         return self.label(f[: len(f) // 2]), self.domain(f)
 
 
+def _relu(provider: str) -> nn.Module:
+    return nn.Identity() if provider == IDLE else nn.ReLU()
+
+
+def _leaky_relu(provider: str) -> nn.Module:
+    return nn.Identity() if provider == IDLE else nn.LeakyReLU(0.1)
+
+
 def adversarial(case: str, provider: str, quick: bool) -> tuple[nn.Module, Batch]:
     """The network of a case by a provider, from the same weights, and its batch.
 
@@ -70,14 +81,15 @@ def adversarial(case: str, provider: str, quick: bool) -> tuple[nn.Module, Batch
     wide = 4 if quick else 32
     torch.manual_seed(0)
     if case == "MLP features":
-        layers = [nn.Linear(256, 16 * wide), nn.ReLU(), nn.Linear(16 * wide, 256), nn.ReLU()]
+        layers = [nn.Linear(256, 16 * wide), _relu(provider)]
+        layers += [nn.Linear(16 * wide, 256), _relu(provider)]
         model = Adversarial(provider, layers, 256, False)
         x, shape = torch.randn(128, 256), (64,)
     else:
         dense, pixels = case == "dense discriminator", 64
         features: list[nn.Module] = []
         for into, out in ((3, wide), (wide, wide)):
-            features += [nn.Conv2d(into, out, 3, padding=1), nn.ReLU()]
+            features += [nn.Conv2d(into, out, 3, padding=1), _relu(provider)]
         if not dense:
             pixels = 32
             features += [nn.MaxPool2d(4), nn.Flatten()]
@@ -107,13 +119,13 @@ def convertible(case: str, provider: str, quick: bool) -> tuple[nn.Module, Batch
     if case == "MLP":
         layers: list[nn.Module] = []
         for into in (256, 32 * wide, 32 * wide):
-            layers += [nn.Linear(into, 32 * wide), nn.LeakyReLU(0.1), nn.Dropout(0.1)]
+            layers += [nn.Linear(into, 32 * wide), _leaky_relu(provider), nn.Dropout(0.1)]
         model, x = nn.Sequential(*layers, nn.Linear(32 * wide, 10)), torch.randn(256, 256)
     else:
         layers = []
         for into in (3, wide, wide):
-            layers += [nn.Conv2d(into, wide, 3, padding=1), nn.BatchNorm2d(wide), nn.LeakyReLU(0.1)]
-            layers += [nn.AvgPool2d(2)]
+            layers += [nn.Conv2d(into, wide, 3, padding=1), nn.BatchNorm2d(wide)]
+            layers += [_leaky_relu(provider), nn.AvgPool2d(2)]
         layers += [nn.Flatten(), nn.Linear(wide * 16, 10)]
         model, x = nn.Sequential(*layers), torch.randn(32, 3, 32, 32)
     batch = (x, torch.randint(10, (len(x),)))

@@ -187,10 +187,11 @@ def _mebibytes(value: float) -> str:
     return f"{value / 2**20:.2f}"
 
 
-def memory_section(run: dict[str, Any]) -> list[str]:
+def resident_section(run: dict[str, Any]) -> list[str]:
+    """Resident memory beside the plan's bytes."""
     parts = []
     if run["resident"]:
-        parts.append("### Memory, each row in a process of its own (MiB)")
+        parts.append("## Memory, each row in a process of its own (MiB)")
         lines = []
         for row in run["resident"]:
             start = [row["case"], row["provider"], row["dtype"], size_text(row["elements"])]
@@ -201,6 +202,12 @@ def memory_section(run: dict[str, Any]) -> list[str]:
                 lines.append([*start, planned, row["skipped"], "–"])
         head = ["case", "provider", "dtype", "elements", "plan()", "kept, resident", "peak"]
         parts.append(table(head, lines))
+    return parts
+
+
+def kept_section(run: dict[str, Any]) -> list[str]:
+    """Bytes kept by the saved-tensor hooks, of every pair of the tables."""
+    parts = []
     if run["kept"]:
         shown = [r for r in run["kept"] if r["dtype"] == run["kept"][0]["dtype"]]
         columns = ("plan", "fused", "idiom", "plain")

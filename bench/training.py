@@ -1,23 +1,24 @@
 """Training steps end to end: an adversarial network by each provider, and networks after `convert`.
 
-Imports the networks and the suite's timing and memory. ``python -m bench.training`` prints the
-section; ``--quick`` is its short form.
+Imports the networks, the suite's timing and memory, and records. The ceiling is what a ratio would
+be if activations and the reversal cost nothing. ``python -m bench.training`` leaves its record
+beside the suite's own and writes the page anew; ``--quick`` is its short form.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
+import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import answers, memory, stepping
-from .timing import Effort, interleave, paired_ratio
+from . import answers, ceilings, end_to_end, memory, records, stepping
+from .ceilings import COMPILED, IDLE
+from .timing import Effort, interleave
 
 Row = dict[str, Any]
 #: part: how a network is made, its loss, its cases, its providers with ours first.
@@ -26,7 +27,7 @@ PARTS: dict[str, tuple[Any, stepping.Loss, tuple[str, ...], tuple[str, ...]]] = 
         stepping.adversarial,
         stepping.adversarial_loss,
         ("convolutional features", "MLP features", "dense discriminator"),
-        ("fused", "eager", "pytorch-revgrad"),
+        ("fused", "idiom", "pytorch-revgrad"),
     ),
     "convert": (
         stepping.convertible,
@@ -35,9 +36,10 @@ PARTS: dict[str, tuple[Any, stepping.Loss, tuple[str, ...], tuple[str, ...]]] = 
         ("converted", "plain"),
     ),
 }
-COMPILED = "+compile"
 #: Steps of the loss curve that all providers must share.
 CURVE = 12
+#: The floor of the adversarial part: no slower than the fastest other.
+FLOOR = 1.0
 
 
 class Trained:
@@ -146,33 +148,27 @@ def providers_of(part: str, compiled: bool) -> tuple[list[str], dict[str, str]]:
 
 
 def compared(part: str, case: str, quick: bool, compiled: bool) -> list[Row]:
-    """A row for each provider of a case."""
+    """A row for each provider of a case, and one of the network with nothing between its layers."""
     names, skipped = providers_of(part, compiled)
     made = {name: Trained(part, case, name, quick) for name in names}
     curves = gate(made, case)
-    effort = Effort(1.0, 5, 30, 1e-3) if quick else Effort(8.0, 7, 60, 5e-3)
+    made[IDLE] = Trained(part, case, IDLE, quick)
+    effort = Effort(1.0, 5, 30, 1e-3) if quick else Effort(12.0, 7, 60, 5e-3)
     measured = interleave({name: trained.step for name, trained in made.items()}, effort)
     rows: list[Row] = []
     for name, trained in made.items():
-        seconds, ratio = measured[name].seconds, paired_ratio(measured[name], measured[names[0]])
-        rows.append(
-            {
-                "part": part,
-                "case": case,
-                "provider": name,
-                "threads": torch.get_num_threads(),
-                "median_s": seconds.median,
-                "q1_s": seconds.q1,
-                "q3_s": seconds.q3,
-                "runs": seconds.runs,
-                "speedup": None if ratio is None or name == names[0] else ratio.median,
+        start = {"part": part, "case": case, "provider": name, "threads": torch.get_num_threads()}
+        row = start | ceilings.figures(measured, name, names[0])
+        if name != IDLE:
+            row |= {
                 "operations": trained.operations(),
                 "kept_bytes": trained.kept(),
                 "peak_bytes": peak(part, case, name, quick),
                 "first_loss": curves[name][0],
                 "last_loss": curves[name][-1],
+                "floor": FLOOR if part == "adversarial" else None,
             }
-        )
+        rows.append(row)
     return rows + [
         {"part": part, "case": case, "provider": name, "skipped": why}
         for name, why in skipped.items()
@@ -197,82 +193,23 @@ def measure(quick: bool, compiled: Sequence[str] = ("MLP features", "MLP")) -> l
         torch.set_num_threads(before)
 
 
-def verdicts(rows: list[Row]) -> list[str]:
-    """For each adversarial case, whether ours is no slower than the fastest other."""
-    lines = []
-    for case in dict.fromkeys(row["case"] for row in rows if row["part"] == "adversarial"):
-        others = [r for r in rows if r["case"] == case and r.get("speedup") is not None]
-        if others:
-            best = min(others, key=lambda row: row["speedup"])
-            word = "met" if best["speedup"] >= 1 else "missed"
-            lines.append(
-                f"* {case}: no slower than the fastest other, {best['provider']}: {word} "
-                f"({best['speedup']:.2f})"
-            )
-    return lines
-
-
-_HEAD = ("network", "provider", "ms", "ours faster", "operations", "kept MiB", "peak MiB", "loss")
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    if "skipped" in row:
-        return (row["case"], row["provider"], f"skipped: {row['skipped']}", *["–"] * 5)
-    most, speedup = row["peak_bytes"], row["speedup"]
-    return (
-        row["case"],
-        row["provider"],
-        f"{1e3 * row['median_s']:.2f}",
-        "–" if speedup is None else f"{speedup:.2f}",
-        str(row["operations"]),
-        f"{row['kept_bytes'] / 2**20:.2f}",
-        "–" if most is None else f"{most / 2**20:.2f}",
-        f"{row['first_loss']:.3f} → {row['last_loss']:.3f}",
-    )
-
-
-def section(rows: list[Row]) -> str:
-    """The section of the page."""
-    if not rows:
-        return ""
-    titles = {
-        "adversarial": "A step of an adversarial network",
-        "convert": "Training after `convert`",
-    }
-    lines = [
-        "## Training",
-        "",
-        "Forward, backward and a step of SGD, on one thread, interleaved, after a check that all "
-        "providers give the same gradients and the same loss curve. *Ours faster* is the "
-        "provider's time over the first row's, paired per round; *operations* is what the "
-        "profiler sees dispatched; *kept* is what autograd keeps of a forward, each storage "
-        f"counted once; *loss* is before the first and the {CURVE}th step.",
-    ]
-    for part, title in titles.items():
-        chosen = [row for row in rows if row["part"] == part]
-        if chosen:
-            lines += ["", f"### {title}", "", "| " + " | ".join(_HEAD) + " |"]
-            lines += ["| --- | --- |" + " ---: |" * 6]
-            lines += ["| " + " | ".join(_cells(row)) + " |" for row in chosen]
-    return "\n".join([*lines, "", *verdicts(rows), ""])
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print; returns the exit status."""
+    """Measure, print and record; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.training", description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--quick", action="store_true", help="narrow networks, a minute")
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
+    records.add_options(parser)
     options = parser.parse_args(arguments)
     if options.peak:
         torch.set_num_threads(1)
         print(_own_peak(*options.peak, options.quick))
         return 0
+    begun = records.Begun("bench.training", sys.argv[1:] if arguments is None else arguments)
     every = [case for _, _, cases, _ in PARTS.values() for case in cases]
     rows = measure(True) if options.quick else measure(False, every)
-    if options.json is not None:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    print(section(rows))
+    run = begun.run({"quick": options.quick, "threads": 1, "steps": CURVE}, rows)
+    print(end_to_end.training_section(run))
+    records.keep("training", run, options, not options.quick)
     return 0
 
 

@@ -46,17 +46,31 @@ def _timed(name: str, case: Case, dtype: str, times: dict[str, Measured]) -> dic
     return row
 
 
-def _at_size(
-    made: list[Provider | Skipped], elements: int, sizes: list[int]
+def offered(case: Case, dtype: str, settings: dict[str, Any]) -> list[Provider | Skipped]:
+    """The providers of a case, those left out by the settings with the reason."""
+    without = dict.fromkeys(settings["without"], "left out by --without")
+    compiled = settings["compile"]
+    if compiled is not None and [case.name, dtype, torch.get_num_threads()] not in compiled:
+        reason = "compiled for the cases whose targets speak of it; by --filter for any"
+        without.setdefault("idiom+compile", reason)
+    return providers.build(case, getattr(torch, dtype), without)
+
+
+def at_size(
+    made: list[Provider | Skipped], elements: int, settings: dict[str, Any]
 ) -> list[Provider | Skipped]:
-    """The providers, the other libraries' left out at all but a few sizes."""
-    if elements in sizes:
-        return made
-    reason = f"timed at {', '.join(map(str, sizes))} elements"
-    return [
-        Skipped(p.name, reason) if isinstance(p, Provider) and p.name in providers.PEERS else p
-        for p in made
-    ]
+    """The same at one size: slow ones have a largest, the other libraries a few."""
+    largest, few = settings["largest"], settings["peer_sizes"]
+    found: list[Provider | Skipped] = []
+    for one in made:
+        reason = ""
+        if elements > largest.get(one.name, elements):
+            reason = f"too slow for {elements} elements; timed up to {largest[one.name]}"
+        elif one.name in providers.PEERS and elements not in few:
+            reason = f"timed at {', '.join(map(str, few))} elements"
+        left_out = reason and isinstance(one, Provider)
+        found.append(Skipped(one.name, reason) if left_out else one)
+    return found
 
 
 def _cell(
@@ -64,13 +78,7 @@ def _cell(
 ) -> Iterator[dict[str, Any]]:
     """A row for each provider of one case at one size."""
     x, g = providers.tensors(elements, getattr(torch, dtype))
-    largest = settings["largest"]
-    made = [
-        Skipped(p.name, f"too slow for {elements} elements; timed up to {largest[p.name]}")
-        if elements > largest.get(p.name, elements) and isinstance(p, Provider)
-        else p
-        for p in _at_size(made, elements, settings["peer_sizes"])
-    ]
+    made = at_size(made, elements, settings)
     passed, left_out = providers.gated(made, case, x, g)
     # What a compilation leaves is no garbage, and looking through it takes a third of a second.
     gc.collect()
@@ -105,12 +113,7 @@ def measure_cases(settings: dict[str, Any]) -> None:
         if _waits_for_one_thread(case, settings):
             continue
         for dtype in settings["dtypes"]:
-            without = dict.fromkeys(settings["without"], "left out by --without")
-            compiled = settings["compile"]
-            if compiled is not None and [name, dtype, torch.get_num_threads()] not in compiled:
-                reason = "compiled for the cases whose targets speak of it; by --filter for any"
-                without.setdefault("idiom+compile", reason)
-            made = providers.build(case, getattr(torch, dtype), without)
+            made = offered(case, dtype, settings)
             for elements in settings["few_sizes" if case.at_few_sizes else "sizes"]:
                 for row in _cell(case, made, dtype, elements, settings):
                     _emit("timing", row)

@@ -1,7 +1,8 @@
 """Write the documentation's tables, from the activation and rule tables and the benchmark records.
 
-Each stands between ``<!-- name -->`` and ``<!-- /name -->``; ``--check`` only compares. Imports the
-tables only: pyrevgrad must be installed or on PYTHONPATH.
+Each stands between ``<!-- name -->`` and ``<!-- /name -->``; the benchmarks' pages are written as a
+whole. ``--check`` only compares. Imports the tables, and the suite where a record is; pyrevgrad
+must be installed or on PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -263,20 +264,38 @@ def filled(text: str) -> str:
     return re.sub(r"<!-- ([a-z ]+) -->\n.*?<!-- /\1 -->", fill, text, flags=re.DOTALL)
 
 
+def benchmark_pages() -> dict[str, str]:
+    """The pages made of the newest record of the benchmarks, by their path; none without one."""
+    if not any((ROOT / "bench" / "results").glob("*/results.json")):
+        return {}
+    # At the end of the path: the tables are those of the package that is installed.
+    sys.path.append(str(ROOT))
+    from bench import records
+
+    results = ROOT / "bench" / "results"
+    folder = records.newest(results)
+    found = {} if folder is None else records.pages(folder, results.parent / "README.md")
+    return {path.relative_to(ROOT).as_posix(): text for path, text in found.items()}
+
+
+def made_pages() -> dict[str, str]:
+    """Every page with what it should say."""
+    tables = {page: filled((ROOT / page).read_text(encoding="utf-8")) for page in PAGES}
+    return tables | benchmark_pages()
+
+
 def main() -> int:
     """Write the pages; with --check, only say which are out of date."""
     parser = argparse.ArgumentParser(description="Generate the documentation's tables.")
     parser.add_argument("--check", action="store_true", help="change nothing; fail if out of date")
     check = parser.parse_args().check
     stale = []
-    for page in PAGES:
+    for page, text in made_pages().items():
         path = ROOT / page
-        before = path.read_text(encoding="utf-8")
-        after = filled(before)
-        if after != before:
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
             stale.append(page)
             if not check:
-                path.write_text(after, encoding="utf-8")
+                path.write_text(text, encoding="utf-8")
     if check and stale:
         print(f"out of date: {', '.join(stale)}; run python docs/generate.py", file=sys.stderr)
         return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -13,6 +14,9 @@ import torch
 from pyrevgrad import autograd
 from pyrevgrad.binding import NODES
 
+# For the tests of the suite in bench/. At the end of the path: the installed package is what is
+# measured, never the checkout.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("repeatable")
 numpy.set_printoptions(precision=17)

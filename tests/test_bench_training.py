@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import sys
+import csv
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-if not (ROOT / "bench").is_dir():
-    pytest.skip("the benchmark suite is in the repository only", allow_module_level=True)
-sys.path.append(str(ROOT))
+pytest.importorskip("bench", reason="the benchmark suite is in the repository only")
 
-from bench import training  # noqa: E402
+from bench import end_to_end, training
+from bench.timing import Effort
 
+PROVIDERS = ("fused", "idiom")
 CASES = [(part, case) for part, (_, _, cases, _) in training.PARTS.items() for case in cases]
 
 
@@ -33,7 +33,7 @@ def test_all_providers_train_alike(part, case):
 def test_a_reversal_that_does_not_reverse_is_not_timed():
     providers = made("adversarial", "MLP features")
     providers["fused"].model.domain[0].set_scale(0.0)
-    with pytest.raises(AssertionError, match=r"eager's gradient is .* from ours"):
+    with pytest.raises(AssertionError, match=r"idiom's gradient is .* from ours"):
         training.gate(providers, "MLP features")
 
 
@@ -46,7 +46,7 @@ def test_another_loss_curve_is_not_timed():
 
 def test_the_reversal_launches_no_operation_of_its_own():
     counts = {n: t.operations() for n, t in made("adversarial", "MLP features").items()}
-    assert counts["fused"] < counts["eager"]
+    assert counts["fused"] < counts["idiom"]
 
 
 def test_converted_networks_keep_less():
@@ -60,15 +60,29 @@ def test_a_peak_is_taken_in_a_process_of_its_own():
     assert training.peak("convert", "MLP", "converted", True) > 0
 
 
-def test_the_section_shows_figures_verdicts_and_what_was_left_out(monkeypatch):
+def test_the_command_leaves_a_record_that_the_page_shows(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(training, "peak", lambda *_: 3 << 20)
-    monkeypatch.setattr(training, "Effort", lambda *_: training_effort)
-    rows = training.compared("adversarial", "MLP features", True, False)
-    text = training.section(rows)
-    assert "| MLP features | fused |" in text and "3.00" in text
-    assert "eager+compile | skipped: compiled by `python -m bench.training`" in text
-    assert "no slower than the fastest other" in text
-    assert torch.get_num_threads() == rows[0]["threads"]
+    monkeypatch.setattr(training, "Effort", lambda *_: Effort(0.05, 2, 3, 1e-4))
+    part = {"adversarial": (*training.PARTS["adversarial"][:2], ("MLP features",), PROVIDERS)}
+    monkeypatch.setattr(training, "PARTS", part)
+    monkeypatch.setattr(training.measure, "__defaults__", ((),))
+    threads = torch.get_num_threads()
+    assert training.main(["--quick", "--out", str(tmp_path)]) == 0
+    assert torch.get_num_threads() == threads
+    record = json.loads((tmp_path / "training.json").read_text(encoding="utf-8"))
+    text = end_to_end.training_section(record)
+    assert text in capsys.readouterr().out
+    assert "| MLP features | fused |" in text and " 3.0 |" in text
+    assert "skipped: idiom+compile on MLP features: compiled by `python -m bench.training`" in text
+    assert "* MLP features, no slower than the fastest other, " in text
+    with (tmp_path / "training.csv").open(encoding="utf-8") as stream:
+        assert len(list(csv.DictReader(stream))) == len(record["rows"])
+    rows = {row["provider"]: row for row in record["rows"]}
+    assert rows["idiom"]["ceiling"] > 0 and rows[training.IDLE]["speedup"] > 0
 
 
-training_effort = training.Effort(0.05, 2, 3, 1e-4)
+def test_the_ceiling_s_networks_have_nothing_between_their_layers():
+    left_out = ("ReLU", "Activation", "_Eager", "ReversedLinear")
+    for part, case in CASES:
+        idle = training.Trained(part, case, training.IDLE, True).model
+        assert not [m for m in idle.modules() if type(m).__name__.endswith(left_out)]

@@ -19,7 +19,7 @@ if not (ROOT / ".ci" / "gpu.py").is_file():
     pytest.skip("make gpu is in the repository only", allow_module_level=True)
 sys.path.append(str(ROOT))
 
-from bench import gpu, page, providers  # noqa: E402
+from bench import cuda_page, gpu, providers  # noqa: E402
 from pyrevgrad import backends  # noqa: E402
 
 needs_native = pytest.mark.skipif(backends._native is None, reason="no native library")
@@ -149,7 +149,7 @@ def test_the_figures_have_a_row_for_every_kernel_and_opponent(monkeypatch):
     opponents = {(row["case"], row["provider"]) for row in timed}
     assert {("relu/GUIDED", "idiom"), ("relu/reverse", "plain")} <= opponents
     assert all(row["fused_is_faster"] == 1.0 for row in timed)
-    text = page.cuda_page(
+    text = cuda_page.cuda_page(
         {**run, "device": "Abacus 9", "build": "cubins", "date": "2026-01-02", "command": "bench",
          "machine": {"torch": "2.13.0", "commit": None}}
     )  # fmt: skip

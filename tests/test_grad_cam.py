@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,14 +10,11 @@ from torch import nn
 
 from pyrevgrad.attribution import GuidedBackprop
 
-ROOT = Path(__file__).resolve().parent.parent
-if not (ROOT / "bench").is_dir():
-    pytest.skip("the benchmark suite is in the repository only", allow_module_level=True)
+pytest.importorskip("bench", reason="the benchmark suite is in the repository only")
 if importlib.util.find_spec("pytorch_grad_cam") is None:
     pytest.skip("grad-cam is not installed", allow_module_level=True)
-sys.path.append(str(ROOT))
 
-from bench import guided_peers  # noqa: E402
+from bench import guided_peers, peers
 
 
 def network(inplace=False):
@@ -38,7 +33,7 @@ def test_maps_of_layers_are_ours():
 
 def test_what_it_gets_wrong_is_recorded_and_ours_does_not():
     model, x = network(inplace=True), torch.randn(1, 2, 8, 8)
-    theirs = guided_peers._grad_cams_model()(model)
+    theirs = peers.grad_cams_module().GuidedBackpropReLUModel(model)
     first = torch.from_numpy(theirs(x, 0)).clone()
     again = torch.from_numpy(theirs(x, 0))
     torch.testing.assert_close(again, 2 * first)  # the input's .grad goes on growing

@@ -1,0 +1,223 @@
+"""The page's sections of whole networks: guided backpropagation, and steps of training.
+
+Imports tables and ceilings' names; works from the records alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .ceilings import COMPILED, IDLE
+from .tables import table
+
+Row = dict[str, Any]
+NETWORKS_TITLE = "## Guided backpropagation of whole networks"
+TRAINING_TITLE = "## Steps of training"
+_NETWORKS = """\
+The gradient of one output for {what}; one run, interleaved, after a check that all guided maps
+agree. *Ours faster*: the provider's time over ours, paired per round. *Ceiling*: its time over that
+of the same network without activations, which no way of computing them could pass{shared}. The peak
+is above the model and its images, each in a process of its own. Floors: no slower than the plain
+gradient of the unmodified model, 1.3 times as fast as captum, and the lowest peak."""
+_TRAINING = """\
+Forward, backward and a step of SGD, {threads}, interleaved, after a check that all providers give
+the same gradients and the same loss curve. *Ours faster*: the provider's time over the first row's,
+paired per round, compiled over compiled. *Ceiling*: its time over that of the same network without
+activations and reversal. *Operations*: what the profiler sees dispatched; *kept*: what autograd
+keeps of a forward, each storage counted once; *peak*: in a process of its own; *loss*: before the
+first and the {steps}th step. Floor: no slower than the fastest other on any adversarial network;
+the other questions have none and are answered by yes or no."""
+
+
+def provenance(run: Row) -> str:
+    """When, how and with what a record was made."""
+    machine = run["machine"]
+    dirty = ", with uncommitted changes" if machine["dirty"] else ""
+    versions = {"torch": machine["torch"], **machine["peers"]}
+    load = run["load"]
+    return (
+        f"{run['date']}, commit {machine['commit'] or 'unknown'}{dirty}, `{run['command']}`, "
+        f"{run['minutes']:.1f} minutes, load average {load[0]} at the start and {load[1]} at the "
+        f"end; {machine['processor']}, {machine['native']}; "
+        + ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+        + "."
+    )
+
+
+def spread(row: Row, key: str) -> str:
+    """A ratio with its quartiles, or a dash."""
+    if row.get(key) is None:
+        return "–"
+    return f"{row[key]:.2f} ({row[f'{key}_q1']:.2f}–{row[f'{key}_q3']:.2f})"
+
+
+def _milliseconds(row: Row) -> str:
+    return "{:.4g} ({:.4g}–{:.4g})".format(
+        *(row[key] * 1e3 for key in ("median_s", "q1_s", "q3_s"))
+    )
+
+
+def _mebibytes(row: Row, key: str) -> str:
+    return "–" if row.get(key) is None else f"{row[key] / 2**20:.1f}"
+
+
+def _number(row: Row, key: str) -> str:
+    return "–" if row.get(key) is None else f"{row[key]:.2f}"
+
+
+def _word(good: bool, judged: bool = True) -> str:
+    """A floor is met or missed; without one the answer is yes or no."""
+    return ("met" if good else "**missed**") if judged else ("yes" if good else "**no**")
+
+
+def _speed_verdict(row: Row, floor: float | None, what: str) -> str:
+    word = _word(row["speedup"] >= (floor or 1.0), floor is not None)
+    said = f"{what}: {word}, {spread(row, 'speedup')}"
+    ceiling = row.get("ceiling")
+    if floor is not None and ceiling is not None and row["speedup"] < floor > ceiling:
+        said += f"; the ceiling, {ceiling:.2f}, is below the floor"
+    return said
+
+
+def _peak_verdict(rows: list[Row], ours: str, judged: bool = True) -> list[str]:
+    peaks = {row["provider"]: row["peak_bytes"] for row in rows if row.get("peak_bytes")}
+    others = {name: peak for name, peak in peaks.items() if name != ours}
+    if ours not in peaks or not others:
+        return []
+    lowest = min(others, key=lambda name: others[name])
+    word = _word(peaks[ours] <= others[lowest], judged)
+    mine, theirs = peaks[ours] / 2**20, others[lowest] / 2**20
+    return [f"lowest peak memory: {word}, {mine:.1f} MiB against {theirs:.1f} by {lowest}"]
+
+
+def network_verdicts(rows: list[Row]) -> list[str]:
+    """For each network, how it stands to the floors, wins and losses alike."""
+    lines = []
+    for network in dict.fromkeys(row["network"] for row in rows):
+        own = [row for row in rows if row["network"] == network]
+        said = [
+            _speed_verdict(row, row["floor"], f"at least {row['floor']:g} × {row['provider']}")
+            for row in own
+            if row["floor"] is not None
+        ]
+        lines += [f"* {network}, {text}" for text in [*said, *_peak_verdict(own, "fused")]]
+    return lines
+
+
+def training_verdicts(rows: list[Row]) -> list[str]:
+    """For each case, ours beside the fastest other, eager and compiled apart."""
+    lines = []
+    for case in dict.fromkeys(row["case"] for row in rows):
+        own = [row for row in rows if row["case"] == case and "median_s" in row]
+        for compiled in (False, True):
+            alike = [row for row in own if row["provider"].endswith(COMPILED) is compiled]
+            others = [row for row in alike[1:] if row["provider"] != IDLE]
+            if not others:
+                continue
+            best = min(others, key=lambda row: row["speedup"])
+            what = f"no slower than the fastest other, {best['provider']}"
+            said = _speed_verdict(best, best["floor"], what)
+            peaks = _peak_verdict(alike, alike[0]["provider"], judged=False)
+            lines += [f"* {case}, {text}" for text in (said, *peaks)]
+    return lines
+
+
+def networks_section(run: Row) -> str:
+    """Time, ratio, floor, ceiling and peak of every provider, and the verdicts."""
+    rows = run["rows"]
+    told = rows[0]
+    what = (
+        f"{told['batch']} image{'s' * (told['batch'] > 1)} of {told['size']} pixels, "
+        f"{told['width']} channels in the first stage, on {told['device']}, {_threads(told)}"
+    )
+    shares = [f"{row['shared']:.0%} of {row['network']}'s" for row in rows if row["shared"]]
+    shared = f"; convolutions, products, pools and norms are {' and '.join(shares)} plain gradient"
+    lines = [
+        [
+            row["network"], row["provider"], _milliseconds(row), str(row["runs"]),
+            spread(row, "speedup"), _number(row, "floor"), spread(row, "ceiling"),
+            _mebibytes(row, "peak_bytes"),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    head = ["network", "provider", "ms", "runs", "ours faster", "floor", "ceiling", "peak MiB"]
+    absent = [f"* skipped: {name}: {why}" for name, why in run.get("left_out", {}).items()]
+    parts = [
+        NETWORKS_TITLE,
+        provenance(run),
+        _NETWORKS.format(what=what, shared=shared if shares else "").replace("\n", " "),
+        table(head, lines),
+        "\n".join([*network_verdicts(rows), *absent]),
+    ]
+    return "\n\n".join(parts)
+
+
+def _threads(row: Row) -> str:
+    return "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
+
+
+def _training_line(row: Row) -> list[str]:
+    losses = "–"
+    if row.get("first_loss") is not None:
+        losses = f"{row['first_loss']:.3f} → {row['last_loss']:.3f}"
+    return [
+        row["case"], row["provider"], _milliseconds(row), str(row["runs"]),
+        spread(row, "speedup"), _number(row, "ceiling"), str(row.get("operations") or "–"),
+        _mebibytes(row, "kept_bytes"), _mebibytes(row, "peak_bytes"), losses,
+    ]  # fmt: skip
+
+
+def training_section(run: Row) -> str:
+    """Adversarial networks, then networks after `convert`: figures and verdicts."""
+    rows = run["rows"]
+    titles = {
+        "adversarial": "### A step of an adversarial network",
+        "convert": "### Training after `convert`",
+    }
+    told = {"threads": _threads(run["settings"]), "steps": run["settings"]["steps"]}
+    parts = [TRAINING_TITLE, provenance(run), _TRAINING.format(**told).replace("\n", " ")]
+    head = ["network", "provider", "ms", "runs", "ours faster", "ceiling"]
+    head += ["operations", "kept MiB", "peak MiB", "loss"]
+    for part, title in titles.items():
+        chosen = [row for row in rows if row["part"] == part]
+        if chosen:
+            timed = [row for row in chosen if "median_s" in row]
+            left = [
+                f"* skipped: {row['provider']} on {row['case']}: {row['skipped']}"
+                for row in chosen
+                if "skipped" in row
+            ]
+            parts += [title, table(head, map(_training_line, timed))]
+            parts.append("\n".join([*training_verdicts(chosen), *left]))
+    return "\n\n".join(parts)
+
+
+def absent(title: str, target: str, minutes: str) -> str:
+    """What stands in a section's place where this machine's folder holds no record of it."""
+    return f"{title}\n\nNot recorded here yet: `make {target}` does it, {minutes}."
+
+
+def versions_table(compared: list[Row], prefix: str) -> str:
+    """A line for each comparison: what was compared, how many cases changed, the two ends."""
+    lines = []
+    for run in compared:
+        rows = [row for row in run["rows"] if "ratio" in row]
+        verdicts = [row["verdict"] for row in rows]
+        best = min(rows, key=lambda row: row["ratio"], default=None)
+        worst = max(rows, key=lambda row: row["ratio"], default=None)
+        commits = f"{run['base']['commit'][:9]} → {run['new']['commit'][:9]}"
+        lines.append(
+            [
+                f"[{run['name']}]({prefix}compare-{run['name']}.md)", run["date"][:10], commits,
+                *(f"{verdicts.count(word)}/{len(rows)}" for word in ("faster", "slower")),
+                *(_interval(row) for row in (best, worst)),
+            ]
+        )  # fmt: skip
+    head = ["change", "date", "base → new", "faster", "slower"]
+    return table([*head, "least new ÷ base (95 %)", "most"], lines)
+
+
+def _interval(row: Row | None) -> str:
+    if row is None:
+        return "–"
+    return f"{row['ratio']:.2f} ({row['low']:.2f}–{row['high']:.2f}), {row['case']}"

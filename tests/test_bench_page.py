@@ -1,0 +1,282 @@
+"""The page: verdicts, tables and pictures are those of the rows, from every record there is."""
+
+from __future__ import annotations
+
+import json
+import random
+import types
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("bench", reason="the benchmark suite is in the repository only")
+
+from bench import (
+    bars,
+    cases,
+    ceilings,
+    end_to_end,
+    kernels,
+    plots,
+    processes,
+    records,
+    sections,
+    summary,
+    tables,
+    targets,
+)
+from bench.cases import Case
+from bench.timing import Measured
+
+
+def test_targets_find_the_worst_row():
+    def row(elements, speedup):
+        return {
+            "case": "relu/GUIDED", "provider": "plain", "elements": elements,
+            "speedup": speedup, "curved": False,
+        }  # fmt: skip
+
+    target = next(t for t in targets.TIMING if t.text.startswith("guided relu no slower"))
+    rows = [row(2**10, 0.5), row(2**16, 0.55), row(2**20, 1.2), row(2**24, 0.99)]
+    verdict = targets.verdict(target, rows)
+    assert (verdict["met"], verdict["of"]) == (2, 4)
+    assert verdict["worst"] == 0.55
+    assert verdict["floor"] == pytest.approx(1 / 1.7)
+
+
+def test_a_refused_provider_is_shown_without_a_time():
+    row = {"provider": "idiom", "elements": 1024, "refused": "idiom gives a wrong value"}
+    assert tables.cell_text(row) == "refused"
+
+
+def _full_run():
+    """Rows in the numbers of a full run."""
+    generator = random.Random(0)
+
+    def ratio():
+        value = generator.uniform(0.5, 8)
+        return {"speedup": value, "speedup_q1": value * 0.9, "speedup_q3": value * 1.1}
+
+    curved = [case for case in cases.CURVED_CASES if "GUIDED" in case.name]
+    curved += [case for case in cases.CURVED_CASES if "reverse" in case.name]
+    timings = [
+        {"case": case.name, "curved": case in curved, "provider": provider, "dtype": dtype,
+         "threads": threads, "allocations": way, "elements": 1 << power, **ratio()}
+        for case in (Case("relu", "GUIDED"), Case("relu", "reverse"), *curved)
+        for provider in ("plain", "idiom", "eager-best", "captum", "zennit", "pytorch-revgrad")
+        for dtype in ("float32", "bfloat16") for threads in (1, 2) for way in ("fresh", "reused")
+        for power in range(10, 25, 2)
+    ]  # fmt: skip
+    moved = [
+        {"kernel": kernel.name, "selects": kernel.selects, "dtype": dtype, "threads": 1,
+         "bytes_per_element": kernel.bytes_per_element(dtype), "elements": 1 << power,
+         "gigabytes_per_s": generator.uniform(8, 12), "copy_gigabytes_per_s": 12.0, "share": 0.9}
+        for kernel in kernels.kernels(None, compute=True) for dtype in ("float32", "bfloat16")
+        for power in (16, 20, 24)
+    ]  # fmt: skip
+    resident = [
+        {"case": "relu/GUIDED", "provider": provider, "dtype": "float32", "elements": 1 << 20,
+         "plan": 1 << 17, "kept": 1 << 17, "peak": 12 << 20}
+        for provider in ("fused", "idiom", "plain")
+    ]  # fmt: skip
+    return {"timings": timings, "kernels": moved, "resident": resident}
+
+
+def test_pictures_of_a_full_run_are_small(tmp_path):
+    pytest.importorskip("matplotlib")
+    drawn = plots.draw(tmp_path, _full_run())
+    assert drawn == ["speedup", "roofline", "curved", "memory"]
+    for name in drawn:
+        for ending in ("png", "svg"):
+            assert 5_000 < (tmp_path / f"{name}.{ending}").stat().st_size < 200_000, name
+
+
+def test_pictures_are_the_same_from_the_same_rows(tmp_path):
+    pytest.importorskip("matplotlib")
+    run = {**_full_run(), "timings": [], "kernels": []}
+    for folder in ("one", "two"):
+        assert plots.draw(tmp_path / folder, run) == ["memory"]
+    one, two = ((tmp_path / folder / "memory.svg").read_bytes() for folder in ("one", "two"))
+    assert one == two
+
+
+def _section(name, **functions):
+    module = types.ModuleType(f"bench.{name}")
+    vars(module).update(functions)
+    return module
+
+
+def test_sections_are_measured_written_and_shown(monkeypatch):
+    good = _section(
+        "good",
+        measure=lambda quick: [{"quick": quick}],
+        section=lambda rows: f"## Good {rows}",
+        summary=lambda rows: f"## Good: {len(rows)}",
+    )
+    bad = _section("bad", measure=lambda quick: 1 / 0, section=str)
+    monkeypatch.setattr(sections, "SECTIONS", (good, bad))
+    found = sections.measure(True, processes.Progress())
+    assert found["good"] == {"rows": [{"quick": True}]}
+    assert found["bad"]["error"] == "ZeroDivisionError: division by zero"
+    failed = "## bad\n\nNot measured: ZeroDivisionError: division by zero"
+    assert sections.texts(found) == ["## Good [{'quick': True}]", failed]
+    assert sections.summaries(found) == ["## Good: 1", failed]
+
+
+def _cell(provider, speedup, case="relu/GUIDED", power=20, **more):
+    return {
+        "case": case, "curved": False, "provider": provider, "dtype": "float32", "threads": 1,
+        "allocations": "fresh", "elements": 1 << power, "speedup": speedup,
+        "median_s": 1e-3, "faults": 0.0, "speedup_q1": speedup - 0.1, "speedup_q3": speedup + 0.1,
+        "ceiling": 1.23, **more,
+    }  # fmt: skip
+
+
+def test_wins_keep_small_and_large_sizes_apart_and_show_the_ceiling():
+    rows = [_cell("plain", 0.8, power=10), _cell("plain", 1.5), _cell("plain", 0.9, power=22)]
+    text = summary.wins([*rows, _cell("copy", 0.1)])
+    assert "| relu, guided | plain | 0.80, 0/1 | 1.20 (0.90–1.50), 1/2 | 1.23 |" in text
+    assert "copy" not in text
+
+
+def test_losses_name_the_worst_cell_of_each_kind_or_of_each_case():
+    rows = [_cell("plain", 0.8), _cell("plain", 0.7, case="relu/guided_scaled", power=10)]
+    (line,) = summary.losses([*rows, _cell("idiom", 3.0)]).splitlines()[2:]
+    assert line.startswith("| relu, guided | plain | float32 | 2/2 | 2¹⁰, 2²⁰ | 0.70 (0.60–0.80) ")
+    assert len(summary.losses(rows, by_case=True).splitlines()) == 4
+    assert summary.losses([_cell("idiom", 3.0)]) == "None in this run."
+
+
+def test_reasons_that_name_their_case_are_told_once():
+    rows = [
+        {"case": name, "provider": "numpy", "skipped": f"no NumPy gate is written for {name}"}
+        for name in ("elu/GUIDED", "gelu/GUIDED")
+    ]
+    wanted = "* `numpy` on elu/GUIDED, gelu/GUIDED: no NumPy gate is written for the case"
+    assert summary.left_out(rows) == wanted
+    (said,) = summary.without_figures(rows)
+    assert said.startswith("`numpy` has no figure: no NumPy gate is written for ")
+
+
+def test_a_ceiling_is_the_time_over_the_network_s_without_activations():
+    seconds = {"fused": 4.0, "plain": 5.0, "plain+compile": 3.0, "fused+compile": 2.0}
+    seconds[ceilings.IDLE] = 2.5
+    measured = {name: Measured((one, 2 * one), 1, 0.0) for name, one in seconds.items()}
+    found = {name: ceilings.figures(measured, name, "fused") for name in measured}
+    assert (found["plain"]["speedup"], found["plain"]["ceiling"]) == (1.25, 2.0)
+    # Compiled is compared with ours compiled, and its layers run other code than the ceiling's.
+    compiled = found["plain+compile"]
+    assert (compiled["speedup"], compiled["ceiling"]) == (1.5, None)
+    assert found["fused"]["speedup"] is None and found["fused+compile"]["speedup"] is None
+
+
+MACHINE = {
+    "processor": "Abacus 9", "processors": 2, "system": "Linux", "libc": "glibc", "python": "3.11",
+    "transparent_huge_pages": "never", "torch": "2.13.0", "torch_kernels": "AVX2", "numpy": "2.4",
+    "pyrevgrad": "0.1.0", "native": "built", "autograd": "C++ nodes", "triton": "not in use",
+    "peers": {"captum": "0.9.0", "zennit": None}, "gpu": None, "commit": "abc", "dirty": False,
+}  # fmt: skip
+
+
+def _network_row(provider, speedup, ceiling, mebibytes, floor=None):
+    row = {"network": "vgg16", "provider": provider, "batch": 4, "size": 224, "width": 64}
+    row |= {"threads": 1, "device": "cpu", "median_s": 4.0, "q1_s": 3.9, "q3_s": 4.1, "runs": 5}
+    for key, value in (("speedup", speedup), ("ceiling", ceiling)):
+        quartiles = (None, None) if value is None else (value - 0.01, value + 0.01)
+        row |= {key: value, f"{key}_q1": quartiles[0], f"{key}_q3": quartiles[1]}
+    return row | {"floor": floor, "shared": None, "peak_bytes": mebibytes << 20}
+
+
+def _networks(**changes):
+    rows = [
+        _network_row("fused", None, None, 300),
+        _network_row("captum", 1.1, 1.2, 500, 1.3),
+        _network_row("plain", 1.02, 1.1, 290, 1.0),
+    ]
+    return {
+        "command": "python -m bench.networks", "date": "2026-01-02T03:04:05", "minutes": 7.0,
+        "load": [0.1, 1.0], "machine": MACHINE, "settings": {}, "rows": rows,
+        "left_out": {"zennit": "zennit is not installed"}, **changes,
+    }  # fmt: skip
+
+
+def test_networks_are_judged_by_their_floors_wins_and_losses_alike():
+    text = end_to_end.networks_section(_networks())
+    assert "2026-01-02T03:04:05, commit abc, `python -m bench.networks`, 7.0 minutes" in text
+    assert "captum 0.9.0" in text
+    assert (
+        "* vgg16, at least 1.3 × captum: **missed**, 1.10 (1.09–1.11); the ceiling, 1.20, is below "
+        "the floor" in text
+    )
+    assert "* vgg16, at least 1 × plain: met, 1.02 (1.01–1.03)" in text
+    assert "* vgg16, lowest peak memory: **missed**, 300.0 MiB against 290.0 by plain" in text
+    assert "* skipped: zennit: zennit is not installed" in text
+
+
+def _suite():
+    """A record of the whole suite with a row or two in every part."""
+    run = {"command": "python -m bench", "date": "2026-01-02T03:04:05", "minutes": 10.0}
+    run |= {"quick": False, "load": [0.1, 1.0], "machine": MACHINE, "targets": []}
+    run |= {"settings": {"threads": [1], "dtypes": ["float32"]}, "memory_targets": []}
+    run |= {"timings": [_cell("plain", 1.5)], "kernels": [], "kept": [], "resident": []}
+    return run | {"sections": {}}
+
+
+def test_the_page_holds_every_record_of_its_folder_and_says_how_to_make_the_others(tmp_path):
+    folder, path = tmp_path / "results" / "abacus", tmp_path / "README.md"
+    folder.mkdir(parents=True)
+    assert not records.write_page(folder, path) and not path.exists()
+    (folder / "results.json").write_text(json.dumps(_suite()), encoding="utf-8")
+    assert records.write_page(folder, path)
+    before = path.read_text(encoding="utf-8")
+    assert "Not recorded here yet: `make bench-networks` does it" in before
+    assert "[every table](results/abacus/TABLES.md)" in before
+    assert "Before and after" not in before
+    (folder / "networks.json").write_text(json.dumps(_networks()), encoding="utf-8")
+    (folder / "networks.png").write_bytes(b"")
+    records.write_page(folder, path)
+    text = path.read_text(encoding="utf-8")
+    assert end_to_end.networks_section(_networks()) in text
+    assert "![networks](results/abacus/networks.png)" in text
+    assert "`make bench-networks` does it" not in text and "`make bench-training` does it" in text
+    assert records.newest(tmp_path / "results") == folder
+    assert (folder / "TABLES.md").read_text(encoding="utf-8").startswith("# Every table\n")
+
+
+def test_the_page_is_made_of_the_newest_record(tmp_path):
+    for name, date in (("old", "2026-01-02"), ("new", "2026-02-01"), ("older", "2025-12-30")):
+        (tmp_path / name).mkdir()
+        record = json.dumps({**_suite(), "date": date})
+        (tmp_path / name / "results.json").write_text(record, encoding="utf-8")
+    assert records.newest(tmp_path) == tmp_path / "new"
+    assert records.newest(tmp_path / "nowhere") is None
+
+
+def test_the_suite_s_pictures_are_drawn_anew_and_the_networks_stay(tmp_path):
+    for name in ("speedup", "networks"):
+        (tmp_path / f"{name}.png").write_bytes(b"old")
+
+    def draw():
+        raise ImportError("no matplotlib")
+
+    records.drawn(tmp_path, ("speedup", "memory"), draw)
+    assert [path.name for path in tmp_path.iterdir()] == ["networks.png"]
+
+
+def test_pictures_of_whole_networks_are_small_and_the_same_from_the_same_rows(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = _networks()["rows"]
+    for name in ("one", "two"):
+        bars.draw(tmp_path / name, "networks", rows)
+    one, two = ((tmp_path / f"{name}.svg").read_bytes() for name in ("one", "two"))
+    assert one == two and b"captum" in one
+    assert 3_000 < (tmp_path / "one.png").stat().st_size < 100_000
+
+
+def test_the_recorded_pages_are_up_to_date():
+    results = Path(__file__).resolve().parent.parent / "bench" / "results"
+    folder = records.newest(results)
+    if folder is None:
+        pytest.skip("nothing is recorded")
+    for path, text in records.pages(folder, results.parent / "README.md").items():
+        assert path.read_text(encoding="utf-8") == text, "run python docs/generate.py"

@@ -1,0 +1,195 @@
+"""What is timed: every provider behind its gate, its bytes counted, its absence named."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("bench", reason="the benchmark suite is in the repository only")
+
+from bench import cases, memory, peers, providers, traffic
+from bench.cases import Case
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_byte_counts_are_those_of_the_issue():
+    guided, reverse = Case("relu", "guided_scaled"), Case("relu", "reverse")
+    assert traffic.fused_forward(guided, "float32") == 8.125
+    assert traffic.fused_backward(guided, "float32") == 8.125
+    assert traffic.ceiling("idiom", reverse, "float32") == pytest.approx(1.72, abs=0.005)
+    assert traffic.ceiling("plain", guided, "bfloat16") == pytest.approx(10 / 8.25)
+    assert traffic.ceiling("reference", guided, "float32") is None
+    assert traffic.fused_backward(Case("silu", "STRAIGHT_THROUGH"), "float32") == 0
+
+
+def test_idiom_casts_its_booleans_as_the_byte_count_says():
+    x, g = torch.randn(64), torch.randn(64)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        g * (x > 0) * (g > 0)
+    # The comparisons cast their 0, too: that copy has no dimensions.
+    events = [e for e in profile.events() if e.input_shapes and e.input_shapes[0] == [64]]
+    assert [e.name for e in events].count("aten::copy_") == 2
+
+
+#: Which of relu's cases the other libraries have.
+APPLIES = {
+    "captum": {"GUIDED", "guided_slope", "guided_product", "DECONVNET"},
+    "zennit": {"GUIDED", "guided_slope", "guided_product", "DECONVNET"},
+    "grad-cam": {"GUIDED", "guided_slope", "guided_product"},
+    "pytorch-revgrad": {"reverse"},
+    "numpy": {"GUIDED", "reverse"},
+    "fused-triton": set(),
+}
+
+
+@pytest.mark.parametrize("rule", list(cases.RULES))
+@pytest.mark.parametrize("name", [name for name in providers.NAMES if name != "idiom+compile"])
+def test_every_provider_passes_its_gate_on_relu_or_says_why_it_does_not_run(name, rule):
+    case = Case("relu", rule)
+    x, g = providers.tensors(1000, torch.float32)
+    without = {other: "not asked for" for other in providers.NAMES if other != name}
+    made = providers.build(case, torch.float32, without)
+    (provider,) = [provider for provider in made if provider.name == name]
+    if isinstance(provider, providers.Skipped):
+        applies = rule in APPLIES.get(name, cases.RULES)
+        absent = name in peers.PACKAGES and importlib.util.find_spec(peers.PACKAGES[name]) is None
+        unwritten = name in ("idiom", "eager-best")
+        unbuilt = name == "fused" and memory.pyrevgrad.backends._native is None
+        assert not applies or absent or unwritten or unbuilt, provider.reason
+        assert len(provider.reason) > 10
+        return
+    assert rule in APPLIES.get(name, cases.RULES)
+    providers.check(provider, case, x, g, providers.expected(case, x, g)[name])
+
+
+@pytest.mark.parametrize("case", [Case("relu", "GUIDED"), Case("tanh", "reverse")])
+def test_no_provider_changes_the_gradients_that_come_after_it(case):
+    x, g = providers.tensors(1000, torch.float32)
+    without = {"idiom+compile": "a compilation takes too long for a test"}
+    passed, left_out = providers.gated(providers.build(case, x.dtype, without), case, x, g)
+    assert not [name for name, row in left_out.items() if "refused" in row]
+    for provider in passed.values():
+        for _ in range(3):
+            provider.step(x, g)
+    (gx,) = torch.autograd.grad(F.relu(x), x, g)
+    assert torch.equal(gx, g * (x > 0))
+
+
+def test_gate_refuses_a_provider_that_leaves_a_hook():
+    case = Case("relu", "GUIDED")
+    x, g = providers.tensors(1000, torch.float32)
+    wanted = providers.expected(case, x, g)["fused"]
+
+    def step(x, g):
+        x.register_hook(lambda gx: None)
+        return wanted
+
+    with pytest.raises(providers.GateError, match="left a hook on its input"):
+        providers.check(_wrong(step), case, x, g, wanted)
+    assert not x._backward_hooks
+
+
+def test_a_peer_that_is_not_installed_is_named_with_the_cure(monkeypatch):
+    monkeypatch.setitem(peers.PACKAGES, "captum", "a_package_that_is_nowhere")
+    made = {p.name: p for p in providers.build(Case("relu", "GUIDED"), torch.float32)}
+    assert made["captum"].reason.startswith("captum is not installed: `pip install --no-deps")
+
+
+def test_a_peer_that_does_not_load_is_named_with_its_error(monkeypatch):
+    def broken(case, dtype):
+        raise OSError("no such library")
+
+    monkeypatch.setitem(providers._MAKERS, "zennit", providers._peer("zennit", broken))
+    made = {p.name: p for p in providers.build(Case("relu", "GUIDED"), torch.float32)}
+    assert made["zennit"].reason == "it did not load: OSError: no such library"
+
+
+def test_ours_that_raises_is_refused_and_not_skipped():
+    def broken(x, g):
+        raise RuntimeError("no kernel")
+
+    made = [providers.Provider(name, broken) for name in ("fused", "captum")]
+    x, g = providers.tensors(100, torch.float32)
+    passed, left_out = providers.gated(made, Case("relu", "GUIDED"), x, g)
+    reason = "it raised RuntimeError: no kernel"
+    assert not passed
+    assert left_out == {"fused": {"refused": reason}, "captum": {"skipped": reason}}
+
+
+def test_versions_are_those_of_the_registry_names():
+    assert set(peers.versions()) == set(peers.PACKAGES)
+    for name, version in peers.versions().items():
+        if version is not None:
+            assert version == importlib.metadata.version(name)
+
+
+def test_packages_whose_init_is_left_out_stay_importable():
+    if importlib.util.find_spec("zennit") is None:
+        pytest.skip("zennit is not installed")
+    code = (
+        "import sys; from bench import peers; peers.zennits_modules(); "
+        "print([name for name in sys.modules if name.startswith('zennit')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("rule", [rule for rule in cases.RULES if rule != "EXACT"])
+@pytest.mark.parametrize("activation", ["relu", "silu", "tanh", "leaky_relu"])
+def test_idioms_agree_with_the_reference(activation, rule):
+    case = Case(activation, rule)
+    x, g = providers.tensors(1000, torch.float32)
+    wanted = providers.expected(case, x, g)
+    others = [name for name in providers.NAMES if name not in ("idiom", "eager-best")]
+    idle = dict.fromkeys(others, "not an idiom")
+    for provider in providers.build(case, torch.float32, idle):
+        if isinstance(provider, providers.Provider):
+            providers.check(provider, case, x, g, wanted[provider.name])
+
+
+def _wrong(step):
+    return providers.Provider("wrong", step)
+
+
+def test_gate_refuses_a_plain_gradient_under_a_modified_rule():
+    case = Case("relu", "GUIDED")
+    x, g = providers.tensors(1000, torch.float32)
+
+    def step(x, g):
+        y = F.relu(x)
+        return y, torch.autograd.grad(y, x, g)[0]
+
+    with pytest.raises(providers.GateError, match="wrong gives a wrong gradient on relu/GUIDED"):
+        providers.check(_wrong(step), case, x, g, providers.expected(case, x, g)["fused"])
+
+
+def test_gate_refuses_a_wrong_value():
+    case = Case("relu", "GUIDED")
+    x, g = providers.tensors(1000, torch.float32)
+    y, gx = providers.expected(case, x, g)["fused"]
+    with pytest.raises(providers.GateError, match="wrong gives a wrong value on relu/GUIDED"):
+        providers.check(_wrong(lambda x, g: (y + 0.01, gx)), case, x, g, (y, gx))
+
+
+def test_gate_refuses_another_dtype():
+    case = Case("relu", "GUIDED")
+    x, g = providers.tensors(1000, torch.bfloat16)
+    y, gx = providers.expected(case, x, g)["fused"]
+    with pytest.raises(providers.GateError, match=r"wrong gives a value in torch\.float32"):
+        providers.check(_wrong(lambda x, g: (y.float(), gx)), case, x, g, (y, gx))
+
+
+def test_gate_refuses_a_provider_that_overwrites_its_inputs():
+    case = Case("relu", "DECONVNET")
+    x, g = providers.tensors(1000, torch.float32)
+    y, gx = providers.expected(case, x, g)["fused"]
+    with pytest.raises(providers.GateError, match="wrote into its inputs"):
+        providers.check(_wrong(lambda x, g: (y, g.clamp_min_(0))), case, x, g, (y, gx))

@@ -1,0 +1,119 @@
+"""The suite's statistics: medians, paired ratios, rounds, on a clock that a test moves."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+pytest.importorskip("bench", reason="the benchmark suite is in the repository only")
+
+from bench import timing
+from bench.timing import Effort, Measured
+
+
+class Clock:
+    """A clock that only the steps of a test move."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.speed = 1.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def step(self, seconds: float, log: list[str] | None = None, name: str = ""):
+        def run() -> None:
+            self.now += seconds * self.speed
+            if log is not None:
+                log.append(name)
+
+        return run
+
+
+EFFORT = Effort(seconds=1.0, least=5, most=20, sample=0.01)
+
+
+def test_median_and_quartiles_are_those_of_the_textbook():
+    summary = timing.summarise([7.0, 1.0, 3.0, 5.0, 9.0])
+    assert (summary.q1, summary.median, summary.q3, summary.runs) == (3.0, 5.0, 7.0, 5)
+
+
+def test_one_value_is_its_own_quartiles():
+    assert timing.summarise([2.0]) == timing.Summary(2.0, 2.0, 2.0, 1)
+
+
+def test_no_values_are_an_error():
+    with pytest.raises(ValueError, match="no values to summarise"):
+        timing.summarise([])
+
+
+def test_ratio_is_paired_within_rounds():
+    slow = Measured((2.0, 20.0, 200.0), 1, 0.0)
+    quick = Measured((1.0, 10.0, 100.0), 1, 0.0)
+    ratio = timing.paired_ratio(slow, quick)
+    assert ratio == timing.Summary(2.0, 2.0, 2.0, 3)
+
+
+def test_ratio_leaves_out_rounds_without_both():
+    slow = Measured((3.0, None, None), 1, 0.0)
+    quick = Measured((1.0, 50.0, None), 1, 0.0)
+    assert timing.paired_ratio(slow, quick) == timing.Summary(3.0, 3.0, 3.0, 1)
+    assert timing.paired_ratio(slow, Measured((None, None, None), 1, 0.0)) is None
+
+
+def test_a_machine_that_changes_speed_does_not_change_the_ratio():
+    clock, generator = Clock(), random.Random(1)
+    slow_step, quick_step = clock.step(0.03), clock.step(0.01)
+    calls = 0
+
+    def with_drift(step):
+        def run() -> None:
+            nonlocal calls
+            calls += 1
+            # the machine gets slower all the time, ten times over the run, and jitters by 1 %
+            clock.speed = (1 + calls / 10) * generator.uniform(0.99, 1.01)
+            step()
+
+        return run
+
+    steps = {"slow": with_drift(slow_step), "quick": with_drift(quick_step)}
+    measured = timing.interleave(steps, EFFORT, clock=clock)
+    ratio = timing.paired_ratio(measured["slow"], measured["quick"])
+    seconds = measured["slow"].samples
+    assert seconds[-1] > 2 * seconds[0]
+    assert ratio.median == pytest.approx(3.0, rel=0.05)
+
+
+def test_repetitions_fill_a_sample():
+    clock = Clock()
+    measured = timing.interleave({"tiny": clock.step(0.001)}, EFFORT, clock=clock)["tiny"]
+    assert measured.repetitions == 10
+    assert measured.seconds.median == pytest.approx(0.001)
+
+
+def test_one_interrupted_call_does_not_spoil_the_calibration():
+    clock, durations = Clock(), iter([0.5, 0.001, 0.001, 0.001, 0.001])
+
+    def step() -> None:
+        clock.now += next(durations)
+
+    assert timing.calibrate(step, 0.05, clock) == (50, pytest.approx(0.05))
+
+
+def test_every_round_runs_every_step_once_in_a_changing_order():
+    clock, log = Clock(), []
+    steps = {name: clock.step(0.02, log, name) for name in "abc"}
+    timing.interleave(steps, EFFORT, clock=clock)
+    rounds = len(log[15:]) // 3
+    orders = ["".join(log[15 + 3 * i : 18 + 3 * i]) for i in range(rounds)]
+    assert {"".join(sorted(order)) for order in orders} == {"abc"}
+    assert len(set(orders)) > 2
+
+
+def test_a_slow_step_sits_out_rounds_but_runs_the_least_number():
+    costs = {"a": 0.01, "b": 0.01, "slow": 1.0}
+    rounds, strides = timing.plan_rounds(costs, EFFORT)
+    runs = len(range(0, rounds, strides["slow"]))
+    assert strides["a"] == strides["b"] == 1
+    assert EFFORT.least <= runs < rounds <= EFFORT.most
