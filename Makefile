@@ -69,7 +69,7 @@ bench-quick: $(READY) $(PEERS)
 
 bench-compare: $(READY)
 	@test -n "$(BASE)" || { echo 'name a commit: make bench-compare BASE=HEAD~1' >&2; exit 2; }
-	$(PY) -m bench.compare "$(BASE)" $(ARGUMENTS)
+	$(PY) -m bench.compare "$(BASE)" $(if $(NEW),--new "$(NEW)") $(if $(NAME),--record "$(NAME)") $(ARGUMENTS)
 
 # Under the Python that has torch with CUDA, which gets nothing installed.
 gpu:

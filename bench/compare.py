@@ -1,9 +1,11 @@
 """``python -m bench.compare BASE``: is the working tree slower than a commit, beyond noise?
 
-Imports contender's names, intervals and versions. Both versions are built, and each answers from
-a process of its own; a round times base, new, new, base, so that a machine that slows down slows
-both. Ratios are paired in the round. Exit status: 0, 1 where a case is slower beyond noise and the
-margin, 2 where there is nothing to compare.
+Imports contender's names, intervals, versions and records. Both versions are built, and each
+answers from a process of its own; a round times base, new, new, base, so that a machine that slows
+down slows both. Ratios are paired in the round. ``--new`` takes another commit in the working
+tree's place, ``--record NAME`` leaves the table beside the suite's records and on their page.
+Exit status: 0, 1 where a case is slower beyond noise and the margin, 2 where there is nothing to
+compare.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import contender, versions
+from . import before_after, contender, records, report, versions
 from .intervals import CONFIDENCE, bootstrap
 from .versions import InputError
 
@@ -190,7 +192,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="fewer cases and rounds; under a minute of timing")
     add("--filter", metavar="TEXT", default="", help="only the cases whose name holds TEXT")
     add("--margin", type=float, default=MARGIN, metavar="SHARE", help=f"{MARGIN} if not given")
-    add("--json", type=Path, metavar="FILE", help="write versions, rows and settings there")
+    add("--new", metavar="COMMIT", help="compare this commit, not the working tree")
+    add("--record", metavar="NAME", help="keep the table under this name: what was changed")
+    records.add_options(parser)
     add("--report", action="store_true", help="print only: 0 for a regression or a bad BASE too")
     return parser
 
@@ -218,12 +222,16 @@ def _capability() -> str:
 def compared(options: argparse.Namespace) -> Row:
     """Build, time and judge; InputError where there is nothing to compare."""
     names, commit = _chosen(options), versions.commit_of(options.base)
+    new = None if options.new is None else versions.commit_of(options.new, said="NEW")
+    if options.record is not None:
+        before_after.check_name(options.record)
     amount = QUICK if options.quick else FULL
-    differs = versions.native_differs(commit)
+    differs = versions.native_differs(commit, new=new)
     what = "compiled sources differ: minutes" if differs else "no compiled source differs: seconds"
-    print(f"building {commit[:10]} and the working tree ({what})", file=sys.stderr, flush=True)
+    other = "the working tree" if new is None else new[:10]
+    print(f"building {commit[:10]} and {other} ({what})", file=sys.stderr, flush=True)
     start = time.monotonic()
-    with versions.both_built(commit, _capability()) as packages:
+    with versions.both_built(commit, _capability(), new) as packages:
         middle = time.monotonic()
         described, times, refused = measure(packages, names, amount)
     for one in described.values():
@@ -231,7 +239,7 @@ def compared(options: argparse.Namespace) -> Row:
     seconds = {"building": middle - start, "timing": time.monotonic() - middle}
     return {
         "base": {"commit": commit, **described["base"]},
-        "new": {"commit": versions.commit_of("HEAD"), **described["new"]},
+        "new": {"commit": new or versions.commit_of("HEAD"), **described["new"]},
         "margin": options.margin,
         "confidence": CONFIDENCE,
         "seconds": {what: round(spent, 1) for what, spent in seconds.items()},
@@ -240,8 +248,9 @@ def compared(options: argparse.Namespace) -> Row:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare and print; 0, 1 (slower) or 2 (bad input)."""
+    """Compare, print and record; 0, 1 (slower) or 2 (bad input)."""
     options = _parser().parse_args(arguments)
+    begun = records.Begun("bench.compare", sys.argv[1:] if arguments is None else arguments)
     try:
         found = compared(options)
     except InputError as error:
@@ -249,16 +258,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if options.report else 2
     for name in ("base", "new"):
         one = found[name]
-        tree = " and what is not committed" if name == "new" else ""
+        tree = " and what is not committed" if name == "new" and options.new is None else ""
         built = ", ".join(str(one[key]) for key in ("native", "autograd") if key in one)
         print(f"{name:4}  {one['commit'][:10]}{tree}: {built}")
     print(f"one thread, {found['seconds']['building']} s of building, "
           f"{found['seconds']['timing']} s of timing\n")  # fmt: skip
     print(table(found["rows"], found["margin"]))
-    if options.json:
-        text = json.dumps(found, indent=1, ensure_ascii=False)
-        options.json.write_text(text + "\n", encoding="utf-8")
-    slower = any(row.get("verdict") == "slower" for row in found["rows"])
+    settings = {"quick": options.quick, "filter": options.filter, "threads": 1}
+    run = begun.run(settings, found.pop("rows")) | found
+    if options.record is not None:
+        before_after.keep(options.record, run, options)
+    elif options.json:
+        report.write_json(options.json, run)
+    slower = any(row.get("verdict") == "slower" for row in run["rows"])
     return 1 if slower and not options.report else 0
 
 

@@ -35,8 +35,8 @@ def git(*arguments: str, root: Path = ROOT) -> str:
     return done.stdout.strip()
 
 
-def commit_of(base: str, root: Path = ROOT) -> str:
-    """The full name of the commit; InputError where `base` names none."""
+def commit_of(base: str, root: Path = ROOT, said: str = "BASE") -> str:
+    """The full name of the commit; InputError, which says who asked, where `base` names none."""
     git("rev-parse", "--git-dir", root=root)
     asked = ("--verify", "--quiet", "--end-of-options", base + "^{commit}")
     try:
@@ -44,11 +44,13 @@ def commit_of(base: str, root: Path = ROOT) -> str:
     except InputError:
         shallow = git("rev-parse", "--is-shallow-repository", root=root) == "true"
         cure = " (it is shallow: `git fetch --unshallow` brings the rest)" if shallow else ""
-        raise InputError(f"BASE={base} names no commit of this repository{cure}") from None
+        raise InputError(f"{said}={base} names no commit of this repository{cure}") from None
 
 
-def native_differs(commit: str, root: Path = ROOT) -> bool:
-    """Whether anything that is compiled differs between the commit and the working tree."""
+def native_differs(commit: str, root: Path = ROOT, new: str | None = None) -> bool:
+    """Whether anything that is compiled differs between a commit and another or the tree."""
+    if new is not None:
+        return bool(git("diff", "--name-only", commit, new, "--", *NATIVE, root=root))
     untracked = git("ls-files", "--others", "--exclude-standard", "--", *NATIVE, root=root)
     return bool(untracked or git("diff", "--name-only", commit, "--", *NATIVE, root=root))
 
@@ -105,17 +107,25 @@ def build(tree: Path, folder: Path, capability: str, objects: Path = OBJECTS) ->
 
 
 @contextlib.contextmanager
-def both_built(commit: str, capability: str) -> Iterator[dict[str, Path]]:
-    """The packages of ``base`` (the commit) and ``new`` (the working tree), by name."""
+def _built(commit: str | None, folder: Path, capability: str, who: str) -> Iterator[Path]:
+    """The package of a commit, or of the working tree where there is none."""
+    with contextlib.ExitStack() as stack:
+        tree = ROOT if commit is None else stack.enter_context(checked_out(commit, folder))
+        try:
+            package = build(tree, folder, capability)
+        except InputError as error:
+            raise InputError(f"{who}: {error}") from None
+        yield package
+
+
+@contextlib.contextmanager
+def both_built(commit: str, capability: str, new: str | None = None) -> Iterator[dict[str, Path]]:
+    """The packages of ``base`` (a commit) and ``new`` (one too, or the working tree), by name."""
     with tempfile.TemporaryDirectory(prefix="pyrevgrad-compare-") as name:
         folder = Path(name)
-        with checked_out(commit, folder / "base") as tree:
-            try:
-                base = build(tree, folder / "base", capability)
-            except InputError as error:
-                raise InputError(f"BASE ({commit[:10]}): {error}") from None
-            try:
-                new = build(ROOT, folder / "new", capability)
-            except InputError as error:
-                raise InputError(f"the working tree: {error}") from None
-            yield {"base": base, "new": new}
+        said = "the working tree" if new is None else f"NEW ({new[:10]})"
+        with (
+            _built(commit, folder / "base", capability, f"BASE ({commit[:10]})") as base,
+            _built(new, folder / "new", capability, said) as other,
+        ):
+            yield {"base": base, "new": other}

@@ -289,8 +289,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Generate the documentation's tables.")
     parser.add_argument("--check", action="store_true", help="change nothing; fail if out of date")
     check = parser.parse_args().check
-    stale = []
-    for page, text in made_pages().items():
+    stale, made = [], made_pages()
+    for page, text in made.items():
         path = ROOT / page
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             stale.append(page)
@@ -299,7 +299,7 @@ def main() -> int:
     if check and stale:
         print(f"out of date: {', '.join(stale)}; run python docs/generate.py", file=sys.stderr)
         return 1
-    print(f"{'written' if stale else 'up to date'}: {', '.join(stale or PAGES)}")
+    print(f"{'written' if stale else 'up to date'}: {', '.join(stale or made)}")
     return 0
 
 

@@ -11,22 +11,19 @@ import random
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-if not (ROOT / "bench").is_dir():
-    pytest.skip("the benchmark suite is in the repository only", allow_module_level=True)
+pytest.importorskip("bench", reason="the benchmark suite is in the repository only")
 if shutil.which("git") is None:
     pytest.skip("git is not there, and versions are taken from it", allow_module_level=True)
-# At the end of the path: the installed package is what is measured, never the checkout.
-sys.path.append(str(ROOT))
 
-from bench import compare, contender, intervals, versions  # noqa: E402
-from bench.compare import Amount  # noqa: E402
-from bench.versions import InputError  # noqa: E402
+from bench import before_after, compare, contender, end_to_end, intervals, versions
+from bench.compare import Amount
+from bench.versions import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def ratios(middle: float, noise: float, launches: int = 6, rounds: int = 10):
@@ -250,13 +247,53 @@ def test_status_is_one_where_a_case_is_slower_beyond_noise(ratio, status, monkey
     monkeypatch.setattr(compare, "launched", machine.launched)
     monkeypatch.setattr(compare.measure, "__defaults__", (machine.launched,))
     nothing_built = contextlib.nullcontext(dict(PACKAGES))
-    monkeypatch.setattr(versions, "both_built", lambda commit, capability: nothing_built)
+    monkeypatch.setattr(versions, "both_built", lambda *_: nothing_built)
     out = tmp_path / "out.json"
     arguments = ["HEAD", "--quick", "--filter", "reverse_gradient", "--json", str(out)]
     assert compare.main(arguments) == status
     record = json.loads(out.read_text(encoding="utf-8"))
     assert record["rows"][0]["ratio"] == pytest.approx(ratio)
     assert compare.main([*arguments, "--report"]) == 0
+
+
+@in_repository
+def test_a_named_comparison_is_kept_as_a_file_that_the_page_links(monkeypatch, tmp_path, capsys):
+    machine = Machine({"base": 1.0, "new": 0.7})
+    monkeypatch.setattr(compare.measure, "__defaults__", (machine.launched,))
+    built = []
+
+    def both_built(*asked):
+        built.append(asked)
+        return contextlib.nullcontext(dict(PACKAGES))
+
+    monkeypatch.setattr(versions, "both_built", both_built)
+    words = ["HEAD", "--new", "HEAD", "--quick", "--filter", "reverse_gradient"]
+    assert compare.main([*words, "--record", "half-types", "--out", str(tmp_path)]) == 0
+    commit = versions.commit_of("HEAD")
+    assert built == [(commit, compare._capability(), commit)]
+    record = json.loads((tmp_path / "compare-half-types.json").read_text(encoding="utf-8"))
+    assert (record["name"], record["settings"]["threads"]) == ("half-types", 1)
+    assert record["machine"]["processors"] > 0 and record["minutes"] >= 0
+    text = (tmp_path / "compare-half-types.md").read_text(encoding="utf-8")
+    assert "| reverse_gradient, 16 float32 | " in text and " | **faster** |" in text
+    assert f"{commit} against {commit}" in text
+    assert "written: " in capsys.readouterr().out
+    line = end_to_end.versions_table([record], "results/abacus/").splitlines()[2]
+    assert line.startswith("| [half-types](results/abacus/compare-half-types.md) | ")
+    assert " | 1/1 | 0/1 | 0.70 (" in line
+
+
+def test_a_name_that_is_no_file_s_is_refused_before_anything_is_built():
+    for name in ("../x", "Half types", "", "a--b"):
+        with pytest.raises(InputError, match="small letters, digits and single dashes"):
+            before_after.check_name(name)
+    before_after.check_name("half-types-2")
+
+
+@in_repository
+def test_an_unknown_new_commit_is_named_as_such(capsys):
+    assert compare.main(["HEAD", "--new", "no-such-commit", "--quick"]) == 2
+    assert "NEW=no-such-commit names no commit" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [n for n in contender.names(False) if n.endswith(" 16 float32")])
