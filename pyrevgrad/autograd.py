@@ -20,7 +20,7 @@ from .binding import NODES
 from .pairs import Pair
 from .reference import eager
 from .rules import EXACT
-from .transforms import TracingError, exported, refuse_modified, transformed
+from .transforms import TracingError, exported, exporting, refuse_modified, transformed
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _FULL_TYPES = (torch.float32, torch.float64)
@@ -188,7 +188,7 @@ def _is_special() -> bool:
 
 def cannot_fold(x: Any) -> bool:
     """Whether a reversal must stand by itself: for tracers, transforms and tensor subclasses."""
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+    if torch.compiler.is_compiling() and not exporting():
         return _inside_transform()
     return type(x) not in _PLAIN_TYPES or _is_special()
 
@@ -342,7 +342,7 @@ def _special(x: Any, pairs: Pairs, scale: Tensor | None, inplace: bool, value: A
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a torch.Tensor, not {type(x).__name__}")
     pair = checked(x, pairs, scale)
-    if torch.compiler.is_exporting():
+    if exporting():
         y = exported(x, pair, scale)
     elif torch.compiler.is_compiling():
         y = _compiled(x, pair, scale)
@@ -371,7 +371,7 @@ _inside_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def _in_graph() -> bool:
     """Whether torch.compile traces, for a graph that keeps custom backwards."""
-    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    return torch.compiler.is_compiling() and not exporting()
 
 
 def _refuse_transform() -> None:

@@ -15,9 +15,11 @@ from .rules import NOTHING, Rule, plan_kind
 FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 
 
-@dataclass(frozen=True, eq=False)
+# Not frozen: torch.compile before 2.11 makes a frozen argument of a Function anew from all of its
+# fields, and a Rule among them takes no such arguments.
+@dataclass(eq=False)
 class Pair:
-    """One activation under one rule at one width of dtype; made once and shared.
+    """One activation under one rule at one width of dtype; made once, shared and never changed.
 
     Attributes
     ----------

@@ -80,6 +80,15 @@ def transformed(x: Tensor, pair: Pair, scale: Tensor | None, value: Value = None
     )
 
 
+def exporting() -> bool:
+    """Whether torch.export is at work."""
+    return torch.compiler.is_exporting()
+
+
+# Asked while torch.compile traces: before 2.12 that takes PyTorch's function for True in any trace.
+exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def refuse_modified(pair: Pair, scale: Tensor | None, tracer: str) -> None:
     """TracingError for a modified rule while a gradient can be needed."""
     if torch.is_grad_enabled() and not (pair.exact and scale is None):

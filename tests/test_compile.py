@@ -294,3 +294,27 @@ def test_a_compiled_reversal_is_a_view(dynamic):
     assert compiled(x).data_ptr() == x.data_ptr()
     with torch.no_grad():
         assert compiled(x).data_ptr() == x.data_ptr()
+
+
+# What torch 2.10 and 2.11 do otherwise.
+
+
+def test_a_rule_is_kept_where_every_trace_says_that_it_exports(monkeypatch):
+    """As before torch 2.12: True where Dynamo traces the question, false where Python asks it."""
+    monkeypatch.setattr(
+        torch.compiler, "is_exporting", lambda: torch.compiler.is_dynamo_compiling()
+    )
+    x, g = inputs(8, 9)
+    compiled = torch.compile(
+        lambda x: pyrevgrad.relu(x, GUIDED), fullgraph=True, backend="aot_eager"
+    )
+    assert all(
+        map(torch.equal, both(lambda x: pyrevgrad.relu(x, GUIDED), x, g), both(compiled, x, g))
+    )
+
+
+def test_what_a_compiled_function_is_given_is_no_frozen_dataclass():
+    """Before torch 2.11 Dynamo makes one anew from all of its fields, and cannot make a Rule so."""
+    pair = pyrevgrad.backends.pairs_of("relu", GUIDED, {}).full
+    given = (pair, pyrevgrad.backends.choose(torch.ones(1), pair))
+    assert not any(torch._dynamo.utils.is_frozen_dataclass(argument) for argument in given)
