@@ -86,7 +86,6 @@ class Rule:
     tensor: torch.Tensor | None = None
     custom: tuple[Any, ...] = ()
     text: str = field(init=False)
-    _hash: int = field(init=False)
 
     def __post_init__(self) -> None:
         if self.slope not in ("exact", "identity"):
@@ -110,12 +109,10 @@ class Rule:
         text = f"{self.slope}|{gate or ''}|{self.gradient_gate or ''}|{numbers}"
         text = "|".join([text, *(str(part) for part in self.custom)])
         object.__setattr__(self, "text", text)
-        object.__setattr__(self, "_hash", hash((text, self.tensor)))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         check_custom(state["custom"])
-        # Another process hashes strings otherwise.
-        self.__dict__.update(state, _hash=hash((state["text"], state["tensor"])))
+        self.__dict__.update(state)
 
     @property
     def structure(self) -> tuple[Any, ...]:
@@ -159,7 +156,8 @@ class Rule:
         return self.text == other.text and self.tensor is other.tensor
 
     def __hash__(self) -> int:
-        return self._hash
+        # Not kept: torch.compile, where a rule may be made, cannot hash a tuple before 2.12.
+        return hash(self.text)
 
     def scaled(self, scale: float | torch.Tensor) -> Rule:
         """This rule with its scale multiplied by `scale`, a number or a 0-dim tensor.

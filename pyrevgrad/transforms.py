@@ -81,12 +81,11 @@ def transformed(x: Tensor, pair: Pair, scale: Tensor | None, value: Value = None
 
 
 def exporting() -> bool:
-    """Whether torch.export is at work."""
-    return torch.compiler.is_exporting()
+    """Whether torch.export is at work.
 
-
-# Asked while torch.compile traces: before 2.12 that takes PyTorch's function for True in any trace.
-exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    By the flag: `torch.compiler.is_exporting` is True in any trace of torch.compile before 2.12.
+    """
+    return torch.compiler._is_exporting_flag
 
 
 def refuse_modified(pair: Pair, scale: Tensor | None, tracer: str) -> None:

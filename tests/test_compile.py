@@ -288,6 +288,8 @@ def test_a_changing_python_scale_compiles_again_and_is_right():
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_a_compiled_reversal_is_a_view(dynamic):
+    if dynamic and torch.__version__.startswith("2.10."):
+        pytest.skip("torch 2.10 hands a Function's backward its sizes and tensors in another order")
     x, _ = inputs(8, 9)
     layer = pyrevgrad.nn.GradientReversal(0.5)
     compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend="aot_eager")
@@ -311,6 +313,18 @@ def test_a_rule_is_kept_where_every_trace_says_that_it_exports(monkeypatch):
     assert all(
         map(torch.equal, both(lambda x: pyrevgrad.relu(x, GUIDED), x, g), both(compiled, x, g))
     )
+
+
+def test_a_rule_is_made_inside_of_a_graph_without_hashing_a_tuple():
+    """Which Dynamo cannot do before torch 2.12."""
+    scale = torch.tensor(0.5)
+    made = reverse(scale)
+    assert "_hash" not in vars(made) and hash(made) == hash(made.text)
+    compiled = torch.compile(
+        lambda x: pyrevgrad.relu(x, GUIDED.scaled(scale)), fullgraph=True, backend="aot_eager"
+    )
+    x, g = inputs(8, 9)
+    assert torch.equal(both(compiled, x, g)[1], torch.where((x > 0) & (g > 0), g * 0.5, 0.0))
 
 
 def test_what_a_compiled_function_is_given_is_no_frozen_dataclass():
