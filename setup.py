@@ -18,7 +18,14 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import setuptools
+try:
+    import setuptools
+except ImportError:
+    # Python's own environments come without it from 3.12 on.
+    sys.exit(
+        "pyrevgrad is built by setuptools 77.0.3 or newer, and this Python has none: "
+        "pip install setuptools"
+    )
 
 if int(setuptools.__version__.split(".")[0]) < 77:
     sys.exit(

@@ -83,7 +83,11 @@ def install(folder, *arguments):
     print("pip install {}".format(" ".join(arguments)), flush=True)
     status = subprocess.call(command)
     if status:
-        sys.exit("pip could not install what pyrevgrad needs; its message is above")
+        sys.exit(
+            "pip could not install what pyrevgrad needs; its message is above. Without a network, "
+            "name by make PYTHON=... a Python that has it all, or, on a machine with a GPU, take "
+            "make gpu, which installs nothing"
+        )
 
 
 def main(folder):

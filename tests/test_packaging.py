@@ -382,6 +382,17 @@ def test_nodes_that_do_not_compile_leave_the_library_and_a_reason(checkout, obje
     )
 
 
+def test_missing_setuptools_gets_a_sentence(repository, tmp_path):
+    """As in the environments of Python 3.12 and later, whose setup sees no package at all."""
+    (tmp_path / "setuptools.py").write_text("raise ImportError\n")
+    command = [sys.executable, repository / "setup.py", "--version"]
+    variables = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "this Python has none: pip install setuptools" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_too_old_torch_is_named_in_the_report(checkout, tmp_path):
     folder = tmp_path / "torch"
     folder.mkdir()
