@@ -16,13 +16,35 @@ from torch.nn import functional as F
 
 from . import backends
 from .autograd import checked
-from .backends import Pairs
+from .backends import HALF_TYPES, Pairs
 from .binding import NODES
 from .functional import reverse_gradient
 from .pairs import Pair
 from .reference import eager
+from .rules import reverse
 
 Number = Callable[[], float | None] | None
+_REVERSAL = Pairs("identity", reverse(1.0), {})
+
+
+def _pair_for(x: Tensor) -> Pair:
+    return _REVERSAL.half if x.dtype in HALF_TYPES else _REVERSAL.full
+
+
+def _reversed_plainly(gx: Tensor, scale: Tensor) -> Tensor:
+    """``−λ · gx`` as a formula: for autograd, and for a compiler, which puts it into the kernel
+    that adds the gradients of the two heads."""
+    return eager.gradient_of_nothing(gx, _pair_for(gx), scale)
+
+
+def _by_formula() -> bool:
+    return torch.compiler.is_compiling() or torch.is_grad_enabled()
+
+
+def _behind_reversal(x: Tensor, scale: Tensor) -> Tensor:
+    """What W meets, where its gradient is differentiated in turn."""
+    recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return reverse_gradient(x, scale) if recorded else x
 
 
 class _FoldedLinear(Function):
@@ -30,21 +52,28 @@ class _FoldedLinear(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, number: Number
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        scale: Tensor,
+        number: Number,
+        backend: Any,
     ) -> Tensor:
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         # On the context and not saved: a schedule may change λ between forward and backward.
-        ctx.scale, ctx.number, ctx.shape = scale, number, x.shape
+        ctx.call = (scale, number, backend, x.shape)
         return F.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         x, weight = ctx.saved_tensors
+        scale, number, backend, shape = ctx.call
         asked = ctx.needs_input_grad
-        known = None if ctx.number is None else ctx.number()
+        known = None if number is None else number()
         factor = weight if asked[0] else None
-        gradients = _gradients(g, x, factor, ctx.scale, known, ctx.shape, asked[2])
-        return *gradients, None, None
+        gradients = _gradients(g, x, factor, scale, known, shape, asked[2], backend)
+        return *gradients, None, None, None
 
 
 def _gradients(
@@ -55,17 +84,15 @@ def _gradients(
     number: float | None,
     shape: Sequence[int],
     bias: bool,
+    backend: Any = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Those of x, W and b, where what makes them is there; differentiable where it is recorded."""
     rows = g.reshape(-1, g.shape[-1])
     gx = gw = None
     if weight is not None:
-        gx = _reversed_product(rows, weight, scale, number).view(shape)
+        gx = _reversed_product(rows, weight, scale, number, backend).view(shape)
     if x is not None:
-        if torch.is_grad_enabled():
-            # What W meets is x behind the reversal, and so is what leads on from W's gradient.
-            x = reverse_gradient(x, scale)
-        gw = rows.t() @ x.reshape(-1, x.shape[-1])
+        gw = rows.t() @ _behind_reversal(x, scale).reshape(-1, x.shape[-1])
     return gx, gw, rows.sum(0) if bias else None
 
 
@@ -73,16 +100,18 @@ if NODES is not None:
     NODES.configure_folding(_gradients)
 
 
-def _reversed_product(g: Tensor, weight: Tensor, scale: Tensor, number: float | None) -> Tensor:
+def _reversed_product(
+    g: Tensor, weight: Tensor, scale: Tensor, number: float | None, backend: Any
+) -> Tensor:
     """``−λ · g·W`` in one product; a λ that only a tensor knows scales the smaller factor first."""
-    if number is None:
-        if weight.numel() <= g.numel():
-            weight = weight * scale
-        else:
-            g = g * scale
-        number = 1.0
-    # beta 0: the first argument is not read, only its dtype and device count.
-    return torch.addmm(g.new_empty(1), g, weight, beta=0, alpha=-number)
+    if _by_formula():
+        return _reversed_plainly(g @ weight, scale)
+    if number is not None:
+        # beta 0: the first argument is not read, only its dtype and device count.
+        return torch.addmm(g.new_empty(1), g, weight, beta=0, alpha=-number)
+    if weight.numel() <= g.numel():
+        return g @ backend.backward(weight, None, _pair_for(weight), scale)
+    return backend.backward(g, None, _pair_for(g), scale) @ weight
 
 
 def folded_linear(
@@ -100,8 +129,9 @@ def folded_linear(
     if torch.is_autocast_enabled(x.device.type):
         x, weight, bias = _cast(x, weight, bias)
         with torch.autocast(x.device.type, enabled=False):
-            return _FoldedLinear.apply(x, weight, bias, scale, number)
-    return _FoldedLinear.apply(x, weight, bias, scale, number)
+            return folded_linear(x, weight, bias, scale, number)
+    backend = backends.choose(x, checked(x, _REVERSAL, scale))
+    return _FoldedLinear.apply(x, weight, bias, scale, number, backend)
 
 
 def _cast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -120,52 +150,47 @@ class _FoldedConvolution(Function):
         weight: Tensor,
         bias: Tensor | None,
         scale: Tensor,
-        pair: Pair,
         backend: Any,
         geometry: Any,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.call = (scale, pair, backend, geometry)
+        ctx.call = (scale, backend, geometry)
         return F.conv2d(x, weight, bias, *geometry)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        scale, pair, backend, geometry = ctx.call
+        scale, backend, geometry = ctx.call
         asked = list(ctx.needs_input_grad[:3])
-        if torch.is_grad_enabled():
-            found = _differentiable(g, x, weight, scale, pair, geometry, asked)
+        if _by_formula():
+            gx, *rest = _convolved_back(g, _behind_reversal(x, scale), weight, geometry, asked)
+            found = (gx if gx is None else _reversed_plainly(gx, scale), *rest)
         elif not asked[0]:
-            found = _backward(g, x, weight, geometry, asked)
+            found = _convolved_back(g, x, weight, geometry, asked)
         elif weight.numel() <= g.numel():
             # W's own gradient does not read W.
-            reversed_weight = backend.backward(weight, None, pair, scale)
-            found = _backward(g, x, reversed_weight, geometry, asked)
+            factor = backend.backward(weight, None, _pair_for(weight), scale)
+            found = _convolved_back(g, x, factor, geometry, asked)
         else:
-            reversed_g = backend.backward(g, None, pair, scale)
-            (gx, _, _) = _backward(reversed_g, x, weight, geometry, [True, False, False])
-            found = (gx, *_backward(g, x, weight, geometry, [False, *asked[1:]])[1:])
-        return *found, None, None, None, None
+            reversed_g = backend.backward(g, None, _pair_for(g), scale)
+            gx, _, _ = _convolved_back(reversed_g, x, weight, geometry, [True, False, False])
+            found = (gx, *_convolved_back(g, x, weight, geometry, [False, *asked[1:]])[1:])
+        return *found, None, None, None
 
 
-def _differentiable(
-    g: Tensor, x: Tensor, weight: Tensor, scale: Tensor, pair: Pair, geometry: Any, asked: Any
-) -> Any:
-    """As two layers make them: W meets x behind the reversal, and the plain gradient is scaled."""
-    gx, *rest = _backward(g, reverse_gradient(x, scale), weight, geometry, asked)
-    return gx if gx is None else eager.gradient_of_nothing(gx, pair, scale), *rest
-
-
-def _backward(g: Tensor, x: Tensor, weight: Tensor, geometry: Any, asked: list[bool]) -> Any:
+def _convolved_back(
+    g: Tensor, x: Tensor, weight: Tensor, geometry: Any, asked: list[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The plain gradients of x, W and b that are asked for."""
     stride, padding, dilation, groups = geometry
-    shape = [weight.shape[0]] if asked[2] else None
-    return torch.ops.aten.convolution_backward(
-        g, x, weight, shape, stride, padding, dilation, False, (0, 0), groups, asked
+    sizes = [weight.shape[0]] if asked[2] else None
+    return torch.ops.aten.convolution_backward.default(
+        g, x, weight, sizes, stride, padding, dilation, False, (0, 0), groups, asked
     )
 
 
 def folded_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, pairs: Pairs, geometry: Any
+    x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, geometry: Any
 ) -> Tensor:
     """``F.conv2d`` of a batch with a reversed gradient in x.
 
@@ -173,15 +198,12 @@ def folded_convolution(
     ----------
     scale : Tensor
         λ, 0-dim, read when backward runs.
-    pairs : Pairs
-        Of the identity under ``reverse(1)``.
     geometry : tuple
         stride, padding, dilation (two numbers each) and groups.
     """
     if torch.is_autocast_enabled(x.device.type):
         x, weight, bias = _cast(x, weight, bias)
         with torch.autocast(x.device.type, enabled=False):
-            return folded_convolution(x, weight, bias, scale, pairs, geometry)
-    pair = checked(x, pairs, scale)
-    backend = backends.choose(x, pair)
-    return _FoldedConvolution.apply(x, weight, bias, scale, pair, backend, geometry)
+            return folded_convolution(x, weight, bias, scale, geometry)
+    backend = backends.choose(x, checked(x, _REVERSAL, scale))
+    return _FoldedConvolution.apply(x, weight, bias, scale, backend, geometry)

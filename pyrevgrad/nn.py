@@ -135,8 +135,10 @@ class ReversedLinear(FoldedReversal):
     As ``nn.Sequential(GradientReversal(scale), nn.Linear(...), Activation(...))``, with −λ folded
     into the product that makes the gradient of x: ``gx = −λ · g·W``. No kernel runs for the
     reversal, in either direction, and nothing is kept for it, where λ is a number or a schedule. A
-    λ set as a tensor (or by a compiled or captured graph, where a number would be frozen) takes one
-    kernel, on the smaller of g and W. The gradients of W and b are the plain ones.
+    λ that only a device knows (or a captured graph, where a number would be frozen) takes one
+    kernel, on the smaller of g and W. Under torch.compile it is a product that the compiler puts
+    into the kernel that adds up the features' gradient. The gradients of W and b are the plain
+    ones.
 
     Parameters
     ----------
@@ -215,7 +217,6 @@ class ReversedLinear(FoldedReversal):
         if not (x.requires_grad and torch.is_grad_enabled()):
             return nn.functional.linear(x, self.weight, self.bias)
         assert self.scale is not None
-        autograd.checked(x, self._pairs, self.scale)
         compiling = torch.compiler.is_compiling()
         number = None if compiling else functools.partial(self._number, self.scale)
         return folded_linear(self._seen(x), self.weight, self.bias, self.scale, number)
@@ -261,8 +262,8 @@ class ReversedConv2d(FoldedReversal):
     As ``nn.Sequential(GradientReversal(scale), nn.Conv2d(...), Activation(...))``, for the domain
     head of a dense prediction, with −λ folded into the backward convolution:
     ``gx = convᵀ(g, −λ·W)``. The reversal is one kernel over W, or over g where that is smaller,
-    instead of one over the feature maps; nothing is kept for it. The gradients of W and b are the
-    plain ones.
+    instead of one over the feature maps; nothing is kept for it. Under torch.compile as
+    `ReversedLinear`. The gradients of W and b are the plain ones.
 
     Parameters
     ----------
@@ -344,11 +345,10 @@ class ReversedConv2d(FoldedReversal):
         if not (x.requires_grad and torch.is_grad_enabled()):
             return self._convolved(x)
         assert self.scale is not None
-        autograd.checked(x, self._pairs, self.scale)
         x, padding = self._padded(self._seen(x))
         geometry = (self.stride, padding, self.dilation, self.groups)
         batch = x if x.dim() == 4 else x.unsqueeze(0)
-        y = folded_convolution(batch, self.weight, self.bias, self.scale, self._pairs, geometry)
+        y = folded_convolution(batch, self.weight, self.bias, self.scale, geometry)
         return y if x.dim() == 4 else y.squeeze(0)
 
     def _convolved(self, x: Tensor) -> Tensor:

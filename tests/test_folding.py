@@ -8,7 +8,7 @@ from torch import nn
 import pyrevgrad
 from pyrevgrad import autograd
 from pyrevgrad.binding import NODES, WHY
-from pyrevgrad.nn import GradientReversal, ReversedLinear
+from pyrevgrad.nn import GradientReversal, ReversedConv2d, ReversedLinear
 
 pytestmark = pytest.mark.usefixtures("nodes")
 needs_nodes = pytest.mark.skipif(NODES is None, reason=f"no C++ nodes: {WHY}")
@@ -132,6 +132,46 @@ def test_a_graph_that_was_freed_is_pytorchs_error():
     y.backward()
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         y.backward()
+
+
+@pytest.mark.parametrize("rows", [2, 100])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_scale_that_only_a_tensor_knows_is_as_exact_as_two_layers(dtype, rows, monkeypatch):
+    monkeypatch.setattr(autograd, "NODES", None)
+    monkeypatch.setattr(ReversedLinear, "_number", lambda self, scale: None)
+    folded, plain = (layer.to(dtype) for layer in pair(0.3))
+    x, g = torch.randn(rows, 3, dtype=dtype), torch.randn(rows, 4, dtype=dtype)
+    _, (ours, *_) = gradients(folded, x, g, folded.parameters())
+    _, (theirs, *_) = gradients(composed(plain, 0.3), x, g, plain.parameters())
+    exact = -0.3 * g.double() @ folded.weight.double()
+    limit = (theirs.double() - exact).abs().max()
+    assert (ours.double() - exact).abs().max() <= 2 * limit + 1e-12
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("layer", [ReversedLinear(3, 4), ReversedConv2d(3, 4, 1)], ids=repr)
+def test_a_compiler_is_shown_the_plain_products_and_one_multiplication(layer):
+    """By the larger graph's operations: what it fuses is its own affair."""
+    from torch._dynamo.backends.common import aot_autograd
+
+    torch._dynamo.reset()
+    kind = nn.Linear if isinstance(layer, ReversedLinear) else nn.Conv2d
+    plain = nn.Linear(3, 4) if kind is nn.Linear else nn.Conv2d(3, 4, 1)
+    seen = []
+
+    def backward_graph(graph, inputs):
+        called = [node for node in graph.graph.nodes if node.op == "call_function"]
+        seen.append([str(node.target) for node in called])
+        return graph
+
+    backend = aot_autograd(fw_compiler=lambda graph, inputs: graph, bw_compiler=backward_graph)
+    for made in (layer, plain):
+        x = torch.randn((6, 3) if kind is nn.Linear else (2, 3, 5, 5), requires_grad=True)
+        torch.compile(made, backend=backend, fullgraph=True)(x).sum().backward()
+    products = ("aten.mm", "aten.addmm", "aten.convolution", "aten.sum", "pyrevgrad")
+    ours, theirs = (sorted(name for name in one if name.startswith(products)) for one in seen)
+    assert ours == theirs
+    assert 1 <= sum(name.startswith("aten.mul") for name in seen[0]) <= 3
 
 
 def test_gradients_that_nobody_asks_for_are_not_made(nodes):

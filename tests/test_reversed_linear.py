@@ -144,7 +144,7 @@ def test_a_tensor_on_a_device_costs_one_operation_on_the_smaller_operand(
     class Sizes(Operations):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             made = super().__torch_dispatch__(function, types, args, kwargs)
-            if "mul.Tensor" in str(function):
+            if "pyrevgrad.backward" in str(function):
                 sizes.append(made.numel())
             return made
 
