@@ -182,7 +182,8 @@ def _convolved_back(
     g: Tensor, x: Tensor, weight: Tensor, geometry: Any, asked: list[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The plain gradients of x, W and b that are asked for."""
-    stride, padding, dilation, groups = geometry
+    *pairs, groups = geometry
+    stride, padding, dilation = ((n, n) if isinstance(n, int) else n for n in pairs)
     sizes = [weight.shape[0]] if asked[2] else None
     return torch.ops.aten.convolution_backward.default(
         g, x, weight, sizes, stride, padding, dilation, False, (0, 0), groups, asked
@@ -199,7 +200,7 @@ def folded_convolution(
     scale : Tensor
         λ, 0-dim, read when backward runs.
     geometry : tuple
-        stride, padding, dilation (two numbers each) and groups.
+        stride, padding, dilation (a number or two each) and groups.
     """
     if torch.is_autocast_enabled(x.device.type):
         x, weight, bias = _cast(x, weight, bias)

@@ -298,6 +298,7 @@ class ReversedConv2d(FoldedReversal):
     """
 
     in_channels: int
+    padding: str | tuple[int, int]
     padding_mode: str
     _reversed_padding_repeated_twice: list[int]
 
@@ -354,11 +355,13 @@ class ReversedConv2d(FoldedReversal):
     def _convolved(self, x: Tensor) -> Tensor:
         return nn.Conv2d._conv_forward(self, x, self.weight, self.bias)  # type: ignore[arg-type]
 
-    def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def _padded(self, x: Tensor) -> tuple[Tensor, Any]:
         """`x` with the margin that a convolution cannot add by itself, and what it adds."""
         left, right, top, bottom = margin = self._reversed_padding_repeated_twice
         if self.padding_mode != "zeros":
             return nn.functional.pad(x, margin, mode=self.padding_mode), (0, 0)
+        if not isinstance(self.padding, str):
+            return x, self.padding
         if left == right and top == bottom:
             return x, (top, left)
         return nn.functional.pad(x, margin), (0, 0)

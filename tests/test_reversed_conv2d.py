@@ -98,6 +98,14 @@ def test_layouts_of_inputs_and_gradients_are_read_right(how):
     assert ours[1].stride() == theirs[1].stride()
 
 
+def test_a_geometry_that_is_changed_later_is_the_one_that_counts():
+    folded, plain = pair(kernel_size=3)
+    for layer in (folded, plain[1]):
+        layer.stride, layer.padding, layer.dilation = (2, 1), (1, 2), 2
+    for mine, other in zip(*both(folded, plain, torch.randn(2, 4, 7, 8).double()), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
 def test_an_activation_may_follow():
     folded, plain = pair(activation="relu", rule=GUIDED, kernel_size=1)
     for mine, other in zip(*both(folded, plain, torch.randn(2, 4, 5, 5).double()), strict=True):
