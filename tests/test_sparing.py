@@ -260,3 +260,84 @@ def test_hooks_that_are_switched_off_are_not_asked_for():
 
     model, x = Without(), torch.randn(2, 4)
     assert torch.equal(GuidedBackprop(model).attribute(x, 0), by_the_swap_alone(model, x))
+
+
+def pooled(x, *window, **named):
+    """PyTorch's own pool, then ours, each with the gradient of a fixed weighting."""
+    found = []
+    for function in (F.max_pool2d, lambda *a, **k: sparing.call(F.max_pool2d, a, k)):
+        at = x.clone().requires_grad_()
+        y = function(at * 1, *window, **named)
+        g = torch.cos(torch.arange(y.numel())).view(y.shape).to(x)
+        found.append((y, *torch.autograd.grad(y, at, g)))
+    assert "_MaxPool" in found[1][0].grad_fn.name()
+    return found
+
+
+WINDOWS = [
+    (2,), (2, 2), (3, 2, 1), ((3, 2), (2, 3), (1, 0)), (3, 1, 1, 2), (3, 2, 1, 1, True), (2, [])
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+def test_pools_have_the_values_and_places_of_pytorch_at_ties_zeros_and_infinities(window, dtype):
+    own = torch.Generator().manual_seed(0)
+    x = torch.randint(-2, 3, (4, 8, 9, 11), generator=own).to(dtype)
+    drawn = torch.rand(x.shape, generator=own)
+    odd = {0.05: -0.0, 0.1: torch.inf, 0.15: torch.nan, 0.4: -torch.inf}
+    for bound, value in odd.items():
+        x[(drawn < bound) & (drawn > bound - 0.05)] = value
+    x[0, :3] = -torch.inf
+    (y, gx), (ours, our_gx) = pooled(x, *window)
+    bits = torch.int32 if dtype == torch.float32 else torch.int64
+    assert torch.equal(ours.view(bits), y.view(bits)) and ours.stride() == y.stride()
+    assert torch.equal(our_gx, gx)
+
+
+def test_pools_are_cut_into_pieces(monkeypatch):
+    monkeypatch.setattr(sparing, "PIECE_BYTES", 1 << 13)
+    torch.manual_seed(0)
+    for (y, gx), (ours, our_gx) in (
+        pooled(torch.randn(3, 16, 8, 10), 3, 2, padding=1),
+        pooled(torch.randn(6, 32, 40, 40), 2, ceil_mode=True, return_indices=False),
+    ):
+        assert torch.equal(ours, y) and torch.equal(our_gx, gx)
+
+
+def test_a_pool_keeps_four_bytes_for_each_output():
+    x = torch.randn(2, 16, 8, 8, requires_grad=True)
+    y = sparing.call(F.max_pool2d, (x * 1, 2), {})
+    (places,) = y.grad_fn.saved_tensors
+    assert places.shape == y.shape and places.dtype == torch.int32
+
+
+def test_a_pool_that_does_not_fit_is_refused_in_the_words_of_pytorch():
+    x = torch.randn(2, 8, 4, 4, requires_grad=True)
+    for call in (F.max_pool2d, lambda *args: sparing.call(F.max_pool2d, args, {})):
+        with pytest.raises(RuntimeError, match=r"input size: \(8x4x4\).*too small"):
+            call(x * 1, 9)
+
+
+def test_pools_that_ours_does_not_serve_stay_those_of_pytorch():
+    given = {
+        "five channels": torch.randn(1, 5, 4, 4),
+        "one image": torch.randn(16, 4, 4),
+        "channels last": torch.randn(1, 16, 4, 4).to(memory_format=torch.channels_last),
+        "half": torch.randn(1, 16, 4, 4).half(),
+    }
+    for name, x in given.items():
+        y = sparing.call(F.max_pool2d, (x.requires_grad_() * 1, 2), {})
+        assert "MaxPool2DWithIndices" in y.grad_fn.name(), name
+    x = torch.randn(1, 16, 4, 4, requires_grad=True) * 1
+    assert len(sparing.call(F.max_pool2d_with_indices, (x, 2), {})) == 2
+
+
+def test_the_gradient_of_a_pool_can_be_differentiated_again():
+    x = torch.randn(1, 16, 4, 4, dtype=torch.float64, requires_grad=True)
+    g = torch.randn(1, 16, 2, 2, dtype=torch.float64, requires_grad=True)
+    twice = []
+    for pool in (F.max_pool2d, lambda *args: sparing.call(F.max_pool2d, args, {})):
+        (gx,) = torch.autograd.grad(pool(x * 1, 2), x, g, create_graph=True)
+        twice.append(torch.autograd.grad(gx.pow(3).sum(), g)[0])
+    assert torch.equal(*twice)

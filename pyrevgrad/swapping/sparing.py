@@ -17,6 +17,9 @@ from torch.autograd.function import Function
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _BATCH_NORM = F.batch_norm
+_MAX_POOL = torch._C._nn.max_pool2d_with_indices
+_MAX_POOL_BACKWARD = torch.ops.aten.max_pool2d_with_indices_backward
+_WINDOW = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 #: Linear in the input, or, as a maximum whose places are kept, with a gradient that needs no value.
 SPARED = {
     _BATCH_NORM,
@@ -37,6 +40,11 @@ _without_gradient = torch._C._functions.DelayedError(NOT_KEPT.encode(), 1)
 
 #: Smaller inputs are kept: to pass them by takes longer than they are worth.
 LEAST_BYTES = 1 << 17
+
+
+#: Channels that a pool lays side by side, of which a vector register is a part, and the bytes of a
+#: piece: it and its maxima stay in a second-level cache.
+CHANNELS, PIECE_BYTES = 16, 1 << 20
 
 
 class _Shape(NamedTuple):
@@ -68,9 +76,50 @@ class _BatchNorm(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         var, weight = ctx.saved_tensors
-        factor = torch.rsqrt(var + ctx.eps)
-        factor = factor if weight is None else weight * factor
-        return g * factor.view(-1, *[1] * (g.dim() - 2)), None, None, None, None, None
+        # The forward about a mean of zero is that product, in one operation.
+        zero = torch.zeros_like(var)
+        gx = torch.batch_norm(g, weight, None, zero, var, False, 0.0, ctx.eps, True)
+        return gx, None, None, None, None, None
+
+
+class _MaxPool(Function):
+    """Maxima over windows of planes, by PyTorch's kernel for channels that lie side by side.
+
+    That kernel takes a tenth of the time of the one for planes, and finds the same places. A few
+    channels at a time are laid out for it, which then are in the cache. The places are kept as
+    four bytes instead of eight.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, window: tuple[Any, ...]) -> Tensor:
+        n, c, height, width = x.shape
+        groups = x.view(n * c // CHANNELS, CHANNELS, height, width)
+        y = places = x.new_empty(0)
+        step = max(1, PIECE_BYTES // (CHANNELS * height * width * x.itemsize))
+        for start in range(0, len(groups), step):
+            piece = groups[start : start + step].contiguous(memory_format=torch.channels_last)
+            try:
+                values, found = _MAX_POOL(piece, *window)
+            except RuntimeError:
+                # A window that does not fit: PyTorch's sentence names the sizes of x.
+                _MAX_POOL(x, *window)
+                raise
+            if not start:
+                y = x.new_empty((len(groups), *values.shape[1:]))
+                places = torch.empty_like(y, dtype=torch.int32)
+            y[start : start + step] = values
+            places[start : start + step] = found
+        shape = (n, c, *y.shape[2:])
+        ctx.save_for_backward(places.view(shape))
+        ctx.size, ctx.window = x.size(), window
+        return y.view(shape)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        (places,) = ctx.saved_tensors
+        # Of x, its sizes alone are read.
+        x = g.new_empty(()).expand(ctx.size)
+        return _MAX_POOL_BACKWARD(g, x, *ctx.window, places.long()), None
 
 
 def call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -91,6 +140,9 @@ def call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return function(*args, **kwargs)
     if function is _BATCH_NORM:
         return _normalised(x, guarded, named)
+    window = _window(x, guarded, named) if function is F.max_pool2d else None
+    if window is not None:
+        return _MaxPool.apply(x, window)
     place = x.untyped_storage().data_ptr()
     # PyTorch sees no change in place of what a hook kept, so it is looked for here.
     others = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, Tensor)]
@@ -125,6 +177,24 @@ def _normalised(x: Tensor, statistics: list[Any], named: dict[str, Any]) -> Tens
         return _BATCH_NORM(x, *statistics, **named)
     rest = named["momentum"], named["eps"]
     return _BatchNorm.apply(x, mean, var, named["weight"], named["bias"], rest)
+
+
+def _window(x: Tensor, given: list[Any], named: dict[str, Any]) -> tuple[Any, ...] | None:
+    """What `_MaxPool` takes of the arguments of a pool; None where PyTorch's own serves."""
+    found = {**dict(zip(_WINDOW, given, strict=False)), **named}
+    planes = x.dim() == 4 and x.is_cpu and x.itemsize >= 4 and x.is_contiguous()
+    if not planes or x.is_contiguous(memory_format=torch.channels_last):
+        return None
+    if x.shape[0] * x.shape[1] % CHANNELS or x.shape[2] * x.shape[3] >= 1 << 31:
+        return None
+    size = found.get("kernel_size")
+    if found.pop("return_indices", False) or size is None or not found.keys() <= set(_WINDOW):
+        return None
+    stride = found.get("stride")
+    return (
+        *(size, size if stride is None or stride == [] else stride, found.get("padding", 0)),
+        *(found.get("dilation", 1), found.get("ceil_mode", False)),
+    )
 
 
 def _guarded(values: Iterable[Any]) -> list[Any] | None:
