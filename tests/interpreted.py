@@ -12,25 +12,27 @@ import torch
 from custom_triton import CUSTOM_RULES
 from expected import example, ruled
 from grids import (
-    COMPOSED,
     DTYPES,
-    FORMULAS,
     INTERPRETED,
-    SELECTS,
-    SPECS,
     array,
     assert_gradient,
     assert_value,
     cut,
-    expected_gradient,
     grid,
-    numbers_of,
     one_thread,  # noqa: F401
     places,
     reproducible,
-    rule_and_spec,
     run,
     same_bits,
+)
+from oracle import (
+    COMPOSED,
+    FORMULAS,
+    SELECTS,
+    SPECS,
+    expected_gradient,
+    numbers_of,
+    rule_and_spec,
 )
 from test_kernels import PARAMETERS, RULE_NAMES, check
 from test_layouts import LAYOUTS, PAIRS, SHAPE, SHARED, assert_layout, numbers

@@ -1,6 +1,6 @@
 """What the tests of both CUDA backends share: a pair run on a device, the oracle, a capture.
 
-Imports grids.py and torch.
+Imports grids.py, oracle.py and torch.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from grids import (
     DTYPES,
-    SELECTS,
     array,
     assert_gradient,
     assert_value,
-    expected_gradient,
     grid,
-    rule_and_spec,
     run,
+)
+from oracle import (
+    SELECTS,
+    expected_gradient,
+    rule_and_spec,
 )
 from torch import Tensor
 

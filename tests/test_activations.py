@@ -1,6 +1,6 @@
 """The activation table: what its rows state, and that both backends and PyTorch agree with it.
 
-It may import the package, PyTorch and the oracle in grids.py.
+It may import the package, PyTorch and the oracle in oracle.py.
 """
 
 import math
@@ -10,12 +10,14 @@ import pytest
 import torch
 from grids import (
     BACKENDS,
-    DEFAULTS,
     DTYPES,
-    FORMULAS,
     FULL,
     needs_native,
     one_thread,  # noqa: F401
+)
+from oracle import (
+    DEFAULTS,
+    FORMULAS,
 )
 
 import pyrevgrad

@@ -52,7 +52,7 @@ def add_the_activation(project):
     insert(triton, "FORMULAS: dict[str, Formula] = {", "\n}", f"\n{fused_line}")
     eager = project / "pyrevgrad/reference/eager.py"
     insert(eager, "FORMULAS: dict[str, Formula] = {", "\n}", f"\n{reference}")
-    insert(project / "tests/grids.py", "\nFORMULAS = {", "\n}", f"\n{oracle}")
+    insert(project / "tests/oracle.py", "\nFORMULAS = {", "\n}", f"\n{oracle}")
     insert(project / "tests/expected.py", "\n_FUNCTIONS = {", "\n}", f"\n{value}")
 
 

@@ -1,7 +1,7 @@
 """Half types' formulas as a GPU's approximate instructions give them, on all 65536 numbers.
 
 Compiles tests/brief_on_host.cpp with csrc/cuda/brief.h, the instructions modelled with the errors
-of PTX's documentation. It may import grids.py.
+of PTX's documentation. It may import grids.py and oracle.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from grids import FORMULAS, SELECTS, numbers_of
+from oracle import (
+    FORMULAS,
+    SELECTS,
+    numbers_of,
+)
 
 #: Explicit mantissa bits, the exponent of the least normal number, the largest number.
 FORMATS = {torch.bfloat16: (7, -126, 3.38e38), torch.float16: (10, -14, 65504.0)}

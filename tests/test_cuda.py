@@ -1,7 +1,7 @@
 """The CUDA kernels on a device: the whole matrix, streams, graphs, devices, sizes beyond 2^31.
 
 Skipped where no CUDA device is served. PYREVGRAD_TEST_DEVICE=cpu runs what needs no device on the
-CPU kernels instead, which tries the tests themselves. May import the package and grids.py.
+CPU kernels instead, which tries the tests themselves. It may import the package, grids and oracle.
 """
 
 from __future__ import annotations
@@ -11,22 +11,24 @@ import os
 import pytest
 import torch
 from grids import (
-    COMPOSED,
     DTYPES,
-    FORMULAS,
     FULL,
-    SELECTS,
-    SPECS,
     TOLERANCES,
     array,
-    expected_value,
     grid,
     reproducible,
-    rule_and_spec,
     run,
     same_bits,
 )
 from on_device import assert_agrees_with_the_oracle, captured, run_on
+from oracle import (
+    COMPOSED,
+    FORMULAS,
+    SELECTS,
+    SPECS,
+    expected_value,
+    rule_and_spec,
+)
 
 import pyrevgrad
 from pyrevgrad import GUIDED, BackendError, backend, backends, reverse, rules

@@ -1,7 +1,7 @@
 """The code of the CUDA kernels run on the host: simulated launches under AddressSanitizer.
 
 Compiles tests/cuda_on_host.cpp with the bodies of csrc/cuda, and holds them against the CPU kernels
-of the objects in build/objects. It may import the package and grids.py.
+of the objects in build/objects. It may import the package, grids.py, oracle.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from grids import DTYPES, FORMULAS, WHOLE, grid, rule_and_spec
+from grids import (
+    DTYPES,
+    WHOLE,
+    grid,
+)
+from oracle import (
+    FORMULAS,
+    rule_and_spec,
+)
 from test_kernels import PARAMETERS, RULE_NAMES
 
 from pyrevgrad import backends

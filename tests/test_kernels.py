@@ -1,6 +1,6 @@
 """Every activation under every rule, by both backends, against the float64 oracle and each other.
 
-It may import the package and the oracle in grids.py.
+It may import the package and the oracle in oracle.py.
 """
 
 import os
@@ -12,30 +12,32 @@ import pytest
 import torch
 from grids import (
     BACKENDS,
-    COMPOSED,
     DTYPES,
-    FORMULAS,
     FULL,
-    INF,
-    NAN,
-    SELECTS,
     SHAPES,
-    SPECS,
     TOLERANCES,
     array,
     assert_gradient,
     assert_value,
     cut,
-    expected_gradient,
-    expected_value,
     grid,
     needs_native,
     one_thread,  # noqa: F401
     places,
     reproducible,
-    rule_and_spec,
     run,
     same_bits,
+)
+from oracle import (
+    COMPOSED,
+    FORMULAS,
+    INF,
+    NAN,
+    SELECTS,
+    SPECS,
+    expected_gradient,
+    expected_value,
+    rule_and_spec,
 )
 
 import pyrevgrad
@@ -307,7 +309,15 @@ def test_threads_do_not_change_a_bit(name, rule_name):
 RUN_EVERY_PAIR = """
 import sys
 import torch
-from grids import DTYPES, FORMULAS, grid, rule_and_spec, run
+from grids import (
+    DTYPES,
+    grid,
+    run,
+)
+from oracle import (
+    FORMULAS,
+    rule_and_spec,
+)
 from test_kernels import RULE_NAMES
 torch.set_num_threads(1)
 made = {}

@@ -14,7 +14,6 @@ import torch
 from grids import (
     BACKENDS,
     DTYPES,
-    FORMULAS,
     grid,
     needs_native,
     one_thread,  # noqa: F401
@@ -23,6 +22,9 @@ from grids import (
     same_bits,
 )
 from hypothesis import strategies
+from oracle import (
+    FORMULAS,
+)
 
 import pyrevgrad
 from pyrevgrad import DECONVNET, EXACT, GUIDED, STRAIGHT_THROUGH, backend, rectgrad, reverse, rules
@@ -301,7 +303,19 @@ def test_odd_shapes_and_strides_in_place(tensors, pair):
 
 POISONED = """
 import torch
-from grids import DTYPES, FORMULAS, SELECTS, SPECS, cut, reproducible, rule_and_spec, run, same_bits
+from grids import (
+    DTYPES,
+    cut,
+    reproducible,
+    run,
+    same_bits,
+)
+from oracle import (
+    FORMULAS,
+    SELECTS,
+    SPECS,
+    rule_and_spec,
+)
 from pyrevgrad import backend
 
 assert (torch.empty(1000, dtype=torch.uint8) == 0xAA).sum() > 900, "memory is not poisoned"

@@ -1,6 +1,6 @@
 """What a pair keeps for backward, by saved-tensor hooks and by the process's peak memory.
 
-It may import the package and the oracle's reading of the design in grids.py.
+It may import the package and the oracle's reading of the design in oracle.py.
 """
 
 import subprocess
@@ -11,15 +11,17 @@ import pytest
 import torch
 from grids import (
     BACKENDS,
-    COMPOSED,
     DTYPES,
-    FORMULAS,
-    SPECS,
     array,
-    expected_keeps,
     grid,
     needs_native,
     one_thread,  # noqa: F401
+)
+from oracle import (
+    COMPOSED,
+    FORMULAS,
+    SPECS,
+    expected_keeps,
     rule_and_spec,
 )
 

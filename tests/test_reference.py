@@ -1,18 +1,20 @@
 """The reference backend: its own derivatives, the NumPy gates that check it, and where it serves.
 
-It may import the package, the gates and the oracle in grids.py.
+It may import the package, the gates and the oracle in oracle.py.
 """
 
 import numpy as np
 import pytest
 import torch
 from grids import (
-    DEFAULTS,
-    FORMULAS,
-    FROM_OUTPUT,
     array,
     one_thread,  # noqa: F401
     run,
+)
+from oracle import (
+    DEFAULTS,
+    FORMULAS,
+    FROM_OUTPUT,
 )
 
 import pyrevgrad

@@ -1,6 +1,6 @@
 """Rules as values, their text, their errors, and plan() against the design's own words.
 
-It may import the package and the oracle's reading of the design in grids.py.
+It may import the package and the oracle's reading of the design in oracle.py.
 """
 
 import copy
@@ -11,7 +11,16 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from grids import COMPOSED, DTYPES, FORMULAS, SPECS, expected_keeps, rule_and_spec
+from grids import (
+    DTYPES,
+)
+from oracle import (
+    COMPOSED,
+    FORMULAS,
+    SPECS,
+    expected_keeps,
+    rule_and_spec,
+)
 
 import pyrevgrad
 from pyrevgrad import (

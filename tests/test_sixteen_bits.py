@@ -11,7 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from grids import needs_native, run, same_bits
+from grids import (
+    needs_native,
+    run,
+    same_bits,
+)
 
 from pyrevgrad import DECONVNET, EXACT, GUIDED, STRAIGHT_THROUGH, backend, rules
 

@@ -12,7 +12,14 @@ import sys
 import pytest
 import torch
 from expected import example
-from grids import COMPOSED, DTYPES, INTERPRETED, rule_and_spec
+from grids import (
+    DTYPES,
+    INTERPRETED,
+)
+from oracle import (
+    COMPOSED,
+    rule_and_spec,
+)
 
 from pyrevgrad import backends, rules
 from pyrevgrad.activations import ACTIVATIONS

@@ -1,6 +1,6 @@
 """Triton's backend on a CUDA device: the matrix, layouts, graphs, streams, sizes, compilers.
 
-Skipped without one. It may import the package and the oracle in grids.py.
+Skipped without one. It may import the package and the oracle in oracle.py.
 """
 
 import importlib.util
@@ -9,20 +9,22 @@ import pytest
 import torch
 from expected import example
 from grids import (
-    COMPOSED,
     DTYPES,
-    FORMULAS,
     INTERPRETED,
-    SELECTS,
-    SPECS,
     grid,
     one_thread,  # noqa: F401
     reproducible,
-    rule_and_spec,
     run,
     same_bits,
 )
 from on_device import assert_agrees_with_the_oracle, captured, run_on
+from oracle import (
+    COMPOSED,
+    FORMULAS,
+    SELECTS,
+    SPECS,
+    rule_and_spec,
+)
 from test_layouts import LAYOUTS, PAIRS, SHAPE, SHARED, numbers
 
 import pyrevgrad
