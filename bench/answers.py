@@ -1,15 +1,18 @@
 """What other processes of the suite answer: one JSON text on their standard output.
 
-Imports machine. A process of its own where memory, an allocator or an environment is measured.
+Imports machine. A process of its own where memory, an allocator or an environment is measured; and
+the command of a section that measures in such processes.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from . import machine
@@ -54,3 +57,24 @@ def peak_of(name: str, words: Iterable[str]) -> int | None:
     except FailedError as error:
         print(f"no peak of {name}: {error}", file=sys.stderr)
         return None
+
+
+def parser(name: str, description: str, quick: str) -> argparse.ArgumentParser:
+    """The options of a section's command; `quick` says what its short form has less of."""
+    made = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=description)
+    made.add_argument("--quick", action="store_true", help=quick)
+    made.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    return made
+
+
+def show(
+    options: argparse.Namespace,
+    measure: Callable[[bool], list[dict[str, Any]]],
+    section: Callable[[list[dict[str, Any]]], str],
+) -> int:
+    """Measure, write the rows where asked to, and print the section."""
+    rows = measure(options.quick)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    print(section(rows))
+    return 0

@@ -10,7 +10,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -280,21 +279,13 @@ def summary(rows: list[Row]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; or the rows of this process, for `measure`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.host", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer cases and rounds")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    parser = answers.parser("host", __doc__.split("\n")[0], "fewer cases and rounds")
     parser.add_argument("--own", choices=RECORDERS, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.own:
         print(json.dumps(own_rows(options.own, options.quick)))
         return 0
-    rows = measure(options.quick)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    print(section(rows))
-    return 0
+    return answers.show(options, measure, section)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ def _machine_section(run: dict[str, Any]) -> str:
         f"* Python {machine['python']}, torch {machine['torch']} ({machine['torch_kernels']}), "
         f"pyrevgrad {machine['pyrevgrad']} ({machine['native']}; {machine['autograd']}), "
         f"commit {machine['commit'] or 'unknown'}{dirty}",
-        f"* {peers}; Triton {machine['triton']}; GPU: {machine['gpu'] or 'none'}",
+        f"* {peers}; Triton {machine['triton'].partition('. Cure')[0]}; "
+        f"GPU: {machine['gpu'] or 'none'}",
         f"* {run['date']}, {run['minutes']:.1f} minutes, `{run['command']}`; load average "
         f"{run['load'][0]} at the start, {run['load'][1]} at the end",
         f"* threads {settings['threads']}, dtypes {', '.join(settings['dtypes'])}",
@@ -151,6 +152,7 @@ def page(run: Row, others: dict[str, Row], compared: list[Row], pictures: list[s
         f"{kind}; {every} and the rows as [JSON]({prefix}results.json) and CSV lie beside it. "
         "Every ratio is *their time ÷ ours*, paired in the rounds of one run: above 1, `fused` is "
         "faster. A *ceiling* is the ratio that the bytes moved would give by themselves.",
+        summary.in_short(run),
         _machine_section(run),
         "## Wins",
         "Forward and backward: the median cell of size × threads × allocations × case, from 2¹⁶ "

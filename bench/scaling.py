@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -303,19 +302,13 @@ def summary(rows: list[Row]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; or the rows of this process, for `measure`."""
-    parser = argparse.ArgumentParser(prog="python -m bench.scaling", description=main.__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer sizes, shapes and rounds")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    parser = answers.parser("scaling", __doc__.split("\n")[0], "fewer sizes, shapes and rounds")
     parser.add_argument("--own", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.own:
         print(json.dumps(own_rows(options.quick)))
         return 0
-    rows = measure(options.quick)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    print(section(rows))
-    return 0
+    return answers.show(options, measure, section)
 
 
 if __name__ == "__main__":

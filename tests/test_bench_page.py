@@ -139,6 +139,17 @@ def test_wins_keep_small_and_large_sizes_apart_and_show_the_ceiling():
     assert "copy" not in text
 
 
+def test_the_short_answer_counts_what_was_lost():
+    rows = [_cell("plain", 0.8, power=10), _cell("plain", 1.5), _cell("idiom", 3.0)]
+    floor = {"target": "a floor", "met": 1, "of": 2}
+    run = {"timings": [*rows, _cell("captum", 0.9)], "targets": [floor], "memory_targets": []}
+    text = summary.in_short(run)
+    assert "* From 2¹⁶ elements `fused` won 1 of 2 cells against what does the same job" in text
+    assert "1 of 1 against PyTorch's own activation" in text and "(median 1.50)" in text
+    assert "* Below 2¹⁶ elements 0 of 1 against PyTorch's own activation" in text
+    assert "* 0 of 1 floors were met in every cell." in text
+
+
 def test_losses_name_the_worst_cell_of_each_kind_or_of_each_case():
     rows = [_cell("plain", 0.8), _cell("plain", 0.7, case="relu/guided_scaled", power=10)]
     (line,) = summary.losses([*rows, _cell("idiom", 3.0)]).splitlines()[2:]
