@@ -51,6 +51,11 @@ PYREVGRAD_HD V quotient_from_one(V a, V b) {  // a/b for b >= 1
 }
 
 template <class V>
+PYREVGRAD_HD V divided_by_a(V x, const Parameters<V>& p) {
+  return x / p.a;
+}
+
+template <class V>
 PYREVGRAD_HD V logistic(V x) {
   return reciprocal_from_one(V(1) + exponential(-x));
 }
@@ -102,14 +107,14 @@ struct ReluSquared : Row<Kind::kInput, false, true> {
   PYREVGRAD_FORMULA(flat, x) { return x <= V(0); }
 };
 
-// s·(x > 0 ? x : a·(exp(x/c) − 1)), the family of elu, selu and celu.
+// s·(x > 0 ? x : a·(exp(z) − 1)), the family of elu, selu and celu.
 template <class V>
-PYREVGRAD_HD V exponential_unit(V x, V s, V a, V c) {
-  return s * select(x > V(0), x, a * exponential_minus_one(x / c));
+PYREVGRAD_HD V exponential_unit(V x, V z, V s, V a) {
+  return s * select(x > V(0), x, a * exponential_minus_one(z));
 }
 
 struct Elu : Row<Kind::kOutput> {
-  PYREVGRAD_FORMULA(value, x) { return exponential_unit(x, V(1), p.a, V(1)); }
+  PYREVGRAD_FORMULA(value, x) { return exponential_unit(x, x, V(1), p.a); }
   PYREVGRAD_FORMULA(slope, x) { return select(x > V(0), V(1), p.a * exponential(x)); }
   PYREVGRAD_FORMULA(slope_of_output, y) { return select(y > V(0), V(1), y + p.a); }
 };
@@ -117,22 +122,24 @@ struct Elu : Row<Kind::kOutput> {
 struct Selu : Row<Kind::kOutput> {
   static constexpr double s = 1.0507009873554804934193349852946;
   static constexpr double a = 1.6732632423543772848170429916717;
-  PYREVGRAD_FORMULA(value, x) { return exponential_unit(x, V(s), V(a), V(1)); }
+  PYREVGRAD_FORMULA(value, x) { return exponential_unit(x, x, V(s), V(a)); }
   PYREVGRAD_FORMULA(slope, x) { return select(x > V(0), V(s), V(s * a) * exponential(x)); }
   PYREVGRAD_FORMULA(slope_of_output, y) { return select(y > V(0), V(s), y + V(s * a)); }
 };
 
 struct Celu : Row<Kind::kOutput> {
-  PYREVGRAD_FORMULA(value, x) { return exponential_unit(x, V(1), p.a, p.a); }
-  PYREVGRAD_FORMULA(slope, x) { return select(x > V(0), V(1), exponential(x / p.a)); }
-  PYREVGRAD_FORMULA(slope_of_output, y) { return select(y > V(0), V(1), y / p.a + V(1)); }
+  PYREVGRAD_FORMULA(value, x) { return exponential_unit(x, divided_by_a(x, p), V(1), p.a); }
+  PYREVGRAD_FORMULA(slope, x) { return select(x > V(0), V(1), exponential(divided_by_a(x, p))); }
+  PYREVGRAD_FORMULA(slope_of_output, y) {
+    return select(y > V(0), V(1), divided_by_a(y, p) + V(1));
+  }
 };
 
 struct Softplus : Row<Kind::kInput> {
   PYREVGRAD_FORMULA(value, x) {
     const V z = p.a * x;
     const V rest = log_one_plus(exponential(-absolute(z)));
-    return select(z > p.b, x, (select(z > V(0), z, V(0)) + rest) / p.a);
+    return select(z > p.b, x, divided_by_a(select(z > V(0), z, V(0)) + rest, p));
   }
   PYREVGRAD_FORMULA(slope, x) {
     const V z = p.a * x;
@@ -269,9 +276,10 @@ struct Mish : Row<Kind::kInput> {
     const V e = exponential(select(x > V(20), V(20), x));
     const V n = e * (e + V(2));
     const V d = n + V(2);
-    // 1 − t² = 4·(n + 1) / (n + 2)², without the cancellation.
-    const V rest = select(x > V(20), V(0), quotient_from_one(V(4) * (n + V(1)), d * d));
-    return quotient_from_one(n, d) + x * (logistic(x) * rest);
+    const V t = quotient_from_one(V(1), d);
+    // σ(x)·(1 − tanh²) = e/(e + 1) · 4·(e + 1)²/d², without the cancellation.
+    const V rest = select(x > V(20), V(0), V(4) * e * (e + V(1)) * (t * t));
+    return quotient_from_one(n, d) + x * rest;
   }
 };
 

@@ -2,8 +2,9 @@
 //
 //   brief_on_host FILE
 //
-// Writes float32 to FILE: by dtype (bfloat16, float16), error (up, down, by turns), activation and
-// function (value, slope), 65536 results in the order of the stored patterns. The approximate
+// Writes float32 to FILE: by dtype (bfloat16, float16), error (up, down, by turns), activation (all,
+// then elu, celu and softplus with a first parameter of 0.3) and function (value, slope), 65536
+// results in the order of the stored patterns. The approximate
 // instructions are modelled by the exact function times 1 + the error that PTX's documentation
 // allows, subnormal results as 0; lg2, whose error is absolute near 1, plus it.
 #define PYREVGRAD_APPROXIMATE
@@ -47,7 +48,7 @@ template <class A, class T>
 void write(std::FILE* file, double a, double b) {
   if constexpr (kSmooth<A>) {
     std::vector<float> values(65536), slopes(65536);
-    const Parameters<float> p{static_cast<float>(a), static_cast<float>(b)};
+    const Constants<float> p(a, b);
     for (std::uint32_t word = 0; word < 65536; ++word) {
       float x, above;
       widen_word(word, static_cast<const T*>(nullptr), x, above);
@@ -65,6 +66,9 @@ void write_all(std::FILE* file) {
 #define PYREVGRAD_WRITE(A, NAME) write<A, T>(file, 1, std::is_same_v<A, Softplus> ? 20 : 0);
     PYREVGRAD_ACTIVATIONS(PYREVGRAD_WRITE)
 #undef PYREVGRAD_WRITE
+    write<Elu, T>(file, 0.3f, 0);
+    write<Celu, T>(file, 0.3f, 0);
+    write<Softplus, T>(file, 0.3f, 20);
   }
 }
 

@@ -23,6 +23,12 @@ from oracle import (
 #: Explicit mantissa bits, the exponent of the least normal number, the largest number.
 FORMATS = {torch.bfloat16: (7, -126, 3.38e38), torch.float16: (10, -14, 65504.0)}
 SMOOTH = [name for name in FORMULAS if name not in SELECTS]
+#: With a parameter that is no power of two: a half type's kernels multiply where others divide.
+GIVEN = {
+    "elu": {"alpha": 0.3}, "celu": {"alpha": 0.3}, "softplus": {"beta": 0.3, "threshold": 20.0},
+}  # fmt: skip
+CASES = [*((name, False) for name in SMOOTH), *((name, True) for name in GIVEN)]
+each_case = pytest.mark.parametrize(("name", "given"), CASES)
 #: What float32 loses to cancellation or underflow in these formulas, whatever computes them.
 ABSOLUTE = 2e-6
 #: Units in the last place before the store, whose rounding adds a half.
@@ -41,7 +47,7 @@ def test_the_limits_are_those_of_activations_that_exist():
 
 @pytest.fixture(scope="module")
 def results(repository, tmp_path_factory) -> dict:
-    """{(dtype, activation, value or slope): (three ways of erring, 65536)}."""
+    """{(dtype, activation, whether with GIVEN, value or slope): (three ways of erring, 65536)}."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         pytest.skip("no C++ compiler")
@@ -51,11 +57,11 @@ def results(repository, tmp_path_factory) -> dict:
     command = (compiler, "-std=c++17", "-O1", "-ffp-contract=off", "-isystem", include, source)
     subprocess.run([*command, "-o", folder / "program"], check=True)
     subprocess.run([folder / "program", folder / "results"], check=True)
-    made = np.fromfile(folder / "results", np.float32).reshape(2, 3, len(SMOOTH), 2, 65536)
+    made = np.fromfile(folder / "results", np.float32).reshape(2, 3, len(CASES), 2, 65536)
     return {
-        (dtype, name, what): made[i, :, j, k]
+        (dtype, *case, what): made[i, :, j, k]
         for i, dtype in enumerate(FORMATS)
-        for j, name in enumerate(SMOOTH)
+        for j, case in enumerate(CASES)
         for k, what in enumerate(("value", "slope"))
     }
 
@@ -66,9 +72,11 @@ def patterns(dtype) -> np.ndarray:
 
 
 @pytest.mark.parametrize("what", ("value", "slope"))
-@pytest.mark.parametrize("name", SMOOTH)
+@each_case
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
-def test_every_number_is_right_to_a_part_of_a_unit_in_the_last_place(results, dtype, name, what):
+def test_every_number_is_right_to_a_part_of_a_unit_in_the_last_place(
+    results, dtype, name, given, what
+):
     if name not in MEASURED:
         pytest.skip(f"no limit has been found for {name} yet: see MEASURED")
     bits, least, largest = FORMATS[dtype]
@@ -76,27 +84,29 @@ def test_every_number_is_right_to_a_part_of_a_unit_in_the_last_place(results, dt
     # Beyond it x² and 6·x overflow float32, on the CPU too.
     x[np.abs(x) > 1e18 if name in ("gelu_tanh", "hardswish") else np.zeros(65536, bool)] = np.nan
     with np.errstate(all="ignore"):
-        wanted = getattr(FORMULAS[name], what)(x, *numbers_of(name, {}, torch.float64))
+        numbers = numbers_of(name, GIVEN[name] if given else {}, torch.float32)
+        wanted = getattr(FORMULAS[name], what)(x, *numbers)
         exponent = np.maximum(np.floor(np.log2(np.maximum(np.abs(wanted), 1e-300))), least)
         tried = np.isfinite(x) & np.isfinite(wanted) & (np.abs(wanted) < largest)
     assert tried.sum() > 30000
     unit = 2.0 ** (exponent[tried] - bits)
     allowed = ULPS.get((dtype, name), LIMITS[dtype]) * unit + ABSOLUTE
-    for found in results[dtype, name, what].astype(np.float64):
+    for found in results[dtype, name, given, what].astype(np.float64):
         off = np.abs(found[tried] - wanted[tried])
         worst = np.argmax(off / allowed)
         assert (off <= allowed).all(), (x[tried][worst], found[tried][worst], wanted[tried][worst])
 
 
-@pytest.mark.parametrize("name", SMOOTH)
+@each_case
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
-def test_nan_infinities_and_zeros_are_as_in_float32(results, dtype, name):
+def test_nan_infinities_and_zeros_are_as_in_float32(results, dtype, name, given):
     x = patterns(dtype)
     special = ~np.isfinite(x) | (x == 0)
     with np.errstate(all="ignore"):
-        wanted = FORMULAS[name].value(x[special], *numbers_of(name, {}, torch.float64))
+        numbers = numbers_of(name, GIVEN[name] if given else {}, torch.float32)
+        wanted = FORMULAS[name].value(x[special], *numbers)
     exact = np.isnan(wanted) | np.isinf(wanted) | (wanted == 0)
-    for found in results[dtype, name, "value"].astype(np.float64):
+    for found in results[dtype, name, given, "value"].astype(np.float64):
         got = found[special]
         np.testing.assert_array_equal(got[exact], wanted[exact])
         zero = exact & (wanted == 0) & (x[special] == 0)

@@ -86,15 +86,12 @@ struct Forward : Form<T, writes ? MaskUse::kWrite : MaskUse::kNone, false, kForw
   using Base = Form<T, writes ? MaskUse::kWrite : MaskUse::kNone, false, kForwardSteps<A>>;
   using typename Base::V;
   using typename Base::Values;
-  Parameters<V> p;
+  Constants<V> p;
   V low, high;
   MaskBit bit;
 
   Forward(const Program& program, const LiveScale&)
-      : p{V(program.a), V(program.b)},
-        low(program.low),
-        high(program.high),
-        bit(program.mask_bit) {}
+      : p(program.a, program.b), low(program.low), high(program.high), bit(program.mask_bit) {}
 
   PYREVGRAD_HD void begin() {}
 
@@ -199,11 +196,10 @@ struct BackwardOutput : Form<T, MaskUse::kNone, true, kKeptSteps<plain>>,
   using Base = Form<T, MaskUse::kNone, true, kKeptSteps<plain>>;
   using typename Base::V;
   using typename Base::Values;
-  Parameters<V> p;
+  Constants<V> p;
 
   BackwardOutput(const Program& program, const LiveScale& live)
-      : RuleNow<V, plain ? Gates::kNone : Gates::kAny>(program, live),
-        p{V(program.a), V(program.b)} {}
+      : RuleNow<V, plain ? Gates::kNone : Gates::kAny>(program, live), p(program.a, program.b) {}
 
   PYREVGRAD_HD unsigned operator()(Values& g, const Values& y, unsigned) const {
 #pragma unroll
@@ -230,12 +226,12 @@ struct BackwardInput : Form<T, MaskUse::kNone, true, kKeptSteps<plain>>,
   using Base = Form<T, MaskUse::kNone, true, kKeptSteps<plain>>;
   using typename Base::V;
   using typename Base::Values;
-  Parameters<V> p;
+  Constants<V> p;
   MaskBit bit;
 
   BackwardInput(const Program& program, const LiveScale& live)
       : RuleNow<V, plain ? Gates::kNone : Gates::kAny>(program, live),
-        p{V(program.a), V(program.b)},
+        p(program.a, program.b),
         bit(program.mask_bit) {}
 
   PYREVGRAD_HD unsigned operator()(Values& g, const Values& x, unsigned) const {

@@ -8,6 +8,8 @@
 // number.
 #pragma once
 
+#include <algorithm>
+#include <limits>
 #include <type_traits>
 
 #include "../formulas.h"
@@ -45,6 +47,12 @@ PYREVGRAD_BRIEF(bool, >=)
 PYREVGRAD_BRIEF(bool, ==)
 PYREVGRAD_BRIEF(bool, !=)
 #undef PYREVGRAD_BRIEF
+
+// The inverse is the host's, made once a launch: a division takes ten instructions.
+template <class T>
+struct Parameters<Brief<T>> {
+  Brief<T> a, b, inverse;
+};
 
 template <class T>
 PYREVGRAD_HD Brief<T> select(bool pass, Brief<T> a, Brief<T> b) {
@@ -109,6 +117,10 @@ template <class T>
 PYREVGRAD_HD Brief<T> quotient_from_one(Brief<T> a, Brief<T> b) {
   // By way of b/4, since the instruction gives 0 for a b above 2^126.
   return a.v * 0.25f * quick::reciprocal(b.v * 0.25f);
+}
+template <class T>
+PYREVGRAD_HD Brief<T> divided_by_a(Brief<T> x, const Parameters<Brief<T>>& p) {
+  return x.v * p.inverse.v;
 }
 template <class T>
 PYREVGRAD_HD Brief<T> exponential(Brief<T> x) {
@@ -195,20 +207,40 @@ PYREVGRAD_HD float plain(Brief<T> x) {
   return x.v;
 }
 
+// An activation's parameters, and what a half type's formula multiplies by where others divide.
+template <class V>
+struct Constants : Parameters<V> {
+  V inverse;
+
+  explicit Constants(double a, double b) : Parameters<V>{V(a), V(b)}, inverse(V(1) / V(a)) {
+    // A number all the same where a is next to nothing, so that nothing times it is nothing.
+    const V largest = std::numeric_limits<V>::max();
+    inverse = std::min(std::max(inverse, -largest), largest);
+  }
+};
+template <class F, class V>
+PYREVGRAD_HD Parameters<F> parameters_of(const Constants<V>& p) {
+  if constexpr (std::is_same_v<F, V>) {
+    return p;
+  } else {
+    return {F(p.a), F(p.b), F(p.inverse)};
+  }
+}
+
 template <class A, class T, class V>
-PYREVGRAD_HD V value_of(V x, const Parameters<V>& p) {
+PYREVGRAD_HD V value_of(V x, const Constants<V>& p) {
   using F = ValueOver<A, T>;
-  return plain(A::value(F(x), Parameters<F>{F(p.a), F(p.b)}));
+  return plain(A::value(F(x), parameters_of<F>(p)));
 }
 template <class A, class T, class V>
-PYREVGRAD_HD V slope_at(V x, const Parameters<V>& p) {
+PYREVGRAD_HD V slope_at(V x, const Constants<V>& p) {
   using F = SlopeOver<A, T>;
-  return plain(A::slope(F(x), Parameters<F>{F(p.a), F(p.b)}));
+  return plain(A::slope(F(x), parameters_of<F>(p)));
 }
 template <class A, class T, class V>
-PYREVGRAD_HD V slope_at_output(V y, const Parameters<V>& p) {
+PYREVGRAD_HD V slope_at_output(V y, const Constants<V>& p) {
   using F = SlopeOver<A, T>;
-  return plain(A::slope_of_output(F(y), Parameters<F>{F(p.a), F(p.b)}));
+  return plain(A::slope_of_output(F(y), parameters_of<F>(p)));
 }
 
 }  // namespace cuda

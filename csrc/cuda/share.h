@@ -41,6 +41,11 @@ struct alignas(16) Share {
   std::uint32_t word[4];
 };
 
+#if !defined(__CUDACC__)
+// For a simulated launch: how many of its stores took 16 bytes.
+inline std::int64_t wide_stores = 0;
+#endif
+
 // One 16-byte access. The host's copy refuses what would be a misaligned address on the device.
 PYREVGRAD_HD Share load_share(const void* from) {
 #if defined(__CUDA_ARCH__)
@@ -62,6 +67,7 @@ PYREVGRAD_HD void store_share(const Share& share, void* to) {
 #else
 #if !defined(__CUDACC__)
   if (reinterpret_cast<std::uintptr_t>(to) % 16) throw std::logic_error("misaligned store");
+  ++wide_stores;
 #endif
   std::memcpy(to, &share, 16);
 #endif
@@ -69,7 +75,7 @@ PYREVGRAD_HD void store_share(const Share& share, void* to) {
 
 // The first `count` elements one by one, where the share is not whole or not aligned.
 template <class T>
-PYREVGRAD_HD Share load_elements(const T* from, std::int64_t count) {
+PYREVGRAD_HD Share load_elements(const T* from, int count) {
   T lanes[kLanes<T>] = {};
 #pragma unroll
   for (int i = 0; i < kLanes<T>; ++i) {
@@ -81,7 +87,7 @@ PYREVGRAD_HD Share load_elements(const T* from, std::int64_t count) {
 }
 
 template <class T>
-PYREVGRAD_HD void store_elements(const Share& share, T* to, std::int64_t count) {
+PYREVGRAD_HD void store_elements(const Share& share, T* to, int count) {
   T lanes[kLanes<T>];
   memcpy(lanes, &share, 16);
 #pragma unroll

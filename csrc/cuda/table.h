@@ -12,8 +12,8 @@ namespace pyrevgrad::cuda {
 inline Arrays arrays_of(const Call& call) {
   const auto aligned = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; };
   const Work& w = call.work;
-  const bool all = aligned(w.input) && aligned(w.kept) && aligned(w.output);
-  return {w.input, w.kept, w.output, w.mask, w.size, all};
+  return {w.input, w.kept,           w.output,        w.mask,
+          w.size,  aligned(w.input), aligned(w.kept), aligned(w.output)};
 }
 
 template <class B>

@@ -21,7 +21,7 @@ struct Arrays {
   void* output;
   std::uint8_t* mask;
   std::int64_t size;
-  bool aligned;  // every array starts at a multiple of 16 bytes
+  bool input_aligned, kept_aligned, output_aligned;  // starts at a multiple of 16 bytes
 };
 
 // `Form` is what bodies have in common: the stored type, what is read and written, the steps.
@@ -32,25 +32,26 @@ struct Thread {
 
   const Arrays& at;
   std::int64_t first;  // the share of the first step
-  bool whole;          // every share of the block is there and aligned; the same for all threads
+  bool whole;          // every share of the block is there; the same for all threads
   Share input[steps], kept[steps];
   unsigned bits[steps];
 
   PYREVGRAD_HD Thread(const Arrays& arrays, std::int64_t block, int thread)
       : at(arrays),
         first(block * kThreads * steps + thread),
-        whole(arrays.aligned && (block + 1) * kTile<Form> <= arrays.size) {}
+        whole((block + 1) * kTile<Form> <= arrays.size) {}
 
   PYREVGRAD_HD std::int64_t share(int step) const {
     return first + static_cast<std::int64_t>(step) * kThreads;
   }
-  // Elements of the share that exist; below 1 where it lies beyond the end.
-  PYREVGRAD_HD std::int64_t count(int step) const { return at.size - share(step) * lanes; }
+  // Elements of the share that exist.
+  PYREVGRAD_HD int count(int step) const {
+    const std::int64_t there = at.size - share(step) * lanes;
+    return there < 0 ? 0 : there < lanes ? static_cast<int>(there) : lanes;
+  }
   PYREVGRAD_HD int place(int step) const { return static_cast<int>(share(step) % shares) * lanes; }
 
   PYREVGRAD_HD void load() {
-    const T* in = static_cast<const T*>(at.input);
-    const T* keep = static_cast<const T*>(at.kept);
 #pragma unroll
     for (int s = 0; s < steps; ++s) {
       bits[s] = 0;
@@ -58,19 +59,8 @@ struct Thread {
         if (whole || count(s) > 0) bits[s] = at.mask[share(s) / shares];
       }
     }
-    if (whole) {
-#pragma unroll
-      for (int s = 0; s < steps; ++s) {
-        input[s] = load_share(in + share(s) * lanes);
-        if constexpr (Form::reads_kept) kept[s] = load_share(keep + share(s) * lanes);
-      }
-    } else {
-#pragma unroll
-      for (int s = 0; s < steps; ++s) {
-        input[s] = load_elements(in + share(s) * lanes, count(s));
-        if constexpr (Form::reads_kept) kept[s] = load_elements(keep + share(s) * lanes, count(s));
-      }
-    }
+    load(input, static_cast<const T*>(at.input), at.input_aligned);
+    if constexpr (Form::reads_kept) load(kept, static_cast<const T*>(at.kept), at.kept_aligned);
   }
 
   template <class B>
@@ -88,8 +78,7 @@ struct Thread {
         made = body(v, v, own);
       }
       if constexpr (Form::use == MaskUse::kWrite) {
-        const std::int64_t there = count(s);
-        if (there < lanes) made &= there > 0 ? (1u << there) - 1 : 0u;
+        made &= (1u << count(s)) - 1;
         bits[s] = made << place(s);
       }
       narrow(v, Form::type(), input[s]);
@@ -98,7 +87,7 @@ struct Thread {
 
   PYREVGRAD_HD void store() const {
     T* out = static_cast<T*>(at.output);
-    if (whole) {
+    if (whole && at.output_aligned) {
 #pragma unroll
       for (int s = 0; s < steps; ++s) store_share(input[s], out + share(s) * lanes);
     } else {
@@ -112,6 +101,17 @@ struct Thread {
           at.mask[share(s) / shares] = static_cast<std::uint8_t>(bits[s]);
         }
       }
+    }
+  }
+
+ private:
+  PYREVGRAD_HD void load(Share (&into)[steps], const T* from, bool aligned) const {
+    if (whole && aligned) {
+#pragma unroll
+      for (int s = 0; s < steps; ++s) into[s] = load_share(from + share(s) * lanes);
+    } else {
+#pragma unroll
+      for (int s = 0; s < steps; ++s) into[s] = load_elements(from + share(s) * lanes, count(s));
     }
   }
 };
