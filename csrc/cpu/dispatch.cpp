@@ -5,6 +5,10 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace pyrevgrad::cpu {
 namespace {
 
@@ -16,11 +20,18 @@ struct Candidate {
   bool supported;
 };
 
+#if defined(__x86_64__)
+// Not by __builtin_cpu_supports, which has no word for it in Clang 14 and GCC 10.
+[[maybe_unused]] bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
 const KernelTable& choose() {
 #if defined(__x86_64__)
-  [[maybe_unused]] const bool avx2 = __builtin_cpu_supports("avx2") &&
-                                     __builtin_cpu_supports("fma") &&
-                                     __builtin_cpu_supports("f16c");
+  [[maybe_unused]] const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   [[maybe_unused]] const bool avx512 =
       avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
