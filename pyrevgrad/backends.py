@@ -1,6 +1,6 @@
 """Which backend serves a tensor: a strict choice where one is named, the fastest elsewhere.
 
-Imports the tables, pairs, the reference and the other backends; knows nothing of autograd.
+Imports the tables, pairs and the backends; knows nothing of autograd.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .activations import ACTIVATIONS, CUSTOM, Activation, find
 from .binding import CURE
 from .checks import closest
 from .pairs import Pair, make_pair
-from .reference import eager
+from .reference_backend import REFERENCE, Reference
 from .rules import Rule, check_rule
 
 NAMES = ("native", "triton", "reference")
@@ -33,50 +33,6 @@ BUILD_REPORT = Path(__file__).with_name("_build_report.txt")
 
 class BackendError(RuntimeError):
     """A backend that was asked for is not there, or does not serve what it was given."""
-
-
-class Reference:
-    """Plain PyTorch on any device, its masks unpacked booleans."""
-
-    name = "reference"
-
-    @staticmethod
-    def value(x: Tensor, pair: Pair) -> Tensor:
-        return eager.value(x, pair)
-
-    @staticmethod
-    def value_and_mask(x: Tensor, pair: Pair) -> tuple[Tensor, Tensor]:
-        return eager.value(x, pair), eager.bit(x, pair)
-
-    @staticmethod
-    def value_(x: Tensor, pair: Pair) -> None:
-        x.copy_(eager.value(x, pair))
-
-    @staticmethod
-    def value_and_mask_(x: Tensor, pair: Pair) -> Tensor:
-        mask = eager.bit(x, pair)
-        x.copy_(eager.value(x, pair))
-        return mask
-
-    @staticmethod
-    def backward(
-        g: Tensor, kept: Tensor | None, pair: Pair, scale: Tensor | None, strides: Any = None
-    ) -> Tensor:
-        if kept is None:
-            return eager.gradient_of_nothing(g, pair, scale)
-        if pair.keeps == "mask":
-            return eager.gradient_of_mask(g, kept, pair, scale)
-        if pair.keeps == "output":
-            return eager.gradient_of_output(g, kept, pair, scale)
-        return eager.gradient_of_input(g, kept, pair, scale)
-
-    @staticmethod
-    def unpacked(mask: Tensor, shape: torch.Size, strides: Any) -> Tensor:
-        return mask
-
-    @staticmethod
-    def mask_strides(x: Tensor) -> None:
-        return None
 
 
 class ValueOf:
@@ -111,7 +67,6 @@ def _gate_alone(pair: Pair) -> Pair:
     return pair if pair.bit == "own" else _pair(ACTIVATIONS["identity"], (), pair.rule, False)
 
 
-REFERENCE = Reference()
 _native: Any = None
 _native_missing = ""
 
