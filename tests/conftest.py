@@ -42,3 +42,14 @@ def nodes(request, monkeypatch) -> str:
 def repository() -> Path:
     """The root of the checkout."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def objects(repository) -> list[Path]:
+    """The objects that the native library of this checkout was linked of."""
+    found = sorted((repository / "build" / "objects").glob("*.o"))
+    # Those of the CUDA library are never linked with the others.
+    found = [path for path in found if not path.stem.startswith("cuda_")]
+    if not found:
+        pytest.skip("no objects in build/objects: the library was not built in this checkout")
+    return found
