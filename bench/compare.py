@@ -250,7 +250,7 @@ def compared(options: argparse.Namespace) -> Row:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare, print and record; 0, 1 (slower) or 2 (bad input)."""
     options = _parser().parse_args(arguments)
-    begun = records.Begun("bench.compare", sys.argv[1:] if arguments is None else arguments)
+    begun = records.Begun("compare", arguments)
     try:
         found = compared(options)
     except InputError as error:

@@ -11,7 +11,6 @@ import argparse
 import copy
 import importlib.util
 import json
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -232,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.peak:
         print(json.dumps(_own_peak(options.networks[0], options.peak, options)))
         return 0
-    begun = records.Begun("bench.networks", sys.argv[1:] if arguments is None else arguments)
+    begun = records.Begun("networks", arguments)
     rows: list[Row] = []
     for network in options.networks:
         print(f"{network}: {options.batch} images of {options.size} pixels", flush=True)

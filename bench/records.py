@@ -26,8 +26,9 @@ SUITE = "results.json"
 class Begun:
     """A command that begins to measure now."""
 
-    def __init__(self, module: str, arguments: Sequence[str]) -> None:
-        self._command = shlex.join(["python", "-m", module, *arguments])
+    def __init__(self, name: str, arguments: Sequence[str] | None) -> None:
+        given = sys.argv[1:] if arguments is None else arguments
+        self._command = shlex.join(["python", "-m", f"{__package__}.{name}", *given])
         self._load, self._start = machine.load_average(), time.monotonic()
 
     def run(self, settings: Row, rows: list[Row]) -> Row:

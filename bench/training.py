@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -204,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(1)
         print(_own_peak(*options.peak, options.quick))
         return 0
-    begun = records.Begun("bench.training", sys.argv[1:] if arguments is None else arguments)
+    begun = records.Begun("training", arguments)
     every = [case for _, _, cases, _ in PARTS.values() for case in cases]
     rows = measure(True) if options.quick else measure(False, every)
     run = begun.run({"quick": options.quick, "threads": 1, "steps": CURVE}, rows)

@@ -41,7 +41,7 @@ def text(results: Path) -> str:
     if not parts:
         return NONE_YET
     page = results.parent / "README.md"
-    more = "\n\nEvery table, the method and the losses: [bench/README.md](bench/README.md)."
+    more = "\n\nThe method, wins, losses and whole networks: [bench/README.md](bench/README.md)."
     return "\n\n".join(parts) + (more if page.is_file() else "")
 
 
