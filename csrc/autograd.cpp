@@ -6,7 +6,6 @@
 // Unlike the rest of csrc it is bound to the torch and the Python that it was built with. So it is
 // optional: where it is missing or is another torch's, the Functions serve. The operations are
 // called through the dispatcher, so that modes and profilers see them.
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/SafePyObject.h>
 #include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -21,25 +20,10 @@
 namespace pyrevgrad {
 namespace {
 
-// An operation of csrc/library.cpp, called below autograd.
-struct Operation {
-  explicit Operation(const char* name)
-      : handle(c10::Dispatcher::singleton().findSchemaOrThrow(name, "")) {}
-  torch::jit::Stack operator()(torch::jit::Stack stack) const {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    handle.callBoxed(stack);
-    return stack;
-  }
-  c10::OperatorHandle handle;
-};
 Tensor value(const Tensor& x, const Tensor& program) {
   static const Operation operation("pyrevgrad::value");
   return operation({x, program})[0].toTensor();
 }
-c10::IValue optional(const Tensor& tensor) {
-  return tensor.defined() ? c10::IValue(tensor) : c10::IValue();
-}
-
 // Functions of pyrevgrad/autograd.py for what is differentiated again; set once, by `configure`.
 PyObject* any_order = nullptr;
 PyObject* derivative_of_output = nullptr;
@@ -228,8 +212,9 @@ PyObject* configure(PyObject*, PyObject* arguments) {
 }
 
 PyObject* configure_folding(PyObject*, PyObject* arguments) {
-  if (!PyArg_ParseTuple(arguments, "O", &folded_any_order)) return nullptr;
-  Py_INCREF(folded_any_order);
+  if (!PyArg_ParseTuple(arguments, "OO", &linear_any_order, &convolution_any_order)) return nullptr;
+  Py_INCREF(linear_any_order);
+  Py_INCREF(convolution_any_order);
   Py_RETURN_NONE;
 }
 
@@ -246,6 +231,7 @@ PyObject* serve_cuda(PyObject*, PyObject* argument) {
 PyMethodDef methods[] = {PYREVGRAD_FAST(call),
                          PYREVGRAD_FAST(call_view),
                          PYREVGRAD_FAST(folded_linear),
+                         PYREVGRAD_FAST(folded_convolution),
                          {"configure", configure, METH_VARARGS, nullptr},
                          {"configure_folding", configure_folding, METH_VARARGS, nullptr},
                          {"serve_cuda", serve_cuda, METH_O, nullptr},

@@ -1,14 +1,18 @@
-// A linear layer behind a gradient reversal, −λ folded into the product that makes the gradient of
-// x: the node of what pyrevgrad/folding.py writes as a Function. For csrc/autograd.cpp alone.
+// A linear layer and a convolution behind a gradient reversal, −λ folded into the product that
+// makes the gradient of x: the nodes of what pyrevgrad/folding.py writes as Functions. For
+// csrc/autograd.cpp alone.
 #pragma once
 
 #include <ATen/TensorOperators.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/addmm.h>
+#include <ATen/ops/conv2d.h>
+#include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
-#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <c10/core/SafePyObject.h>
+#include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/utils/python_arg_parser.h>
 
 #include <array>
@@ -19,8 +23,22 @@
 namespace pyrevgrad {
 namespace {
 
-// The function of pyrevgrad/folding.py for what is differentiated again or comes in batches.
-PyObject* folded_any_order = nullptr;
+// Functions of pyrevgrad/folding.py for what is differentiated again or comes in batches.
+PyObject* linear_any_order = nullptr;
+PyObject* convolution_any_order = nullptr;
+
+// The gradients that such a function returned: a tuple of tensors and of None.
+void take(PyObject* made, variable_list& found) {
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    PyObject* one = PyTuple_GET_ITEM(made, static_cast<Py_ssize_t>(i));
+    if (one != Py_None) found[i] = THPVariable_Unpack(one);
+  }
+}
+
+// Whether the ATen operations of a plain backward are enough for this gradient.
+bool is_first_order(const Tensor& g) {
+  return !at::GradMode::is_enabled() && !g.key_set().has(c10::DispatchKey::Batched) && is_plain(g);
+}
 
 struct FoldedLinearBackward : Node {
   FoldedLinearBackward(const Tensor& x, const Tensor& weight, const Tensor& bias,
@@ -45,8 +63,7 @@ struct FoldedLinearBackward : Node {
                                      task_should_compute_output(2)};
     const Tensor x = wanted[1] ? kept.unpack(pointer_to(this)) : Tensor();
     const Tensor weight = wanted[0] ? factor.unpack(pointer_to(this)) : Tensor();
-    const bool batched = g.key_set().has(c10::DispatchKey::Batched);
-    if (at::GradMode::is_enabled() || batched || !is_plain(g)) {
+    if (!is_first_order(g)) {
       differentiable(g, x, weight, wanted[2], found);
       return found;
     }
@@ -72,13 +89,10 @@ struct FoldedLinearBackward : Node {
       PyTuple_SET_ITEM(sizes.get(), static_cast<Py_ssize_t>(i), PyLong_FromLongLong(shape[i]));
     }
     const Reference made(result_of(
-        folded_any_order,
+        linear_any_order,
         {wrapped(g), wrapped(x), wrapped(weight), wrapped(scale), PyFloat_FromDouble(number()),
          Py_NewRef(sizes.get()), Py_NewRef(bias ? Py_True : Py_False)}));
-    for (std::size_t i = 0; i < found.size(); ++i) {
-      PyObject* one = PyTuple_GET_ITEM(made.get(), static_cast<Py_ssize_t>(i));
-      if (one != Py_None) found[i] = THPVariable_Unpack(one);
-    }
+    take(made.get(), found);
   }
 
   // λ when backward runs: a schedule may change it until then.
@@ -89,45 +103,185 @@ struct FoldedLinearBackward : Node {
   SavedVariable kept, factor;
 };
 
-// Whether the layer's parameter is one that a plain linear layer of x could have.
-bool fits(const Tensor& parameter, const Tensor& x) {
-  return parameter.is_cpu() && parameter.scalar_type() == x.scalar_type() && is_plain(parameter);
-}
+struct FoldedConvolutionBackward : Node {
+  FoldedConvolutionBackward(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                            const Tensor& live, const Tensor& numbers, PyObject* given,
+                            std::array<std::vector<std::int64_t>, 3> sizes, std::int64_t parts)
+      : scale(live),
+        program(numbers),
+        geometry(Py_NewRef(given), getPyInterpreter()),
+        spans(std::move(sizes)),
+        groups(parts) {
+    set_next_edges(torch::autograd::collect_next_edges(x, weight, bias));
+    kept = SavedVariable(x, false);
+    factor = SavedVariable(weight, false);
+  }
+  std::string name() const override { return "FoldedConvolutionBackward"; }
+  void release_variables() override {
+    kept.reset_data();
+    factor.reset_data();
+  }
+
+  variable_list apply(variable_list&& gradients) override {
+    const Tensor& g = gradients[0];
+    variable_list found(3);
+    if (!g.defined()) return found;
+    const std::array<bool, 3> wanted{task_should_compute_output(0), task_should_compute_output(1),
+                                     task_should_compute_output(2)};
+    const Tensor x = kept.unpack(pointer_to(this)), weight = factor.unpack(pointer_to(this));
+    if (!is_first_order(g)) {
+      const pybind11::gil_scoped_acquire gil;
+      PyObject* asked = PyList_New(3);
+      for (int i = 0; i < 3; ++i) {
+        PyList_SET_ITEM(asked, i, Py_NewRef(wanted[i] ? Py_True : Py_False));
+      }
+      PyObject* given = Py_NewRef(geometry.ptr(getPyInterpreter()));
+      const Reference made(
+          result_of(convolution_any_order,
+                    {wrapped(g), wrapped(x), wrapped(weight), wrapped(scale), given, asked}));
+      take(made.get(), found);
+    } else if (!wanted[0]) {
+      found = plain(g, x, weight, wanted);
+    } else if (weight.numel() <= g.numel()) {
+      // The gradient of W does not read W.
+      found = plain(g, x, reversed(weight), wanted);
+    } else {
+      found[0] = plain(reversed(g), x, weight, {true, false, false})[0];
+      if (wanted[1] || wanted[2]) {
+        auto rest = plain(g, x, weight, {false, wanted[1], wanted[2]});
+        found[1] = rest[1];
+        found[2] = rest[2];
+      }
+    }
+    return found;
+  }
+
+  // −λ times a tensor, in one kernel.
+  Tensor reversed(const Tensor& t) const {
+    static const Operation operation("pyrevgrad::backward");
+    return operation({t, c10::IValue(), program, scale, c10::IValue()})[0].toTensor();
+  }
+
+  variable_list plain(const Tensor& g, const Tensor& x, const Tensor& weight,
+                      std::array<bool, 3> wanted) const {
+    const std::array<std::int64_t, 1> channels{weight.size(0)};
+    const std::array<std::int64_t, 2> none{0, 0};
+    at::OptionalIntArrayRef sizes;
+    if (wanted[2]) sizes = at::IntArrayRef(channels);
+    auto [gx, gw, gb] = at::convolution_backward(g, x, weight, sizes, spans[0], spans[1], spans[2],
+                                                 false, none, groups, wanted);
+    return {std::move(gx), std::move(gw), std::move(gb)};
+  }
+
+  Tensor scale, program;
+  c10::SafePyObject geometry;                      // as Python handed it over
+  std::array<std::vector<std::int64_t>, 3> spans;  // stride, padding, dilation
+  std::int64_t groups;
+  SavedVariable kept, factor;
+};
+
+// (x, weight, bias, scale) of a layer, where a node may serve them.
+struct Folded {
+  explicit Folded(PyObject* const* arguments) {
+    for (const int i : {0, 1, 3}) {
+      if (!THPVariable_CheckExact(arguments[i])) return;
+    }
+    const bool biased = arguments[2] != Py_None;
+    if (biased && !THPVariable_CheckExact(arguments[2])) return;
+    x = THPVariable_Unpack(arguments[0]);
+    weight = THPVariable_Unpack(arguments[1]);
+    scale = THPVariable_Unpack(arguments[3]);
+    if (biased) bias = THPVariable_Unpack(arguments[2]);
+    served = x.is_cpu() && (is_full(x) || is_half(x)) && is_plain(x) && fits(weight) &&
+             (!biased || fits(bias)) && is_plain(scale) && scale.is_cpu() &&
+             scale.scalar_type() == at::kDouble && scale.dim() == 0 && !scale.requires_grad() &&
+             !at::autocast::is_autocast_enabled(at::kCPU) &&
+             !at::impl::torch_function_mode_enabled();
+  }
+
+  // Whether a parameter is one that a plain layer of x could have.
+  bool fits(const Tensor& parameter) const {
+    return parameter.is_cpu() && parameter.scalar_type() == x.scalar_type() && is_plain(parameter);
+  }
+  bool recorded() const { return x.requires_grad() && at::GradMode::is_enabled(); }
+  std::optional<Tensor> given_bias() const {
+    return bias.defined() ? std::optional<Tensor>(bias) : std::nullopt;
+  }
+
+  bool served = false;
+  Tensor x, weight, bias, scale;
+};
 
 // (x, weight, bias, scale): y. NotImplemented where the Function or its errors must serve.
 PyObject* folded_linear(PyObject*, PyObject* const* arguments, Py_ssize_t) {
   HANDLE_TH_ERRORS
-  PyObject* const declined = Py_NotImplemented;
-  for (const int i : {0, 1, 3}) {
-    if (!THPVariable_CheckExact(arguments[i])) return Py_NewRef(declined);
-  }
-  const bool biased = arguments[2] != Py_None;
-  if (biased && !THPVariable_CheckExact(arguments[2])) return Py_NewRef(declined);
-  const Tensor& x = THPVariable_Unpack(arguments[0]);
-  const Tensor& weight = THPVariable_Unpack(arguments[1]);
-  const Tensor& scale = THPVariable_Unpack(arguments[3]);
-  const Tensor bias = biased ? THPVariable_Unpack(arguments[2]) : Tensor();
-  if (!(x.is_cpu() && (is_full(x) || is_half(x)) && is_plain(x) && fits(weight, x) &&
-        (!biased || fits(bias, x)) && weight.dim() == 2 && x.dim() > 0 &&
-        x.size(-1) == weight.size(1) && is_plain(scale) && scale.is_cpu() &&
-        scale.scalar_type() == at::kDouble && scale.dim() == 0 && !scale.requires_grad()) ||
-      at::autocast::is_autocast_enabled(at::kCPU) || at::impl::torch_function_mode_enabled()) {
-    return Py_NewRef(declined);
+  const Folded given(arguments);
+  const Tensor &x = given.x, &weight = given.weight;
+  if (!given.served || weight.dim() != 2 || x.dim() == 0 || x.size(-1) != weight.size(1)) {
+    return Py_NewRef(Py_NotImplemented);
   }
   Tensor y;
   {
     const pybind11::gil_scoped_release others_run;
-    if (!(x.requires_grad() && at::GradMode::is_enabled())) {
-      y = at::linear(x, weight, biased ? std::optional<Tensor>(bias) : std::nullopt);
+    if (!given.recorded()) {
+      y = at::linear(x, weight, given.given_bias());
     } else {
-      auto node = make_node<FoldedLinearBackward>(x, weight, bias, scale);
+      auto node = make_node<FoldedLinearBackward>(x, weight, given.bias, given.scale);
       {
         // Not below autograd, where a mode would be shown linear and not what it is made of.
         const at::NoGradGuard unrecorded;
-        y = at::linear(x, weight, biased ? std::optional<Tensor>(bias) : std::nullopt);
+        y = at::linear(x, weight, given.given_bias());
       }
       torch::autograd::set_history(y, node);
     }
+  }
+  return THPVariable_Wrap(std::move(y));
+  END_HANDLE_TH_ERRORS
+}
+
+// A number, or a tuple of two: what a convolution's geometry is told in. False of anything else.
+bool read_span(PyObject* given, std::vector<std::int64_t>& span) {
+  if (PyLong_CheckExact(given)) {
+    span.assign(2, PyLong_AsLongLong(given));
+    return true;
+  }
+  if (!PyTuple_CheckExact(given) || PyTuple_GET_SIZE(given) != 2) return false;
+  for (Py_ssize_t i = 0; i < 2; ++i) {
+    PyObject* one = PyTuple_GET_ITEM(given, i);
+    if (!PyLong_CheckExact(one)) return false;
+    span.push_back(PyLong_AsLongLong(one));
+  }
+  return true;
+}
+
+// (x, weight, bias, scale, full, half, geometry): y of a batch. NotImplemented as above.
+PyObject* folded_convolution(PyObject*, PyObject* const* arguments, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  const Folded given(arguments);
+  std::array<std::vector<std::int64_t>, 3> spans;
+  PyObject* const geometry = arguments[6];
+  bool told = given.served && given.recorded() && given.x.dim() == 4 && given.weight.dim() == 4;
+  for (std::size_t i = 0; told && i < 3; ++i) {
+    told = read_span(PyTuple_GET_ITEM(geometry, static_cast<Py_ssize_t>(i)), spans[i]);
+  }
+  if (!told || !PyLong_CheckExact(PyTuple_GET_ITEM(geometry, 3))) {
+    return Py_NewRef(Py_NotImplemented);
+  }
+  const std::int64_t groups = PyLong_AsLongLong(PyTuple_GET_ITEM(geometry, 3));
+  const Tensor& program =
+      THPVariable_Unpack(PyTuple_GET_ITEM(arguments[is_half(given.x) ? 5 : 4], 0));
+  // Made while the interpreter is ours: it counts a reference to the geometry.
+  auto node = make_node<FoldedConvolutionBackward>(given.x, given.weight, given.bias, given.scale,
+                                                   program, geometry, spans, groups);
+  Tensor y;
+  {
+    const pybind11::gil_scoped_release others_run;
+    {
+      const at::NoGradGuard unrecorded;
+      y = at::conv2d(given.x, given.weight, given.given_bias(), spans[0], spans[1], spans[2],
+                     groups);
+    }
+    torch::autograd::set_history(y, node);
   }
   return THPVariable_Wrap(std::move(y));
   END_HANDLE_TH_ERRORS

@@ -2,6 +2,7 @@
 // and which tensors they may serve. For csrc/autograd.cpp alone.
 #pragma once
 
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/function.h>
@@ -37,6 +38,21 @@ auto pointer_to(N* node) {
   } else {
     return node->shared_from_this();
   }
+}
+
+// An operation of csrc/library.cpp, called below autograd.
+struct Operation {
+  explicit Operation(const char* name)
+      : handle(c10::Dispatcher::singleton().findSchemaOrThrow(name, "")) {}
+  torch::jit::Stack operator()(torch::jit::Stack stack) const {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    handle.callBoxed(stack);
+    return stack;
+  }
+  c10::OperatorHandle handle;
+};
+c10::IValue optional(const Tensor& tensor) {
+  return tensor.defined() ? c10::IValue(tensor) : c10::IValue();
 }
 
 // What raised in Python, to be raised again where backward was called.

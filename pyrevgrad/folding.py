@@ -96,10 +96,6 @@ def _gradients(
     return gx, gw, rows.sum(0) if bias else None
 
 
-if NODES is not None:
-    NODES.configure_folding(_gradients)
-
-
 def _reversed_product(
     g: Tensor, weight: Tensor, scale: Tensor, number: float | None, backend: Any
 ) -> Tensor:
@@ -163,8 +159,7 @@ class _FoldedConvolution(Function):
         scale, backend, geometry = ctx.call
         asked = list(ctx.needs_input_grad[:3])
         if _by_formula():
-            gx, *rest = _convolved_back(g, _behind_reversal(x, scale), weight, geometry, asked)
-            found = (gx if gx is None else _reversed_plainly(gx, scale), *rest)
+            found = _convolved_by_formula(g, x, weight, scale, geometry, asked)
         elif not asked[0]:
             found = _convolved_back(g, x, weight, geometry, asked)
         elif weight.numel() <= g.numel():
@@ -176,6 +171,14 @@ class _FoldedConvolution(Function):
             gx, _, _ = _convolved_back(reversed_g, x, weight, geometry, [True, False, False])
             found = (gx, *_convolved_back(g, x, weight, geometry, [False, *asked[1:]])[1:])
         return *found, None, None, None
+
+
+def _convolved_by_formula(
+    g: Tensor, x: Tensor, weight: Tensor, scale: Tensor, geometry: Any, asked: list[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients that are asked for, differentiable where that is recorded."""
+    gx, gw, gb = _convolved_back(g, _behind_reversal(x, scale), weight, geometry, asked)
+    return gx if gx is None else _reversed_plainly(gx, scale), gw, gb
 
 
 def _convolved_back(
@@ -190,10 +193,14 @@ def _convolved_back(
     )
 
 
+if NODES is not None:
+    NODES.configure_folding(_gradients, _convolved_by_formula)
+
+
 def folded_convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, geometry: Any
 ) -> Tensor:
-    """``F.conv2d`` of a batch with a reversed gradient in x.
+    """``F.conv2d`` of a batch with a reversed gradient in x, by the Function.
 
     Parameters
     ----------

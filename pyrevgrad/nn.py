@@ -345,12 +345,21 @@ class ReversedConv2d(FoldedReversal):
             )
         if not (x.requires_grad and torch.is_grad_enabled()):
             return self._convolved(x)
-        assert self.scale is not None
         x, padding = self._padded(self._seen(x))
         geometry = (self.stride, padding, self.dilation, self.groups)
-        batch = x if x.dim() == 4 else x.unsqueeze(0)
-        y = folded_convolution(batch, self.weight, self.bias, self.scale, geometry)
-        return y if x.dim() == 4 else y.squeeze(0)
+        if x.dim() == 3:
+            return self._folded(x.unsqueeze(0), geometry).squeeze(0)
+        return self._folded(x, geometry)
+
+    def _folded(self, x: Tensor, geometry: Any) -> Tensor:
+        weight, bias, scale = self.weight, self.bias, self.scale
+        assert scale is not None
+        nodes = autograd.nodes_for(self._pairs)
+        if nodes is not None:
+            y = nodes.folded_convolution(x, weight, bias, scale, *self._pairs.handles, geometry)
+            if y is not NotImplemented:
+                return y
+        return folded_convolution(x, weight, bias, scale, geometry)
 
     def _convolved(self, x: Tensor) -> Tensor:
         return nn.Conv2d._conv_forward(self, x, self.weight, self.bias)  # type: ignore[arg-type]

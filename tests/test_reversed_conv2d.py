@@ -8,8 +8,9 @@ import torch
 from folded_layers import Operations, gradients
 from torch import nn
 
-from pyrevgrad import GUIDED, TracingError, backend, check_reversal
+from pyrevgrad import GUIDED, TracingError, autograd, backend, check_reversal
 from pyrevgrad.adversarial import DANN
+from pyrevgrad.binding import NODES, WHY
 from pyrevgrad.nn import Activation, GradientReversal, ReversedConv2d
 from pyrevgrad.schedules import LinearSchedule
 
@@ -122,6 +123,52 @@ def test_only_what_is_asked_for_is_made():
     (theirs,) = torch.autograd.grad(plain(at).sum(), at)
     torch.testing.assert_close(ours, theirs)
     assert folded(x).grad_fn is None
+
+
+@pytest.mark.skipif(NODES is None, reason=f"no C++ nodes: {WHY}")
+@pytest.mark.parametrize("size", [3, 12])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_node_and_the_function_agree_bit_for_bit(dtype, size, monkeypatch):
+    folded = ReversedConv2d(4, 6, 3, padding=1, scale=0.3, dtype=dtype)
+    x, g = torch.randn(2, 4, size, size, dtype=dtype), torch.randn(2, 6, size, size, dtype=dtype)
+    found = []
+    for nodes in (NODES, None):
+        monkeypatch.setattr(autograd, "NODES", nodes)
+        y, made = gradients(folded, x, g, folded.parameters())
+        name = "FoldedConvolutionBackward" if nodes else "_FoldedConvolutionBackward"
+        assert y.grad_fn.name() == name
+        found.append([y, *made])
+    assert all(map(torch.equal, *found))
+
+
+def test_a_weight_that_was_overwritten_is_pytorchs_error():
+    layer, x = ReversedConv2d(3, 4, 1), torch.randn(2, 3, 5, 5, requires_grad=True)
+    y = layer(x)
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_gradients_that_nobody_asks_for_are_not_made(nodes):
+    layer, x = ReversedConv2d(3, 4, 1), torch.randn(2, 3, 9, 9)
+    _, convolutions, _ = counted([layer.requires_grad_(False)], x)
+    assert convolutions == [[True, False, False]]
+    layer.requires_grad_(True)
+    x = x.requires_grad_()
+    y, seen = layer(x), []
+
+    class Masks(Operations):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if "convolution_backward" in str(function):
+                seen.append(args[-1])
+            return super().__torch_dispatch__(function, types, args, kwargs)
+
+    with Masks():
+        torch.autograd.grad(y, x, torch.ones_like(y), retain_graph=True)
+        torch.autograd.grad(y, layer.weight, torch.ones_like(y))
+    if nodes == "c++":
+        assert seen == [[True, False, False], [False, True, False]]
 
 
 def test_derivatives_of_every_gradient_are_those_of_the_two_layers():
