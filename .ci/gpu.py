@@ -89,7 +89,8 @@ def tests(variables, file, *before, options=()):
     """pytest's last line over one file, and whether it passed; under `before` if given."""
     command = [*before, sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml")]
     command += ["--rootdir", str(ROOT), "-p", "no:cacheprovider", "-q", str(ROOT / "tests" / file)]
-    command += options
+    # Warnings of a torch that no test has seen are told, and no failure, from the first import on.
+    command += ["-W", "default", *options]
     done = subprocess.run(command, env=variables, cwd=PACKAGE, text=True, capture_output=True)
     print(done.stdout + done.stderr, flush=True)
     return outcome(done.stdout + done.stderr, done.returncode)

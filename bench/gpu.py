@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pyrevgrad
-from pyrevgrad import backends
+from pyrevgrad import backends, binding
 
 from . import kernels, providers, traffic
 from .cases import DECONVNET, RELU_CASES, Case
@@ -229,6 +229,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "l2_bytes": properties.L2_cache_size,
         "torch_cuda": torch.version.cuda,
         "build": backends.native().cuda_build(),
+        "autograd": binding.WHY,
         "traffic": {dtype: traffic.item_size(dtype) for dtype in DTYPES},
     }
 

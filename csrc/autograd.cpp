@@ -158,9 +158,9 @@ Tensor recorded_view(const Tensor& x, const Handle&, const Pointer& node) {
 std::vector<bool> cuda_devices;
 
 bool is_served(const Tensor& x) {
-  if (x.is_cpu()) return true;
+  if (!x.is_cuda()) return x.is_cpu();
   const auto index = static_cast<std::size_t>(x.get_device());
-  return x.is_cuda() && index < cuda_devices.size() && cuda_devices[index];
+  return index < cuda_devices.size() && cuda_devices[index];
 }
 
 // (x, full, half, scale): y by `record`, or by `plain` where no gradient is needed. NotImplemented

@@ -31,7 +31,8 @@ from oracle import (
 )
 
 import pyrevgrad
-from pyrevgrad import GUIDED, BackendError, backend, backends, reverse, rules
+from pyrevgrad import GUIDED, BackendError, autograd, backend, backends, reverse, rules
+from pyrevgrad.binding import NODES, WHY
 
 DEVICE = torch.device(os.environ.get("PYREVGRAD_TEST_DEVICE", "cuda"))
 CUDA = DEVICE.type == "cuda"
@@ -47,6 +48,8 @@ def _missing() -> str:
 
 pytestmark = [
     pytest.mark.gpu,
+    # Of a torch and a Triton that no test has seen: told, and no failure.
+    pytest.mark.filterwarnings("default"),
     pytest.mark.skipif(bool(_missing()), reason=_missing() or "served"),
 ]
 needs_cuda = pytest.mark.skipif(not CUDA, reason="streams and graphs are of CUDA devices")
@@ -296,6 +299,28 @@ def test_device_that_does_not_exist_is_a_sentence():
     assert "invalid device ordinal" in problem
     torch.ones(1, device=DEVICE).add_(1)
     assert pyrevgrad.relu(torch.ones(2, device=DEVICE)).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.skipif(NODES is None, reason=f"no C++ nodes: {WHY}")
+def test_nodes_record_once_the_device_has_been_asked():
+    x = torch.randn(5, device=DEVICE, requires_grad=True)
+    pyrevgrad.relu(x)
+    for y in (pyrevgrad.relu(x, GUIDED), pyrevgrad.tanh(x, reverse(2.0))):
+        assert y.grad_fn.name() == "ModifiedBackward"
+
+
+@needs_cuda
+def test_double_backward_and_its_errors_cross_the_thread_of_the_device(monkeypatch):
+    x = torch.randn(5, device=DEVICE, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: pyrevgrad.gelu(x, reverse(2.0)), x)
+    y = pyrevgrad.gelu(x, reverse(2.0))
+
+    def fails(*_):
+        raise ArithmeticError("as asked")
+
+    monkeypatch.setattr(autograd.eager, "gradient_of_input", fails)
+    with pytest.raises(ArithmeticError, match="as asked"):
+        torch.autograd.grad(y, x, torch.ones_like(y), create_graph=True)
 
 
 def test_native_is_what_serves():

@@ -87,18 +87,22 @@ def test_mask_is_written_by_the_byte_once_for_each_step(dtype, architecture):
 
 
 @each
-def test_half_types_leave_the_memory_the_pace(dtype, architecture):
-    """25 instructions an element forward and 37 backward are what 4.8 TB/s leave time for."""
-    if dtype not in ("bfloat16", "float16"):
-        pytest.skip("float32 moves twice the bytes, and has the full functions")
+def test_arithmetic_leaves_the_memory_the_pace(dtype, architecture):
+    """25 instructions an element forward and 37 backward are what 4.8 TB/s leave half types time
+    for; float32 moves twice the bytes and has the full functions. float64 has a unit of its own."""
+    if dtype == "float64":
+        pytest.skip("its instructions are not the ones that are counted")
+    bytes_more = 2 if dtype == "float32" else 1
     for kernel in kernels(dtype, architecture):
         forward = kernel.direction == "Forward"
         # Cheap forwards take more elements a thread.
         if kernel.variant not in ("", "plain") or (forward and steps(kernel) == 4):
             continue
-        limit = 25 if forward else 37
+        limit = (25 if forward else 37) * bytes_more
+        if dtype == "float32" and forward and kernel.activation == "Softplus":
+            limit = 64  # divides exactly, where half types multiply
         assert kernel.span <= limit * kernel.elements, kernel.name
-        assert kernel.special <= 2 * kernel.elements, kernel.name
+        assert kernel.special <= (3 if dtype == "float32" else 2) * kernel.elements, kernel.name
 
 
 def test_the_documented_table_is_up_to_date(monkeypatch):

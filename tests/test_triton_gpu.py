@@ -32,6 +32,8 @@ from pyrevgrad import EXACT, GUIDED, BackendError, backend, backends, reverse, r
 
 pytestmark = [
     pytest.mark.gpu,
+    # Of a torch and a Triton that no test has seen: told, and no failure.
+    pytest.mark.filterwarnings("default"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is missing"),
     pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET is set"),

@@ -41,6 +41,8 @@ std::string sentence(cudaError_t error, int index) {
     case cudaErrorNoDevice:
       return "there is no CUDA device";
     case cudaErrorNoKernelImageForDevice:
+    case cudaErrorInvalidDeviceFunction:
+    case cudaErrorInvalidKernelImage:
     case cudaErrorUnsupportedPtxVersion:
       return device_name(index) + " cannot run what the library holds, which is " +
              PYREVGRAD_CUDA_CODE +
