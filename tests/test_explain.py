@@ -34,6 +34,14 @@ seen = []
 def with_preprocess():
     return plain(), lambda image: torch.ones(3, 9, 9) * image.size[0]
 
+def zero():
+    model = plain()
+    nn.init.constant_(model[0].bias, -100.0)
+    return model
+
+def kept():
+    return plain(), lambda image: seen.append(image) or torch.ones(3, 9, 9)
+
 def tanh():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.LazyLinear(3))
 
@@ -159,3 +167,77 @@ def test_the_built_in_network_explains_a_digit_it_has_not_seen(tmp_path):
     out = tmp_path / "digit.png"
     assert __main__.main(["explain", "--out", str(out)]) == 0
     assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_photo_that_was_taken_sideways_is_shown_upright(folder):
+    from pyrevgrad.explaining import images
+
+    exif = Pillow.Exif()
+    exif[0x0112] = 6
+    with Pillow.open(folder / "photo.png") as photo:
+        photo.save(folder / "sideways.png", exif=exif)
+        upright = np.asarray(photo.transpose(Pillow.Transpose.ROTATE_270))
+    found = images.read(folder / "sideways.png").pixels
+    assert found.shape == (3, 10, 12)
+    np.testing.assert_allclose(found.permute(1, 2, 0), upright / 255, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "CMYK", "1", "L"])
+def test_images_of_any_mode_have_the_pixels_of_pillow(folder, mode):
+    from pyrevgrad.explaining import images
+
+    name = folder / ("odd.tiff" if mode == "CMYK" else "odd.png")
+    with Pillow.open(folder / "photo.png") as photo:
+        photo.convert(mode).save(name)
+    with Pillow.open(name) as odd:
+        wanted = np.asarray(odd.convert("RGB")) / 255
+    found = images.prepared(images.read(name), None, False, None, None)[0]
+    np.testing.assert_allclose(found.permute(1, 2, 0), wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        (np.float32([[0, 255]]), r"numbers from 0 to 255, and must have them within \[0, 1\]"),
+        (np.float32([[0, np.nan]]), "numbers from nan to nan"),
+        (np.int32([[0, 70000]]), r"0 to 70000, and must have them within \[0, 65535\]"),
+    ],
+)
+def test_numbers_of_unknown_scale_are_refused(folder, numbers, message):
+    from pyrevgrad.explaining import ExplainError, images
+
+    Pillow.fromarray(numbers).save(folder / "odd.tiff")
+    with pytest.raises(ExplainError, match=message):
+        images.read(folder / "odd.tiff")
+
+
+def test_a_preprocess_is_given_all_bits_of_a_deep_grey_image(folder):
+    import sys
+
+    deep = np.arange(120, dtype=np.uint16).reshape(12, 10) + 30000
+    for values, mode, scale in ((deep, "F", 65535), ((deep % 256).astype(np.uint8), "L", 1)):
+        Pillow.fromarray(values).save(folder / "grey.png")
+        assert explain(folder, "kept", image="grey.png")[0] == 0
+        (image,) = sys.modules["explained_model"].seen
+        assert image.mode == mode
+        np.testing.assert_allclose(np.asarray(image), values / scale, rtol=1e-6)
+
+
+def test_a_map_of_zeros_is_said_to_be_one(folder, capsys):
+    assert explain(folder, "zero")[0] == 0
+    assert "The map is zero everywhere" in capsys.readouterr().out
+
+
+def test_a_bad_layer_is_refused_with_the_names_there_are(folder, capsys):
+    assert explain(folder, "plain", "--method", "guided-gradcam", "--layer", "9")[0] == 2
+    assert "no module named '9': choose from 0, 1, 2, 3, 4" in capsys.readouterr().err
+
+
+def test_strength_takes_maps_of_large_photos():
+    from pyrevgrad.explaining import pictures
+
+    found = torch.zeros(1, 4100, 4100)
+    found[0, 0] = 2.0
+    assert torch.equal(pictures.strength(found), torch.zeros(4100, 4100))
+    found[0, :50] = 2.0
+    assert pictures.strength(found)[0, 0] == 1.0

@@ -7,8 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pyrevgrad import GUIDED, swap
-from pyrevgrad.attribution import GuidedBackprop, jacobian
+from pyrevgrad import GUIDED, SwapError, swap
+from pyrevgrad.attribution import (
+    GuidedBackprop,
+    GuidedGradCam,
+    Saliency,
+    SmoothGrad,
+    jacobian,
+)
 
 
 def convolutions():
@@ -109,3 +115,81 @@ def test_the_source_of_a_layer_that_is_the_model_is_itself():
     with swap(nn.ReLU(), GUIDED) as swapped:
         swapped.model(torch.randn(3, requires_grad=True))
     assert swapped.report.replaced[0].source == "nn.ReLU"
+
+
+METHODS = [
+    GuidedBackprop,
+    Saliency,
+    lambda model: GuidedGradCam(model, "0"),
+    lambda model: SmoothGrad(GuidedBackprop(model), samples=2),
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("block", [torch.no_grad, torch.inference_mode])
+def test_maps_are_the_same_inside_blocks_that_record_nothing(method, block):
+    model, x = convolutions().eval(), torch.randn(2, 1, 6, 6)
+    wanted = method(model).attribute(x, target=1)
+    with block():
+        found, made_inside = method(model).attribute(x, target=1), x * 1
+    assert torch.equal(found, wanted) and wanted.abs().max() > 0
+    assert torch.equal(method(model).attribute(made_inside, target=1), wanted)
+
+
+def test_jacobians_are_the_same_in_inference_mode():
+    model, x = Block(), torch.randn(2, 4)
+    wanted = jacobian(model, x, rule=GUIDED)
+    with torch.inference_mode():
+        assert torch.equal(jacobian(model, x, rule=GUIDED), wanted)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        found = self.layer(x)
+        return found[0][:, -1] if isinstance(found, tuple) else found
+
+
+UNSERVED = {
+    "fused into one operation": lambda: Recurrent(nn.RNN(4, 3, nonlinearity="relu")),
+    "its slope is learned": lambda: Recurrent(nn.PReLU()),
+    r"drawn at random in training.*under model\.eval\(\) it is leaky_relu": lambda: Recurrent(
+        nn.RReLU()
+    ),
+    "no row of the activation table is a threshold": lambda: Recurrent(nn.Threshold(0.1, 20)),
+}
+
+
+@pytest.mark.parametrize("reason", UNSERVED)
+def test_an_activation_that_no_rule_serves_is_refused_with_its_reason(reason):
+    model, x = UNSERVED[reason](), torch.randn(2, 5, 4)
+    with pytest.raises(SwapError, match=reason), swap(model, GUIDED):
+        model(x.requires_grad_())
+    with pytest.raises(SwapError, match=reason):
+        GuidedBackprop(model, where=None).attribute(x.detach(), (0, 0))
+
+
+def test_a_relu_fused_into_a_layer_is_no_other_rectifier():
+    model = Recurrent(nn.RNN(4, 3, nonlinearity="relu"))
+    with pytest.raises(SwapError, match="fused into one operation"):
+        GuidedBackprop(model).attribute(torch.randn(2, 5, 4), 0)
+
+
+def test_rectifiers_that_nothing_serves_can_be_left_in_the_words_of_the_error():
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.PReLU()), torch.randn(2, 4)
+    with pytest.raises(SwapError, match=r"pass where=lambda site: site\.kind == 'relu' to"):
+        GuidedBackprop(model).attribute(x, 0)
+    found = GuidedBackprop(model, where=lambda site: site.kind == "relu").attribute(x, 0)
+    assert found.shape == x.shape
+
+
+@pytest.mark.parametrize("layer", [nn.ReLU6, lambda: nn.Hardtanh(0, 6)])
+def test_relu6_is_one_site_whatever_pytorch_calls_for_it(layer):
+    model = nn.Sequential(nn.Linear(4, 4), layer())
+    with swap(model, GUIDED) as swapped:
+        model(torch.randn(2, 4, requires_grad=True)).sum().backward()
+    (site,) = swapped.report.sites
+    assert (site.kind, site.path, site.forward, site.backward) == ("relu6", "1", 1, 1)

@@ -1,6 +1,6 @@
 """Jacobians of a model's outputs, plain or modified, one column or all in one call.
 
-Imports the swap and torch.func.
+Imports the swap, the targets and torch.func.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..rules import Rule
 from ..swapping import swap
 from ..swapping.verification import as_found
+from .targets import recording, values
 
 
 def jacobian(
@@ -64,8 +65,8 @@ def jacobian(
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0:
         raise TypeError("x must be a floating point tensor of shape (n, …)")
     held = nullcontext() if rule is None else swap(model, rule, where)
-    with as_found(model), held:
-        pulled: tuple[Any, ...] = torch.func.vjp(lambda at: model(at.clone()), x.detach())
+    with as_found(model), held, recording():
+        pulled: tuple[Any, ...] = torch.func.vjp(lambda at: model(at.clone()), values(x))
         y, pullback = pulled[0], pulled[1]
         if not isinstance(y, Tensor) or y.dim() == 0 or len(y) != len(x):
             raise ValueError(

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ..activations import ACTIVATIONS
 from ..rules import DECONVNET, GUIDED, Rule
 from ..swapping.holding import Swap
 from ..swapping.interception import substitute
@@ -23,12 +24,12 @@ from ..swapping.sparing import NOT_KEPT
 from ..swapping.verification import as_found
 from .targets import Inputs, Target, as_tuple, extra_arguments, find_layer, gradient
 
-from .targets import kept_output, last_of, selected  # isort: skip
+from .targets import kept_output, last_of, recording, selected, values  # isort: skip
 
 
 def is_relu(site: Site) -> bool:
-    """The default of ``where``: ReLU in every spelling."""
-    return site.kind == "relu"
+    """The default of ``where``: ReLU in every spelling, those fused into another layer too."""
+    return site.kind in ("relu", "fused relu")
 
 
 _locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
@@ -202,9 +203,12 @@ def _raise_for_other_rectifiers(report: Report) -> None:
     if others:
         listed = "\n".join(f"  {site}" for site in others)
         kinds = ", ".join(sorted({site.kind for site in others}))
+        served = any(site.kind in ACTIVATIONS for site in others)
+        cure = "where=None to take every rectifier" if served else ""
+        leave = "where=lambda site: site.kind == 'relu' to leave them plain"
         raise SwapError(
             f"{report.model} has rectifiers other than ReLU ({kinds}), which keep their plain "
-            f"gradient:\n{listed}\npass where=None to take every rectifier, or another where"
+            f"gradient:\n{listed}\npass {', or '.join(filter(None, (cure, leave)))}"
         )
 
 
@@ -368,10 +372,10 @@ class GuidedGradCam(Attribution):
         with (
             alone(self.model),
             as_found(self.model),
-            torch.enable_grad(),
+            recording(),
             kept_output(self.layer, kept, attribute_to_layer_input),
         ):
-            at = [x.detach().requires_grad_() for x in given]
+            at = [values(x).requires_grad_() for x in given]
             y = selected(self.model(*(x.clone() for x in at), *extra), target)
             layer = last_of(kept)
             if layer.dim() < 3:

@@ -45,8 +45,20 @@ def leaves(inputs: tuple[Tensor, ...], create_graph: bool) -> tuple[Tensor, ...]
     With `create_graph` an input that requires grad stands for itself, for derivatives of the map.
     """
     return tuple(
-        x if create_graph and x.requires_grad else x.detach().requires_grad_() for x in inputs
+        x if create_graph and x.requires_grad else values(x).requires_grad_() for x in inputs
     )
+
+
+def values(x: Tensor) -> Tensor:
+    """The values of `x`, for autograd to record: a copy if it was made in inference mode."""
+    return x.clone() if x.is_inference() else x.detach()
+
+
+@contextmanager
+def recording() -> Any:
+    """A block in which autograd records, also inside ``no_grad`` and ``inference_mode``."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def selected(output: Any, target: Target) -> Tensor:
@@ -129,7 +141,8 @@ def find_layer(model: nn.Module, layer: nn.Module | str) -> nn.Module:
     modules = dict(model.named_modules())
     if isinstance(layer, str):
         if layer not in modules:
-            raise ValueError(f"the model has no module named {layer!r}: {closest(layer, modules)}")
+            names = [name for name in modules if name]
+            raise ValueError(f"the model has no module named {layer!r}: {closest(layer, names)}")
         return modules[layer]
     if not any(module is layer for module in modules.values()):
         raise ValueError(f"the layer {type(layer).__name__} is not a module of the model")
@@ -179,8 +192,8 @@ def gradient(
     create_graph: bool,
 ) -> tuple[Tensor, ...]:
     """The gradient of the sum of what `select` takes of the outputs, for each input."""
-    at = leaves(inputs, create_graph)
-    with torch.enable_grad():
+    with recording():
+        at = leaves(inputs, create_graph)
         # A clone, since the model's first layer may work in place.
         chosen = select(forward(*(x.clone() for x in at), *extra))
         if chosen.grad_fn is None:

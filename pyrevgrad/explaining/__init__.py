@@ -169,11 +169,15 @@ def run(options: argparse.Namespace) -> int:
         picture = images.read(options.image)
         prepared = _prepared(picture, preprocess, options)
     found, target, report = explained(model, prepared, options)
+    if not found.isfinite().all():
+        raise ExplainError("the map has numbers that are not finite, so there is nothing to draw")
     title = f"{options.method}, output {target}" if target is not None else options.method
     pictures.draw(options.out, prepared[0], found[0], title)
     if report is not None:
         print(report)
     print(f"{title}: {options.out}")
+    if not found.any():
+        print("The map is zero everywhere: no gradient arrives at the image by this method.")
     print("Such a map may say little about the decision: attribution.sanity_check tests it.")
     return 0
 

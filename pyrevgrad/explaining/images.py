@@ -9,11 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image as Pillow
-from PIL import UnidentifiedImageError
+from PIL import ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
 from . import ExplainError
+
+
+class _Unscaled(Exception):
+    """Numbers whose black and white nobody knows."""
+
+
+_BROKEN = (
+    *(UnidentifiedImageError, Pillow.DecompressionBombError),
+    *(OSError, SyntaxError, ValueError),
+)
 
 
 @dataclass(frozen=True)
@@ -23,28 +33,32 @@ class Image:
     pixels: Tensor
 
     def as_pillow(self) -> Any:
-        """For a user's preprocess: 8 bits, or the float image where that has one channel."""
+        """For a user's preprocess: 8 bits, or grey floats in [0, 1] where those lose some."""
         array = self.pixels.numpy()
         if len(array) == 1:
-            return Pillow.fromarray((array[0] * 255).round().astype(np.uint8))
+            eight = (array[0] * 255).round().astype(np.uint8)
+            exact = np.array_equal(eight.astype(np.float32) / 255, array[0])
+            return Pillow.fromarray(eight if exact else array[0])
         return Pillow.fromarray((array.transpose(1, 2, 0) * 255).round().astype(np.uint8))
 
 
 def read(path: Path) -> Image:
-    """The image of a file; 16-bit greyscale keeps its 16 bits.
+    """The image of a file, upright as its EXIF data say; 16-bit greyscale keeps its 16 bits.
 
     Raises
     ------
     ExplainError
-        There is no such file, or it is no image that Pillow reads.
+        There is no such file, it is no image that Pillow reads, or its numbers have no known scale.
     """
     if not path.is_file():
         raise ExplainError(f"--image: there is no file {path}")
     try:
         with Pillow.open(path) as opened:
             opened.load()
-            return Image(_pixels(opened))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            return Image(_pixels(ImageOps.exif_transpose(opened)))
+    except _Unscaled as error:
+        raise ExplainError(f"--image: {path} {error}") from error
+    except _BROKEN as error:
         raise ExplainError(f"--image: {path} is broken or no image: {error}") from error
 
 
@@ -52,9 +66,13 @@ def _pixels(opened: Any) -> Tensor:
     mode = opened.mode
     if mode.startswith("I") or mode == "F":
         array = np.asarray(opened).astype(np.float64)
-        if mode.startswith("I"):
-            array = array / 65535
-        return torch.from_numpy(array.clip(0, 1)).float()[None]
+        most = 65535 if mode.startswith("I") else 1
+        if not ((array >= 0) & (array <= most)).all():
+            raise _Unscaled(
+                f"has numbers from {array.min():g} to {array.max():g}, and must have them within "
+                f"[0, {most}] to be shown; scale them first"
+            )
+        return torch.from_numpy(array / most).float()[None]
     if mode in ("1", "L"):
         array = np.asarray(opened.convert("L"))[None]
     else:

@@ -55,8 +55,14 @@ class Call:
 
 
 _LEARNED = "its slope is learned, and no row of the activation table has a gradient for it"
-_RANDOM = "its slopes are drawn at random in training, and no row of the activation table is"
-_FUSED = "the activation is fused into one operation with other layers and cannot be taken apart"
+_RANDOM = (
+    "its slopes are drawn at random in training, and no row of the activation table is; under "
+    "model.eval() it is leaky_relu, which is served"
+)
+_FUSED = (
+    "the activation is fused into one operation with other layers and cannot be taken apart; one "
+    "that the model calls by itself can be replaced"
+)
 _GATED = "it multiplies one half of its input by a gate made of the other"
 
 #: (kind, names of the arguments after the input, where PyTorch has it). A trailing underscore means
@@ -225,6 +231,8 @@ def _with_kind(call: Call, given: dict[str, Any]) -> Call | None:
         return special(call, given)
     if call.kind not in ACTIVATIONS:
         return call
+    if call.kind == "hardtanh" and _is_relu6(given.get("min_val"), given.get("max_val")):
+        call.kind = "relu6"
     if call.kind == "gelu" and given.pop("approximate", "none") == "tanh":
         call.kind = "gelu_tanh"
     if call.kind == "elu" and (given.pop("scale", 1), given.pop("input_scale", 1)) != (1, 1):
@@ -251,6 +259,11 @@ def _resolved(call: Call, params: dict[str, Any]) -> Call:
     if call.value is None and call.kind not in ("relu", "leaky_relu"):
         call.value = plain(call.kind, call.params)
     return call
+
+
+def _is_relu6(low: Any, high: Any) -> bool:
+    """Of hardtanh's bounds, which is what ``nn.ReLU6`` calls in some versions of PyTorch."""
+    return bool(low == 0 and high == 6)
 
 
 def _is_clipped_relu(call: Call) -> bool:
@@ -348,6 +361,9 @@ def layer_kind(module: nn.Module) -> str | None:
     for base in type(module).__mro__:
         if base in LAYERS:
             kind = LAYERS[base]
+            bounds = getattr(module, "min_val", None), getattr(module, "max_val", None)
+            if kind == "hardtanh" and _is_relu6(*bounds):
+                return "relu6"
             if kind == "gelu" and getattr(module, "approximate", "none") == "tanh":
                 return "gelu_tanh"
             if kind == "threshold" and (

@@ -27,7 +27,7 @@ from .verification import Recorder, Verification, verified
 Substitution = Callable[[Call, Tensor, Rule], Tensor]
 _FOR_LAYERS = {
     "prelu": "its slope is learned, and no row of the activation table has a gradient for it",
-    "rrelu": "its slopes are drawn at random in training",
+    "rrelu": "its slopes are drawn at random in training; under model.eval() it is leaky_relu",
     "threshold": "no row of the activation table is a threshold other than (0, 0)",
     "glu": "it multiplies one half of its input by a gate made of the other",
 }
