@@ -231,8 +231,6 @@ def _with_kind(call: Call, given: dict[str, Any]) -> Call | None:
         return special(call, given)
     if call.kind not in ACTIVATIONS:
         return call
-    if call.kind == "hardtanh" and _is_relu6(given.get("min_val"), given.get("max_val")):
-        call.kind = "relu6"
     if call.kind == "gelu" and given.pop("approximate", "none") == "tanh":
         call.kind = "gelu_tanh"
     if call.kind == "elu" and (given.pop("scale", 1), given.pop("input_scale", 1)) != (1, 1):
@@ -241,7 +239,7 @@ def _with_kind(call: Call, given: dict[str, Any]) -> Call | None:
 
 
 def _is_relu6(low: object, high: object) -> bool:
-    """Whether a hardtanh of these bounds is relu6, as ``nn.ReLU6`` spells it."""
+    """Whether a hardtanh of these bounds is relu6: in some versions ``nn.ReLU6`` calls it so."""
     return (low, high) == (0, 6)
 
 
@@ -259,11 +257,6 @@ def _resolved(call: Call, params: dict[str, Any]) -> Call:
     if call.value is None and call.kind not in ("relu", "leaky_relu"):
         call.value = plain(call.kind, call.params)
     return call
-
-
-def _is_relu6(low: Any, high: Any) -> bool:
-    """Of hardtanh's bounds, which is what ``nn.ReLU6`` calls in some versions of PyTorch."""
-    return bool(low == 0 and high == 6)
 
 
 def _is_clipped_relu(call: Call) -> bool:
@@ -371,8 +364,6 @@ def layer_kind(module: nn.Module) -> str | None:
                 getattr(module, "value", None),
             ) == (0, 0):
                 return "relu"
-            if kind == "hardtanh" and _is_relu6(module.min_val, module.max_val):
-                return "relu6"
             return "leaky_relu" if kind == "rrelu" and not module.training else kind
     return None
 
