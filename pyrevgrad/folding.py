@@ -110,6 +110,13 @@ def _reversed_product(
     return backend.backward(g, None, _pair_for(g), scale) @ weight
 
 
+def _backend_for(x: Tensor, scale: Tensor) -> Any:
+    """Who scales the smaller factor; nobody in a compiled graph, which is shown the formula."""
+    pair = checked(x, _REVERSAL, scale)
+    # A choice would be guarded at every call, and the pair's program with it.
+    return None if torch.compiler.is_compiling() else backends.choose(x, pair)
+
+
 def folded_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, number: Number
 ) -> Tensor:
@@ -126,7 +133,7 @@ def folded_linear(
         x, weight, bias = _cast(x, weight, bias)
         with torch.autocast(x.device.type, enabled=False):
             return folded_linear(x, weight, bias, scale, number)
-    backend = backends.choose(x, checked(x, _REVERSAL, scale))
+    backend = _backend_for(x, scale)
     return _FoldedLinear.apply(x, weight, bias, scale, number, backend)
 
 
@@ -213,5 +220,5 @@ def folded_convolution(
         x, weight, bias = _cast(x, weight, bias)
         with torch.autocast(x.device.type, enabled=False):
             return folded_convolution(x, weight, bias, scale, geometry)
-    backend = backends.choose(x, checked(x, _REVERSAL, scale))
+    backend = _backend_for(x, scale)
     return _FoldedConvolution.apply(x, weight, bias, scale, backend, geometry)
