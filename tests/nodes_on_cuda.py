@@ -1,7 +1,7 @@
 """The C++ nodes on CUDA tensors, by the device of cuda_device.py: who serves, what is refused.
 
 Run by test_nodes_on_cuda.py in a process of its own, which has that device from the start. It may
-import the package and grids.py.
+import the package, grids.py and oracle.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import cuda_device
 import pytest
 import torch
 from cuda_device import ASKED, TOO_OLD, on
-from grids import DTYPES, FORMULAS, SPECS, grid, rule_and_spec, run, same_bits
+from grids import DTYPES, grid, run, same_bits
+from oracle import FORMULAS, SPECS, rule_and_spec
 
 import pyrevgrad
 from pyrevgrad import DECONVNET, EXACT, GUIDED, BackendError, autograd, backends, reverse
