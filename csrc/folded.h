@@ -5,6 +5,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/autocast_mode.h>
+#include <ATen/ops/_unsafe_view.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/convolution_backward.h>
@@ -74,7 +75,7 @@ struct FoldedLinearBackward : Node {
       found[0] = at::empty(shape, g2.options());
       // beta 0: what is there is not read.
       Tensor flat = shape.size() == 2 ? found[0] : found[0].view({rows, shape.back()});
-      flat.addmm_(g2, weight, 0, -number());
+      at::addmm_out(flat, flat, g2, weight, 0, -number());
     }
     if (wanted[1]) found[1] = g2.t().mm(x.dim() == 2 ? x : x.reshape({rows, shape.back()}));
     if (wanted[2]) found[2] = g2.sum(0);
@@ -231,6 +232,8 @@ PyObject* folded_linear(PyObject*, PyObject* const* arguments, Py_ssize_t) {
         // Not below autograd, where a mode would be shown linear and not what it is made of.
         const at::NoGradGuard unrecorded;
         y = at::linear(x, weight, given.given_bias());
+        // Of more or fewer axes it may be a view, which nobody could then change in place.
+        if (x.dim() != 2) y = at::_unsafe_view(y, y.sizes());
       }
       torch::autograd::set_history(y, node);
     }
@@ -243,15 +246,17 @@ PyObject* folded_linear(PyObject*, PyObject* const* arguments, Py_ssize_t) {
 bool read_span(PyObject* given, std::vector<std::int64_t>& span) {
   if (PyLong_CheckExact(given)) {
     span.assign(2, PyLong_AsLongLong(given));
-    return true;
+  } else if (!PyTuple_CheckExact(given) || PyTuple_GET_SIZE(given) != 2) {
+    return false;
   }
-  if (!PyTuple_CheckExact(given) || PyTuple_GET_SIZE(given) != 2) return false;
-  for (Py_ssize_t i = 0; i < 2; ++i) {
+  for (Py_ssize_t i = 0; span.size() < 2; ++i) {
     PyObject* one = PyTuple_GET_ITEM(given, i);
     if (!PyLong_CheckExact(one)) return false;
     span.push_back(PyLong_AsLongLong(one));
   }
-  return true;
+  if (PyErr_Occurred() == nullptr) return true;
+  PyErr_Clear();  // a number past 64 bits: its error is PyTorch's
+  return false;
 }
 
 // (x, weight, bias, scale, full, half, geometry): y of a batch. NotImplemented as above.

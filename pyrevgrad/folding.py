@@ -63,7 +63,9 @@ class _FoldedLinear(Function):
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         # On the context and not saved: a schedule may change λ between forward and backward.
         ctx.call = (scale, number, backend, x.shape)
-        return F.linear(x, weight, bias)
+        y = F.linear(x, weight, bias)
+        # Of more or fewer axes it may be a view, which nobody could then change in place.
+        return y if x.dim() == 2 else torch.ops.aten._unsafe_view.default(y, y.shape)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
@@ -129,18 +131,24 @@ def folded_linear(
     number : callable, optional
         Gives λ as a number when backward runs, or None where only the tensor knows it.
     """
-    if torch.is_autocast_enabled(x.device.type):
-        x, weight, bias = _cast(x, weight, bias)
+    if _under_autocast(x):
+        x, weight, bias = _cast(x), _cast(weight), None if bias is None else _cast(bias)
         with torch.autocast(x.device.type, enabled=False):
             return folded_linear(x, weight, bias, scale, number)
     backend = _backend_for(x, scale)
     return _FoldedLinear.apply(x, weight, bias, scale, number, backend)
 
 
-def _cast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """As autocast casts them: within a Function, backward would have two dtypes to multiply."""
-    dtype = torch.get_autocast_dtype(x.device.type)
-    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+def _under_autocast(x: Tensor) -> bool:
+    kind = x.device.type
+    return kind != "meta" and torch.is_autocast_enabled(kind)  # of meta it is an error to ask
+
+
+def _cast(tensor: Tensor) -> Tensor:
+    """As autocast casts it: within a Function, backward would have two dtypes to multiply."""
+    if tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
 
 
 class _FoldedConvolution(Function):
@@ -216,8 +224,8 @@ def folded_convolution(
     geometry : tuple
         stride, padding, dilation (a number or two each) and groups.
     """
-    if torch.is_autocast_enabled(x.device.type):
-        x, weight, bias = _cast(x, weight, bias)
+    if _under_autocast(x):
+        x, weight, bias = _cast(x), _cast(weight), None if bias is None else _cast(bias)
         with torch.autocast(x.device.type, enabled=False):
             return folded_convolution(x, weight, bias, scale, geometry)
     backend = _backend_for(x, scale)

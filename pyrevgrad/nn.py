@@ -366,11 +366,12 @@ class ReversedConv2d(FoldedReversal):
 
     def _padded(self, x: Tensor) -> tuple[Tensor, Any]:
         """`x` with the margin that a convolution cannot add by itself, and what it adds."""
-        left, right, top, bottom = margin = self._reversed_padding_repeated_twice
+        margin = self._reversed_padding_repeated_twice
         if self.padding_mode != "zeros":
             return nn.functional.pad(x, margin, mode=self.padding_mode), (0, 0)
         if not isinstance(self.padding, str):
             return x, self.padding
+        left, right, top, bottom = margin
         if left == right and top == bottom:
             return x, (top, left)
         return nn.functional.pad(x, margin), (0, 0)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from folded_layers import Operations, composed, gradients, pair
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import pyrevgrad
 from pyrevgrad import autograd
@@ -64,6 +65,42 @@ def test_a_batch_of_gradients_is_served_as_one():
     rows = torch.func.vmap(lambda g: torch.autograd.grad(y, x, g, retain_graph=True)[0])
     y = folded(x)
     torch.testing.assert_close(rows(many), ours[0])
+
+
+@pytest.mark.parametrize("shape", [(3,), (5, 3), (2, 5, 3)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_follows_may_work_in_place(shape, bias):
+    folded, plain = pair(bias=bias)
+    x = torch.randn(shape)
+    y, ours = gradients(lambda at: folded(at).relu_(), x, torch.ones(*shape[:-1], 4), [])
+    _, theirs = gradients(lambda at: composed(plain, 0.7)(at).relu(), x, torch.ones_like(y), [])
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize(("dtype", "cast"), [(torch.float64,) * 2, (torch.float32, torch.bfloat16)])
+@pytest.mark.parametrize("layer", [ReversedLinear(4, 4), ReversedConv2d(2, 3, 1)])
+def test_autocast_casts_what_it_casts_for_plain_layers(layer, dtype, cast, grad):
+    x = torch.randn(1, 2, 4, 4, dtype=dtype, requires_grad=grad)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.to(dtype)(x).dtype == cast
+
+
+@pytest.mark.parametrize("layer", [ReversedLinear(4, 5), ReversedConv2d(2, 3, 1)])
+def test_layers_without_numbers_give_shapes(layer):
+    x = torch.randn(1, 2, 4, 4, device="meta", requires_grad=True)
+    y = layer.to("meta")(x)
+    assert y.shape == layer(x.detach()).shape and y.grad_fn is not None
+
+
+def test_a_counter_of_products_sees_them_all():
+    counts = []
+    for layer in (ReversedLinear(64, 64), nn.Linear(64, 64)):
+        x = torch.randn(8, 64, requires_grad=True)
+        with FlopCounterMode(display=False) as counter:
+            layer(x).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1]
 
 
 # The C++ node and the Function.

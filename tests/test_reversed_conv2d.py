@@ -21,6 +21,7 @@ GEOMETRIES = [
     {"kernel_size": 3},
     {"kernel_size": (2, 3), "stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)},
     {"kernel_size": 3, "padding": 1, "groups": 2},
+    {"kernel_size": 3, "padding": (1,), "stride": (2,), "dilation": (1,)},
     {"kernel_size": 3, "padding": "same", "dilation": 2},
     {"kernel_size": (2, 4), "padding": "same"},
     {"kernel_size": 3, "padding": "valid", "stride": 2},

@@ -221,11 +221,12 @@ def test_a_weight_in_the_memory_of_the_input_is_kept():
 
 
 @pytest.mark.parametrize("trained", [True, False])
-def test_a_weight_that_is_changed_in_place_before_the_backward_is_an_error(trained):
+@pytest.mark.parametrize("layer", [nn.Linear(4, 3), nn.BatchNorm1d(4).eval()])
+def test_a_weight_that_is_changed_in_place_before_the_backward_is_an_error(layer, trained):
     class Changing(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layer, self.act = nn.Linear(4, 3), nn.ReLU()
+            self.layer, self.act = layer, nn.ReLU()
 
         def forward(self, x):
             y = self.act(self.layer(x))
@@ -233,7 +234,7 @@ def test_a_weight_that_is_changed_in_place_before_the_backward_is_an_error(train
                 self.layer.weight.mul_(2.0)
             return y
 
-    model = Changing().requires_grad_(trained)
+    model = Changing().requires_grad_(trained).eval()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         GuidedBackprop(model).attribute(torch.randn(2, 4), 0)
 
@@ -310,6 +311,12 @@ def test_a_pool_keeps_four_bytes_for_each_output():
     y = sparing.call(F.max_pool2d, (x * 1, 2), {})
     (places,) = y.grad_fn.saved_tensors
     assert places.shape == y.shape and places.dtype == torch.int32
+
+
+@pytest.mark.parametrize("shape", [(0, 16, 4, 4), (1, 16, 0, 4)])
+def test_an_empty_pool_is_that_of_pytorch(shape):
+    x = torch.randn(shape, requires_grad=True)
+    assert sparing._window(x, [2], {}) is None
 
 
 def test_a_pool_that_does_not_fit_is_refused_in_the_words_of_pytorch():

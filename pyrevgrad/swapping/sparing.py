@@ -34,6 +34,10 @@ SPARED = {
 
 #: What autograd raises where the gradient of a weight is asked for after all.
 NOT_KEPT = "pyrevgrad: the gradient of a parameter was asked for, and what it needs was not kept"
+_MODIFIED = (
+    "a weight that the gradient is computed with has been modified by an inplace operation since "
+    "the forward"
+)
 #: PyTorch's function of tensors whose gradients are an error, from C++.
 _without_gradient = torch._C._functions.DelayedError(NOT_KEPT.encode(), 1)
 
@@ -69,13 +73,16 @@ class _BatchNorm(Function):
     def forward(
         ctx: Any, x: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any, rest: Any
     ) -> Tensor:
-        momentum, ctx.eps = rest
+        momentum, ctx.eps, ctx.owner = rest
+        ctx.version = _version(ctx.owner)
         ctx.save_for_backward(var, weight)
         return _BATCH_NORM(x, mean, var, weight, bias, False, momentum, ctx.eps)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         var, weight = ctx.saved_tensors
+        if _version(ctx.owner) != ctx.version:
+            raise RuntimeError(_MODIFIED)
         # The forward about a mean of zero is that product, in one operation.
         zero = torch.zeros_like(var)
         gx = torch.batch_norm(g, weight, None, zero, var, False, 0.0, ctx.eps, True)
@@ -139,7 +146,7 @@ def call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if guarded is None or len(named) < len(kwargs) or _is_special(x):
         return function(*args, **kwargs)
     if function is _BATCH_NORM:
-        return _normalised(x, guarded, named)
+        return _normalised(x, guarded, named, kwargs.get("weight"))
     window = _window(x, guarded, named) if function is F.max_pool2d else None
     if window is not None:
         return _MaxPool.apply(x, window)
@@ -159,30 +166,31 @@ def call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(kept, _Shape):
             return kept.blank()
         if [other._version for other in others] != versions:
-            raise RuntimeError(
-                "a weight that the gradient is computed with has been modified by an inplace "
-                "operation since the forward"
-            )
+            raise RuntimeError(_MODIFIED)
         return kept
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         return function(x, *guarded, **named)
 
 
-def _normalised(x: Tensor, statistics: list[Any], named: dict[str, Any]) -> Tensor:
+def _version(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor._version
+
+
+def _normalised(x: Tensor, statistics: list[Any], named: dict[str, Any], weight: Any) -> Tensor:
     """Batch normalisation, in evaluation without x being kept; of half types PyTorch's, which
-    rounds later."""
+    rounds later. `weight` is the parameter itself, whose changes are counted."""
     mean, var = statistics[:2] if len(statistics) == 2 else (None, None)
     if named.get("training", True) or var is None or var.dtype != x.dtype or x.itemsize < 4:
         return _BATCH_NORM(x, *statistics, **named)
-    rest = named["momentum"], named["eps"]
-    return _BatchNorm.apply(x, mean, var, named["weight"], named["bias"], rest)
+    rest = named.get("momentum", 0.1), named.get("eps", 1e-5), weight
+    return _BatchNorm.apply(x, mean, var, named.get("weight"), named.get("bias"), rest)
 
 
 def _window(x: Tensor, given: list[Any], named: dict[str, Any]) -> tuple[Any, ...] | None:
     """What `_MaxPool` takes of the arguments of a pool; None where PyTorch's own serves."""
     found = {**dict(zip(_WINDOW, given, strict=False)), **named}
-    planes = x.dim() == 4 and x.is_cpu and x.itemsize >= 4 and x.is_contiguous()
+    planes = x.dim() == 4 and x.is_cpu and x.itemsize >= 4 and x.is_contiguous() and x.numel()
     if not planes or x.is_contiguous(memory_format=torch.channels_last):
         return None
     if x.shape[0] * x.shape[1] % CHANNELS or x.shape[2] * x.shape[3] >= 1 << 31:
