@@ -1,6 +1,6 @@
 """Pictures of whole networks, PNG and SVG: bars of time and of peak memory by provider.
 
-Imports plots, and matplotlib inside its functions.
+Imports plots and tables, and matplotlib inside its functions.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 from . import plots
 from .ceilings import COMPILED, IDLE
+from .tables import time_text
 
 Row = dict[str, Any]
 #: What a record calls ours beside the names that all providers have.
@@ -62,13 +63,13 @@ def draw(path: Path, name: str, rows: list[Row]) -> None:
     for (left, right), group in zip(axes, groups, strict=True):
         own = [row for row in timed if row[key] == group]
         ratios = [row["speedup"] or 1.0 for row in own]
-        times = [f"{ratio:.2f} ({row['median_s'] * 1e3:.3g} ms)"
+        times = [f"{ratio:.2f} ({time_text(row['median_s'])})"
                  for ratio, row in zip(ratios, own, strict=True)]  # fmt: skip
         left.set_gid("ratio")
         _panel(left, own, list(ratios), times)
         left.axvline(1, color="black", lw=1)
         peaks = [row["peak_bytes"] / 2**20 if row.get("peak_bytes") else None for row in own]
-        _panel(right, own, peaks, ["" if peak is None else f"{peak:.3g}" for peak in peaks])
+        _panel(right, own, peaks, ["" if peak is None else f"{peak:,.4g}" for peak in peaks])
         left.set_yticks([-at for at in range(len(own))], [row["provider"] for row in own])
         right.set_yticks([])
         left.set_title(group, fontsize=10, loc="left")

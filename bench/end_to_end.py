@@ -16,9 +16,10 @@ TRAINING_TITLE = "## Steps of training"
 _NETWORKS = """\
 The gradient of one output for {what}; one run, interleaved, after a check that all guided maps
 agree. *Ours faster*: the provider's time over ours, paired per round. *Ceiling*: its time over that
-of the same network without activations, which no way of computing them could pass{shared}. The peak
-is above the model and its images, each in a process of its own. Floors: no slower than the plain
-gradient of the unmodified model, 1.3 times as fast as captum, and the lowest peak."""
+of the same network without activations, all else as in *plain*{shared}: what any way of computing
+them could reach, as far as the quartiles are narrower than what activations cost. The peak is above
+the model and its images, each in a process of its own. Floors: no slower than the plain gradient of
+the unmodified model, 1.3 times as fast as captum, and the lowest peak."""
 _TRAINING = """\
 Forward, backward and a step of SGD, {threads}, interleaved, after a check that all providers give
 the same gradients and the same loss curve. *Ours faster*: the provider's time over the first row's,

@@ -217,7 +217,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--size", type=int, default=USUAL["size"], help="pixels; default: %(default)s")
     add("--width", type=int, default=USUAL["width"], help="channels of the first stage")
     add("--device", default=USUAL["device"])
-    add("--seconds", type=float, default=120.0, help=f"for each network, {LEAST} rounds aside")
+    add("--seconds", type=float, default=240.0, help=f"for each network, {LEAST} rounds aside")
     add("--threads", type=int, default=1)
     add("--peak", choices=PROVIDERS, help=argparse.SUPPRESS)
     records.add_options(parser)

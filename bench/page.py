@@ -23,7 +23,7 @@ PICTURES = ("speedup", "curved", "roofline", "memory")
 #: Records of commands of their own: the section's title, its text, the target, how long it takes.
 OTHERS = {
     "networks": (
-        end_to_end.NETWORKS_TITLE, end_to_end.networks_section, "bench-networks", "seven minutes"
+        end_to_end.NETWORKS_TITLE, end_to_end.networks_section, "bench-networks", "ten minutes"
     ),
     "training": (
         end_to_end.TRAINING_TITLE, end_to_end.training_section, "bench-training", "seven minutes"
