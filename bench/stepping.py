@@ -76,7 +76,7 @@ def adversarial(case: str, provider: str, quick: bool) -> tuple[nn.Module, Batch
 
     Ours has the reversal folded into the domain head's first layer, and its activations are those
     that `pyrevgrad.convert` chooses: PyTorch's own where the next layer keeps their output anyway,
-    so that a mask would be one thing more to keep. In these networks that is everywhere.
+    so that a mask would be one thing more to keep.
     """
     wide = 4 if quick else 32
     torch.manual_seed(0)
@@ -92,7 +92,9 @@ def adversarial(case: str, provider: str, quick: bool) -> tuple[nn.Module, Batch
             features += [nn.Conv2d(into, out, 3, padding=1), _relu(provider)]
         if not dense:
             pixels = 32
-            features += [nn.MaxPool2d(4), nn.Flatten()]
+            # Of maxima before two heads, torch 2.13 compiled loses the features' gradient, any
+            # reversal aside.
+            features += [nn.AvgPool2d(4), nn.Flatten()]
         model = Adversarial(provider, features, wide if dense else wide * 64, dense)
         x = torch.randn(8 if dense else 32, 3, pixels, pixels)
         shape = (len(x) // 2, pixels, pixels) if dense else (len(x) // 2,)
