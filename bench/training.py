@@ -110,7 +110,7 @@ def gate(made: dict[str, Trained], case: str) -> dict[str, list[float]]:
     ours = next(iter(made))
     wanted = made[ours].gradients()
     # One that is 0 but for rounding, as a bias's before a batch norm, is measured by the others.
-    least = 1e-4 * max(expected.abs().max().item() for expected in wanted)
+    least = 1e-2 * max(expected.abs().max().item() for expected in wanted)
     for name, trained in made.items():
         for expected, found in zip(wanted, trained.gradients(), strict=True):
             error = (found - expected).abs().max() / expected.abs().max().clamp_min(least)
