@@ -290,11 +290,11 @@ def checked(x: Tensor, pairs: Pairs, scale: Tensor | None) -> Pair:
         kind = "a nested tensor" if x.is_nested else f"layout {x.layout}"
         raise TypeError(f"{pair.row.name} takes dense tensors, got {kind}")
     if scale is not None:
-        check_live_scale(scale, x)
+        _check_live_scale(scale, x)
     return pair
 
 
-def check_live_scale(scale: Tensor, x: Tensor) -> None:
+def _check_live_scale(scale: Tensor, x: Tensor) -> None:
     """ValueError unless a tensor scale can be read beside `x` and wants no gradient."""
     if scale.device != x.device:
         raise ValueError(

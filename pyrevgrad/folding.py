@@ -131,24 +131,20 @@ def folded_linear(
     number : callable, optional
         Gives λ as a number when backward runs, or None where only the tensor knows it.
     """
-    if _under_autocast(x):
-        x, weight, bias = _cast(x), _cast(weight), None if bias is None else _cast(bias)
-        with torch.autocast(x.device.type, enabled=False):
-            return folded_linear(x, weight, bias, scale, number)
-    backend = _backend_for(x, scale)
-    return _FoldedLinear.apply(x, weight, bias, scale, number, backend)
+    return _applied(_FoldedLinear, (x, weight, bias), scale, number)
 
 
-def _under_autocast(x: Tensor) -> bool:
-    kind = x.device.type
-    return kind != "meta" and torch.is_autocast_enabled(kind)  # of meta it is an error to ask
-
-
-def _cast(tensor: Tensor) -> Tensor:
-    """As autocast casts it: within a Function, backward would have two dtypes to multiply."""
-    if tensor.dtype == torch.float64:
-        return tensor
-    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
+def _applied(function: Any, tensors: tuple[Any, ...], scale: Tensor, rest: Any) -> Tensor:
+    """The Function of x, W and b, cast as autocast casts them: within it, backward would have two
+    dtypes to multiply."""
+    kind = tensors[0].device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):  # of meta it is an error to ask
+        return function.apply(*tensors, scale, rest, _backend_for(tensors[0], scale))
+    dtype = torch.get_autocast_dtype(kind)
+    kept = (None, torch.float64)
+    tensors = tuple(t if getattr(t, "dtype", None) in kept else t.to(dtype) for t in tensors)
+    with torch.autocast(kind, enabled=False):
+        return function.apply(*tensors, scale, rest, _backend_for(tensors[0], scale))
 
 
 class _FoldedConvolution(Function):
@@ -161,8 +157,8 @@ class _FoldedConvolution(Function):
         weight: Tensor,
         bias: Tensor | None,
         scale: Tensor,
-        backend: Any,
         geometry: Any,
+        backend: Any,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.call = (scale, backend, geometry)
@@ -224,9 +220,4 @@ def folded_convolution(
     geometry : tuple
         stride, padding, dilation (a number or two each) and groups.
     """
-    if _under_autocast(x):
-        x, weight, bias = _cast(x), _cast(weight), None if bias is None else _cast(bias)
-        with torch.autocast(x.device.type, enabled=False):
-            return folded_convolution(x, weight, bias, scale, geometry)
-    backend = _backend_for(x, scale)
-    return _FoldedConvolution.apply(x, weight, bias, scale, backend, geometry)
+    return _applied(_FoldedConvolution, (x, weight, bias), scale, geometry)

@@ -121,6 +121,14 @@ class FoldedReversal(GradientReversal):
         if self.scale.device != self.weight.device:
             self.to(device=self.weight.device)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """y, shaped as by the layer of PyTorch's."""
+        y = self._product(x)
+        return y if self.activation is None else self.activation(y)
+
+    def _product(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
     def _behind_reversal(self, x: Tensor) -> Tensor:
         return GradientReversal.forward(self, x)
 
@@ -192,11 +200,6 @@ class ReversedLinear(FoldedReversal):
         linear = nn.Linear(in_features, out_features, bias, device, dtype)
         self.in_features, self.out_features = in_features, out_features
         self._take(linear, activation, rule, params)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """y, of shape (…, out_features) for x of shape (…, in_features)."""
-        y = self._product(x)
-        return y if self.activation is None else self.activation(y)
 
     def _product(self, x: Tensor) -> Tensor:
         nodes = None if self.record_norm else autograd.nodes_for(self._pairs)
@@ -328,11 +331,6 @@ class ReversedConv2d(FoldedReversal):
         for name in _GEOMETRY:
             setattr(self, name, getattr(layer, name))
         self._take(layer, activation, rule, params)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """y, as `torch.nn.Conv2d` shapes it."""
-        y = self._product(x)
-        return y if self.activation is None else self.activation(y)
 
     def _product(self, x: Tensor) -> Tensor:
         if autograd.cannot_fold(x):

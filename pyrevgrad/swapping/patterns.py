@@ -54,8 +54,9 @@ class Patterns:
         self._origins: dict[int, tuple[weakref.ref[Tensor], _Origin]] = {}
 
     def follow(self, function: Any, args: Any, kwargs: Any, result: Any) -> str | None:
-        """Note where `result` comes from; the name of a pattern if this call completes one."""
-        if function not in FOLLOWED or not isinstance(result, Tensor):
+        """Note where `result` of a function of `FOLLOWED` comes from; the name of a pattern if this
+        call completes one."""
+        if not isinstance(result, Tensor):
             return None
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
         if not tensors:

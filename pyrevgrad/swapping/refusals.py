@@ -50,7 +50,7 @@ def modules_of(model: Any) -> dict[str, nn.Module]:
 
 
 def _list(module: nn.Module, path: str, named: dict[str, nn.Module]) -> None:
-    """As ``named_modules(remove_duplicate=False)``, whose nested generators take ten times it."""
+    """As ``named_modules(remove_duplicate=False)``, without its nested generators."""
     named[path] = module
     for name, child in module._modules.items():
         if child is not None:
@@ -67,7 +67,7 @@ def _refused_class(cls: type) -> tuple[str, str] | None:
 
 
 def _refused(module: nn.Module) -> tuple[str, str] | None:
-    # In its own dictionary: a module takes a microsecond to say that it lacks an attribute.
+    # In its own dictionary: a module is slow to say that it lacks an attribute.
     own, cls = module.__dict__, type(module)
     if cls.__name__ == "OptimizedModule" and hasattr(module, "_orig_mod"):
         return "compiled by torch.compile", "swap its _orig_mod, which runs uncompiled"
