@@ -107,6 +107,15 @@ def run(machine: Machine, launches: int = 3, rounds: int = 8):
     return compare.rows_of(times, refused, 0.05)[0]
 
 
+def test_an_older_version_is_lent_nothing_of_an_installed_one(tmp_path):
+    package = tmp_path / "pyrevgrad"
+    package.mkdir()
+    (package / "__init__.py").write_text("__version__ = 'older'\n")
+    with compare.launched({"base": tmp_path}) as processes:
+        described = processes["base"].described
+    assert described == {"file": str(package / "__init__.py"), "version": "older"}
+
+
 def test_rounds_are_base_new_new_base():
     machine = Machine({"base": 1.0, "new": 1.0})
     run(machine, 1, 2)
