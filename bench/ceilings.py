@@ -1,7 +1,8 @@
 """The figures of a whole network: its time, the ratio to ours, and the most that ratio could be.
 
-Imports timing. The ceiling of a provider is its time over that of the same network in which nothing
-stands between the layers: whatever computes activations and reversals computes the layers too.
+Imports timing and intervals. The ceiling of a provider is its time over that of the same network in
+which nothing stands between the layers: whatever computes activations and reversals computes the
+layers too.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .timing import Measured, paired_ratio
+from .intervals import bootstrap
+from .timing import Measured, paired_ratios, summarise
 
 #: The network without activations and reversals, timed beside the providers.
 IDLE = "no activations"
@@ -20,7 +22,8 @@ COMPILED = "+compile"
 def figures(measured: Mapping[str, Measured], name: str, ours: str) -> dict[str, Any]:
     """Seconds of `name`, their ratio to `ours` and the ceiling of that, each with its quartiles.
 
-    A compiled provider is compared with ours compiled, and ours compiled with nothing.
+    The ratio has the 95 % interval of its median too. A compiled provider is compared with ours
+    compiled, and ours compiled with nothing.
     """
     own = measured[name]
     seconds = own.seconds
@@ -35,8 +38,12 @@ def figures(measured: Mapping[str, Measured], name: str, ours: str) -> dict[str,
     others = {"speedup": None if name == mine else mine}
     others["ceiling"] = None if compiled or name in (ours, IDLE) else IDLE
     for key, other in others.items():
-        ratio = None if other is None else paired_ratio(own, measured[other])
-        row[key] = None if ratio is None else ratio.median
-        row[f"{key}_q1"] = None if ratio is None else ratio.q1
-        row[f"{key}_q3"] = None if ratio is None else ratio.q3
+        ratios = [] if other is None else paired_ratios(own, measured[other])
+        told = summarise(ratios) if ratios else None
+        row[key] = told and told.median
+        row[f"{key}_q1"] = told and told.q1
+        row[f"{key}_q3"] = told and told.q3
+        if ratios and key == "speedup":
+            interval = bootstrap([ratios])
+            row |= {"speedup_low": interval.low, "speedup_high": interval.high}
     return row

@@ -1,6 +1,6 @@
 """The page's sections of whole networks: guided backpropagation, and steps of training.
 
-Imports tables and ceilings' names; works from the records alone.
+Imports tables, targets and ceilings' names; works from the records alone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from typing import Any
 
 from .ceilings import COMPILED, IDLE
 from .tables import table
+from .targets import SLACK_BYTES
 
 Row = dict[str, Any]
 NETWORKS_TITLE = "## Guided backpropagation of whole networks"
@@ -27,7 +28,8 @@ paired per round, compiled over compiled. *Ceiling*: its time over that of the s
 activations and reversal. *Operations*: what the profiler sees dispatched; *kept*: what autograd
 keeps of a forward, each storage counted once; *peak*: in a process of its own; *loss*: before the
 first and the {steps}th step. Floor: no slower than the fastest other on any adversarial network;
-the other questions have none and are answered by yes or no."""
+the other questions have none and are answered by yes or no. *Level*: this run cannot tell
+the two apart, peaks within the memory that a page or a thread makes."""
 
 
 def provenance(run: Row) -> str:
@@ -72,8 +74,13 @@ def _word(good: bool, judged: bool = True) -> str:
 
 
 def _speed_verdict(row: Row, floor: float | None, what: str) -> str:
-    word = _word(row["speedup"] >= (floor or 1.0), floor is not None)
+    least = floor or 1.0
+    word, low, high = "level", row.get("speedup_low"), row.get("speedup_high")
+    if low is None or high is None or not low < least < high:
+        word = _word(row["speedup"] >= least, floor is not None)
     said = f"{what}: {word}, {spread(row, 'speedup')}"
+    if word == "level":
+        said += f"; the median's 95 % interval, {low:.3f}–{high:.3f}, holds {least:g}"
     ceiling = row.get("ceiling")
     if floor is not None and ceiling is not None and row["speedup"] < floor > ceiling:
         said += f"; the ceiling, {ceiling:.2f}, is below the floor"
@@ -87,6 +94,8 @@ def _peak_verdict(rows: list[Row], ours: str, judged: bool = True) -> list[str]:
         return []
     lowest = min(others, key=lambda name: others[name])
     word = _word(peaks[ours] <= others[lowest], judged)
+    if 0 < peaks[ours] - others[lowest] <= SLACK_BYTES:
+        word = "level"
     mine, theirs = peaks[ours] / 2**20, others[lowest] / 2**20
     return [f"lowest peak memory: {word}, {mine:.1f} MiB against {theirs:.1f} by {lowest}"]
 

@@ -82,13 +82,18 @@ def summarise(values: Sequence[float]) -> Summary:
     return Summary(median, q1, q3, len(values))
 
 
-def paired_ratio(numerator: Measured, denominator: Measured) -> Summary | None:
-    """Median and quartiles of the ratio within each round that holds both; None without one."""
-    ratios = [
+def paired_ratios(numerator: Measured, denominator: Measured) -> list[float]:
+    """The ratio within each round that holds both."""
+    return [
         above / below
         for above, below in zip(numerator.samples, denominator.samples, strict=True)
         if above is not None and below is not None
     ]
+
+
+def paired_ratio(numerator: Measured, denominator: Measured) -> Summary | None:
+    """Median and quartiles of the paired ratios; None without one."""
+    ratios = paired_ratios(numerator, denominator)
     return summarise(ratios) if ratios else None
 
 

@@ -154,7 +154,7 @@ def compared(part: str, case: str, quick: bool, compiled: bool) -> list[Row]:
     made = {name: Trained(part, case, name, quick) for name in names}
     curves = gate(made, case)
     made[IDLE] = Trained(part, case, IDLE, quick)
-    effort = Effort(1.0, 5, 30, 1e-3) if quick else Effort(12.0, 7, 60, 5e-3)
+    effort = Effort(1.0, 5, 30, 1e-3) if quick else Effort(30.0, 7, 150, 5e-3)
     measured = interleave({name: trained.step for name, trained in made.items()}, effort)
     rows: list[Row] = []
     for name, trained in made.items():

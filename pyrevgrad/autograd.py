@@ -160,6 +160,22 @@ class _View(Function):
     backward = _Call.backward
 
 
+class _CompiledView(Function):
+    """As `_View` where torch.compile traces: the formula alone, for the kernel that adds gradients.
+
+    It asks nothing else, as each question of a trace is asked again at every call.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
+        ctx.call = (pair, scale)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return eager.gradient_of_nothing(g, *ctx.call), None, None
+
+
 class _Attach(Function):
     """y as a function of x, with slope f'(x), from the edge that aliases y and leads to x."""
 
@@ -187,10 +203,9 @@ def _is_special() -> bool:
 
 
 def cannot_fold(x: Any) -> bool:
-    """Whether a reversal must stand by itself: for tracers, transforms and tensor subclasses."""
-    if torch.compiler.is_compiling() and not exporting():
-        return _inside_transform()
-    return type(x) not in _PLAIN_TYPES or _is_special()
+    """Whether a reversal must stand by itself: for compilers, which fold it themselves, tracers,
+    transforms and tensor subclasses."""
+    return _is_dynamo_compiling() or type(x) not in _PLAIN_TYPES or _is_special()
 
 
 def nodes_for(pairs: Pairs) -> Any:
@@ -254,14 +269,14 @@ def recorded_by_us(node: Any) -> bool:
 
 def call_view(x: Any, pairs: Pairs, scale: Tensor | None) -> Any:
     """x as a view, recorded with the rule's backward where a gradient can be needed."""
+    if _is_dynamo_compiling() and isinstance(x, Tensor) and not exporting():
+        return _compiled_view(x, checked(x, pairs, scale), scale)
     nodes = nodes_for(pairs)
     if nodes is not None:
         y = nodes.call_view(x, *pairs.handles, scale)
         if y is not NotImplemented:
             return y
     if type(x) not in _PLAIN_TYPES or _is_special():
-        if isinstance(x, Tensor) and _in_graph():
-            return _compiled_view(x, checked(x, pairs, scale), scale)
         return _special(x, pairs, scale, False)
     pair = checked(x, pairs, scale)
     if not (x.requires_grad and torch.is_grad_enabled()):
@@ -369,11 +384,6 @@ def _inside_transform() -> bool:
 _inside_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _in_graph() -> bool:
-    """Whether torch.compile traces, for a graph that keeps custom backwards."""
-    return torch.compiler.is_compiling() and not exporting()
-
-
 def _refuse_transform() -> None:
     if _inside_transform():
         raise TracingError(
@@ -384,9 +394,11 @@ def _refuse_transform() -> None:
 
 def _compiled_view(x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
     _refuse_transform()
-    if x.requires_grad and torch.is_grad_enabled():
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return x.view_as(x)
+    if backends.forced() is not None:
         return _View.apply(x, pair, scale, backends.choose(x, pair))
-    return x.view_as(x)
+    return _CompiledView.apply(x, pair, scale)
 
 
 def _compiled(x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:

@@ -32,19 +32,13 @@ def _pair_for(x: Tensor) -> Pair:
 
 
 def _reversed_plainly(gx: Tensor, scale: Tensor) -> Tensor:
-    """``−λ · gx`` as a formula: for autograd, and for a compiler, which puts it into the kernel
-    that adds the gradients of the two heads."""
+    """``−λ · gx`` as a formula that autograd can record."""
     return eager.gradient_of_nothing(gx, _pair_for(gx), scale)
-
-
-def _by_formula() -> bool:
-    return torch.compiler.is_compiling() or torch.is_grad_enabled()
 
 
 def _behind_reversal(x: Tensor, scale: Tensor) -> Tensor:
     """What W meets, where its gradient is differentiated in turn."""
-    recorded = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return reverse_gradient(x, scale) if recorded else x
+    return reverse_gradient(x, scale) if torch.is_grad_enabled() else x
 
 
 class _FoldedLinear(Function):
@@ -102,7 +96,7 @@ def _reversed_product(
     g: Tensor, weight: Tensor, scale: Tensor, number: float | None, backend: Any
 ) -> Tensor:
     """``−λ · g·W`` in one product; a λ that only a tensor knows scales the smaller factor first."""
-    if _by_formula():
+    if torch.is_grad_enabled():
         return _reversed_plainly(g @ weight, scale)
     if number is not None:
         # beta 0: the first argument is not read, only its dtype and device count.
@@ -113,10 +107,8 @@ def _reversed_product(
 
 
 def _backend_for(x: Tensor, scale: Tensor) -> Any:
-    """Who scales the smaller factor; nobody in a compiled graph, which is shown the formula."""
-    pair = checked(x, _REVERSAL, scale)
-    # A choice would be guarded at every call, and the pair's program with it.
-    return None if torch.compiler.is_compiling() else backends.choose(x, pair)
+    """Who scales the smaller factor."""
+    return backends.choose(x, checked(x, _REVERSAL, scale))
 
 
 def folded_linear(
@@ -169,7 +161,7 @@ class _FoldedConvolution(Function):
         x, weight = ctx.saved_tensors
         scale, backend, geometry = ctx.call
         asked = list(ctx.needs_input_grad[:3])
-        if _by_formula():
+        if torch.is_grad_enabled():
             found = _convolved_by_formula(g, x, weight, scale, geometry, asked)
         elif not asked[0]:
             found = _convolved_back(g, x, weight, geometry, asked)

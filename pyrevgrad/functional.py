@@ -108,15 +108,30 @@ _REVERSALS: dict[float, backends.Pairs] = {}
 
 def _reversal(scale: float | Tensor) -> backends.Pairs:
     """The pairs of a reversal, kept by λ: to make and check the rule costs more than the call."""
-    # Not while a graph is traced, which would guard on the dictionary.
-    known = type(scale) is float and not torch.compiler.is_compiling()
-    pairs = _REVERSALS.get(scale) if known else None  # type: ignore[arg-type]
+    if type(scale) is not float:
+        return backends.pairs_of("identity", reverse(scale), {})
+    # By its digits, as `checks.check_number` has it, which refuses a NaN below.
+    if torch.compiler.is_compiling() and (digits := scale.hex()) != "nan":
+        return _constant_reversal(digits)
+    return _known_reversal(scale)
+
+
+def _known_reversal(scale: float) -> backends.Pairs:
+    pairs = _REVERSALS.get(scale)
     if pairs is None:
         pairs = backends.pairs_of("identity", reverse(scale), {})
         # 0.0 equals -0.0, whose gradient has the other sign.
-        if known and scale != 0 and len(_REVERSALS) < 4096:
-            _REVERSALS[scale] = pairs  # type: ignore[index]
+        if scale != 0 and len(_REVERSALS) < 4096:
+            _REVERSALS[scale] = pairs
     return pairs
+
+
+def _constant_reversal(digits: str) -> backends.Pairs:
+    return _known_reversal(float.fromhex(digits))
+
+
+# As `backends.pairs_of` has them.
+_constant_reversal._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def named(row: Activation) -> Callable[..., Tensor]:

@@ -220,8 +220,7 @@ class ReversedLinear(FoldedReversal):
         if not (x.requires_grad and torch.is_grad_enabled()):
             return nn.functional.linear(x, self.weight, self.bias)
         assert self.scale is not None
-        compiling = torch.compiler.is_compiling()
-        number = None if compiling else functools.partial(self._number, self.scale)
+        number = functools.partial(self._number, self.scale)
         return folded_linear(self._seen(x), self.weight, self.bias, self.scale, number)
 
     def _number(self, scale: Tensor) -> float | None:

@@ -179,6 +179,8 @@ def test_a_ceiling_is_the_time_over_the_network_s_without_activations():
     compiled = found["plain+compile"]
     assert (compiled["speedup"], compiled["ceiling"]) == (1.5, None)
     assert found["fused"]["speedup"] is None and found["fused+compile"]["speedup"] is None
+    assert (found["plain"]["speedup_low"], found["plain"]["speedup_high"]) == (1.25, 1.25)
+    assert "speedup_low" not in found["fused"]
 
 
 MACHINE = {
@@ -222,6 +224,19 @@ def test_networks_are_judged_by_their_floors_wins_and_losses_alike():
     assert "* vgg16, at least 1 × plain: met, 1.02 (1.01–1.03)" in text
     assert "* vgg16, lowest peak memory: **missed**, 300.0 MiB against 290.0 by plain" in text
     assert "* skipped: zennit: zennit is not installed" in text
+
+
+def test_what_a_run_cannot_tell_from_its_floor_is_neither_met_nor_missed():
+    run = _networks()
+    _, captum, plain = run["rows"]
+    plain |= {"speedup": 0.98, "speedup_low": 0.951, "speedup_high": 1.013}
+    captum |= {"speedup_low": 1.05, "speedup_high": 1.15}
+    run["rows"][0]["peak_bytes"] = (290 << 20) + 1024
+    text = end_to_end.networks_section(run)
+    level = "* vgg16, at least 1 × plain: level, 0.98 (1.01–1.03); the median's 95 % interval, "
+    assert level + "0.951–1.013, holds 1\n" in text
+    assert "* vgg16, at least 1.3 × captum: **missed**" in text
+    assert "* vgg16, lowest peak memory: level, 290.0 MiB against 290.0 by plain" in text
 
 
 def _suite():
