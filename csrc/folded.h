@@ -41,16 +41,15 @@ bool is_first_order(const Tensor& g) {
   return !at::GradMode::is_enabled() && !g.key_set().has(c10::DispatchKey::Batched) && is_plain(g);
 }
 
-struct FoldedLinearBackward : Node {
-  FoldedLinearBackward(const Tensor& x, const Tensor& weight, const Tensor& bias,
-                       const Tensor& live)
-      : shape(x.sizes().vec()), scale(live) {
+// Of each of x, W and b whether its gradient is wanted.
+using Wanted = std::array<bool, 3>;
+
+// What a backward of a folded layer does before and behind its products.
+struct FoldedBackward : Node {
+  FoldedBackward(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& live)
+      : scale(live), factor(weight, false) {
     set_next_edges(torch::autograd::collect_next_edges(x, weight, bias));
-    // The gradient of W alone reads x.
-    if (should_compute_output(1)) kept = SavedVariable(x, false);
-    factor = SavedVariable(weight, false);
   }
-  std::string name() const override { return "FoldedLinearBackward"; }
   void release_variables() override {
     kept.reset_data();
     factor.reset_data();
@@ -60,14 +59,44 @@ struct FoldedLinearBackward : Node {
     const Tensor& g = gradients[0];
     variable_list found(3);
     if (!g.defined()) return found;
-    const std::array<bool, 3> wanted{task_should_compute_output(0), task_should_compute_output(1),
-                                     task_should_compute_output(2)};
-    const Tensor x = wanted[1] ? kept.unpack(pointer_to(this)) : Tensor();
-    const Tensor weight = wanted[0] ? factor.unpack(pointer_to(this)) : Tensor();
-    if (!is_first_order(g)) {
-      differentiable(g, x, weight, wanted[2], found);
-      return found;
+    const Wanted wanted{task_should_compute_output(0), task_should_compute_output(1),
+                        task_should_compute_output(2)};
+    const Tensor x = reads_x(wanted) ? kept.unpack(pointer_to(this)) : Tensor();
+    const Tensor weight = reads_weight(wanted) ? factor.unpack(pointer_to(this)) : Tensor();
+    if (is_first_order(g)) {
+      first_order(g, x, weight, wanted, found);
+    } else {
+      const pybind11::gil_scoped_acquire gil;
+      take(Reference(any_order(g, x, weight, wanted)).get(), found);
     }
+    return found;
+  }
+
+  virtual bool reads_x(const Wanted& wanted) const = 0;
+  virtual bool reads_weight(const Wanted& wanted) const = 0;
+  virtual void first_order(const Tensor& g, const Tensor& x, const Tensor& weight,
+                           const Wanted& wanted, variable_list& found) const = 0;
+  // What Python's function returns; called with the interpreter.
+  virtual PyObject* any_order(const Tensor& g, const Tensor& x, const Tensor& weight,
+                              const Wanted& wanted) const = 0;
+
+  Tensor scale;
+  SavedVariable kept, factor;
+};
+
+struct FoldedLinearBackward : FoldedBackward {
+  FoldedLinearBackward(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                       const Tensor& live)
+      : FoldedBackward(x, weight, bias, live), shape(x.sizes().vec()) {
+    // The gradient of W alone reads x.
+    if (should_compute_output(1)) kept = SavedVariable(x, false);
+  }
+  std::string name() const override { return "FoldedLinearBackward"; }
+  bool reads_x(const Wanted& wanted) const override { return wanted[1]; }
+  bool reads_weight(const Wanted& wanted) const override { return wanted[0]; }
+
+  void first_order(const Tensor& g, const Tensor& x, const Tensor& weight, const Wanted& wanted,
+                   variable_list& found) const override {
     const std::int64_t rows = c10::multiply_integers(shape.begin(), shape.end() - 1);
     const Tensor g2 = g.dim() == 2 ? g : g.reshape({rows, g.size(-1)});
     if (wanted[0]) {
@@ -79,69 +108,43 @@ struct FoldedLinearBackward : Node {
     }
     if (wanted[1]) found[1] = g2.t().mm(x.dim() == 2 ? x : x.reshape({rows, shape.back()}));
     if (wanted[2]) found[2] = g2.sum(0);
-    return found;
   }
 
-  void differentiable(const Tensor& g, const Tensor& x, const Tensor& weight, bool bias,
-                      variable_list& found) {
-    const pybind11::gil_scoped_acquire gil;
+  PyObject* any_order(const Tensor& g, const Tensor& x, const Tensor& weight,
+                      const Wanted& wanted) const override {
     const Reference sizes(PyTuple_New(static_cast<Py_ssize_t>(shape.size())));
     for (std::size_t i = 0; i < shape.size(); ++i) {
       PyTuple_SET_ITEM(sizes.get(), static_cast<Py_ssize_t>(i), PyLong_FromLongLong(shape[i]));
     }
-    const Reference made(result_of(
-        linear_any_order,
-        {wrapped(g), wrapped(x), wrapped(weight), wrapped(scale), PyFloat_FromDouble(number()),
-         Py_NewRef(sizes.get()), Py_NewRef(bias ? Py_True : Py_False)}));
-    take(made.get(), found);
+    return result_of(linear_any_order, {wrapped(g), wrapped(x), wrapped(weight), wrapped(scale),
+                                        PyFloat_FromDouble(number()), Py_NewRef(sizes.get()),
+                                        Py_NewRef(wanted[2] ? Py_True : Py_False)});
   }
 
   // λ when backward runs: a schedule may change it until then.
   double number() const { return *scale.const_data_ptr<double>(); }
 
   std::vector<std::int64_t> shape;  // of x
-  Tensor scale;
-  SavedVariable kept, factor;
 };
 
-struct FoldedConvolutionBackward : Node {
+struct FoldedConvolutionBackward : FoldedBackward {
   FoldedConvolutionBackward(const Tensor& x, const Tensor& weight, const Tensor& bias,
                             const Tensor& live, const Tensor& numbers, PyObject* given,
                             std::array<std::vector<std::int64_t>, 3> sizes, std::int64_t parts)
-      : scale(live),
+      : FoldedBackward(x, weight, bias, live),
         program(numbers),
         geometry(Py_NewRef(given), getPyInterpreter()),
         spans(std::move(sizes)),
         groups(parts) {
-    set_next_edges(torch::autograd::collect_next_edges(x, weight, bias));
     kept = SavedVariable(x, false);
-    factor = SavedVariable(weight, false);
   }
   std::string name() const override { return "FoldedConvolutionBackward"; }
-  void release_variables() override {
-    kept.reset_data();
-    factor.reset_data();
-  }
+  bool reads_x(const Wanted&) const override { return true; }
+  bool reads_weight(const Wanted&) const override { return true; }
 
-  variable_list apply(variable_list&& gradients) override {
-    const Tensor& g = gradients[0];
-    variable_list found(3);
-    if (!g.defined()) return found;
-    const std::array<bool, 3> wanted{task_should_compute_output(0), task_should_compute_output(1),
-                                     task_should_compute_output(2)};
-    const Tensor x = kept.unpack(pointer_to(this)), weight = factor.unpack(pointer_to(this));
-    if (!is_first_order(g)) {
-      const pybind11::gil_scoped_acquire gil;
-      PyObject* asked = PyList_New(3);
-      for (int i = 0; i < 3; ++i) {
-        PyList_SET_ITEM(asked, i, Py_NewRef(wanted[i] ? Py_True : Py_False));
-      }
-      PyObject* given = Py_NewRef(geometry.ptr(getPyInterpreter()));
-      const Reference made(
-          result_of(convolution_any_order,
-                    {wrapped(g), wrapped(x), wrapped(weight), wrapped(scale), given, asked}));
-      take(made.get(), found);
-    } else if (!wanted[0]) {
+  void first_order(const Tensor& g, const Tensor& x, const Tensor& weight, const Wanted& wanted,
+                   variable_list& found) const override {
+    if (!wanted[0]) {
       found = plain(g, x, weight, wanted);
     } else if (weight.numel() <= g.numel()) {
       // The gradient of W does not read W.
@@ -154,7 +157,17 @@ struct FoldedConvolutionBackward : Node {
         found[2] = rest[2];
       }
     }
-    return found;
+  }
+
+  PyObject* any_order(const Tensor& g, const Tensor& x, const Tensor& weight,
+                      const Wanted& wanted) const override {
+    PyObject* asked = PyList_New(3);
+    for (int i = 0; i < 3; ++i) {
+      PyList_SET_ITEM(asked, i, Py_NewRef(wanted[i] ? Py_True : Py_False));
+    }
+    PyObject* given = Py_NewRef(geometry.ptr(getPyInterpreter()));
+    return result_of(convolution_any_order,
+                     {wrapped(g), wrapped(x), wrapped(weight), wrapped(scale), given, asked});
   }
 
   // −λ times a tensor, in one kernel.
@@ -164,7 +177,7 @@ struct FoldedConvolutionBackward : Node {
   }
 
   variable_list plain(const Tensor& g, const Tensor& x, const Tensor& weight,
-                      std::array<bool, 3> wanted) const {
+                      const Wanted& wanted) const {
     const std::array<std::int64_t, 1> channels{weight.size(0)};
     const std::array<std::int64_t, 2> none{0, 0};
     at::OptionalIntArrayRef sizes;
@@ -174,11 +187,10 @@ struct FoldedConvolutionBackward : Node {
     return {std::move(gx), std::move(gw), std::move(gb)};
   }
 
-  Tensor scale, program;
+  Tensor program;
   c10::SafePyObject geometry;                      // as Python handed it over
   std::array<std::vector<std::int64_t>, 3> spans;  // stride, padding, dilation
   std::int64_t groups;
-  SavedVariable kept, factor;
 };
 
 // (x, weight, bias, scale) of a layer, where a node may serve them.
