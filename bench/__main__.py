@@ -132,8 +132,7 @@ def _run_cpu(options: argparse.Namespace, told: dict[str, Any], command: str) ->
     path = _write(run, options)
     for verdict in [*run["targets"], *run["memory_targets"]]:
         where = f" ({verdict['dtype']}, {verdict['allocations']})" if "dtype" in verdict else ""
-        word = "met   " if verdict["met"] == verdict["of"] else "missed"
-        print(f"{word} {verdict['met']}/{verdict['of']}  {verdict['target']}{where}")
+        print(f"{targets.said(verdict):24}  {verdict['target']}{where}")
     _say_what_is_missing(run["timings"])
     print(f"written: {path}")
     failed = any("error" in section for section in more.values())

@@ -1,6 +1,6 @@
 """The figures of a whole network: its time, the ratio to ours, and the most that ratio could be.
 
-Imports timing and intervals. The ceiling of a provider is its time over that of the same network in
+Imports timing. The ceiling of a provider is its time over that of the same network in
 which nothing stands between the layers: whatever computes activations and reversals computes the
 layers too.
 """
@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .intervals import bootstrap
-from .timing import Measured, paired_ratios, summarise
+from . import timing
+from .timing import Measured, paired_ratios
 
 #: The network without activations and reversals, timed beside the providers.
 IDLE = "no activations"
@@ -22,8 +22,7 @@ COMPILED = "+compile"
 def figures(measured: Mapping[str, Measured], name: str, ours: str) -> dict[str, Any]:
     """Seconds of `name`, their ratio to `ours` and the ceiling of that, each with its quartiles.
 
-    The ratio has the 95 % interval of its median too. A compiled provider is compared with ours
-    compiled, and ours compiled with nothing.
+    A compiled provider is compared with ours compiled, and ours compiled with nothing.
     """
     own = measured[name]
     seconds = own.seconds
@@ -39,11 +38,5 @@ def figures(measured: Mapping[str, Measured], name: str, ours: str) -> dict[str,
     others["ceiling"] = None if compiled or name in (ours, IDLE) else IDLE
     for key, other in others.items():
         ratios = [] if other is None else paired_ratios(own, measured[other])
-        told = summarise(ratios) if ratios else None
-        row[key] = told and told.median
-        row[f"{key}_q1"] = told and told.q1
-        row[f"{key}_q3"] = told and told.q3
-        if ratios and key == "speedup":
-            interval = bootstrap([ratios])
-            row |= {"speedup_low": interval.low, "speedup_high": interval.high}
+        row |= timing.figures(key, ratios) if ratios else {key: None}
     return row

@@ -75,11 +75,11 @@ def _word(good: bool, judged: bool = True) -> str:
 
 def _speed_verdict(row: Row, floor: float | None, what: str) -> str:
     least = floor or 1.0
-    word, low, high = "level", row.get("speedup_low"), row.get("speedup_high")
-    if low is None or high is None or not low < least < high:
-        word = _word(row["speedup"] >= least, floor is not None)
-    said = f"{what}: {word}, {spread(row, 'speedup')}"
-    if word == "level":
+    word = _word(row["speedup"] >= least, floor is not None)
+    level = row["speedup"] < least <= row.get("speedup_high", 0)
+    said = f"{what}: {'level' if level else word}, {spread(row, 'speedup')}"
+    if level:
+        low, high = row["speedup_low"], row["speedup_high"]
         said += f"; the median's 95 % interval, {low:.3f}–{high:.3f}, holds {least:g}"
     ceiling = row.get("ceiling")
     if floor is not None and ceiling is not None and row["speedup"] < floor > ceiling:

@@ -19,7 +19,7 @@ from pyrevgrad.rules import plan
 
 from . import traffic
 from .cases import CURVED, Case
-from .timing import Effort, Measured, interleave, paired_ratio
+from .timing import Effort, Measured, figures, interleave, paired_ratios
 
 #: Rows whose gradient selects and scales; the target speaks of these.
 SELECT = (
@@ -86,8 +86,6 @@ def row_of(
 ) -> dict[str, Any]:
     moved = kernel.bytes_per_element(dtype)
     copied = 2 * traffic.item_size(dtype)
-    ratio = paired_ratio(copy, own)
-    assert ratio is not None
     seconds = own.seconds
     return {
         "kernel": kernel.name,
@@ -105,9 +103,7 @@ def row_of(
         "gigabytes_per_s": moved * elements / seconds.median / 1e9,
         "copy_gigabytes_per_s": copied * elements / copy.seconds.median / 1e9,
         # (moved / own time) ÷ (copied / copy time), the times paired per round
-        "share": ratio.median * moved / copied,
-        "share_q1": ratio.q1 * moved / copied,
-        "share_q3": ratio.q3 * moved / copied,
+        **figures("share", paired_ratios(copy, own), moved / copied),
     }
 
 

@@ -164,7 +164,8 @@ def page(run: Row, others: dict[str, Row], compared: list[Row], pictures: list[s
         "Every kind of case, opponent and dtype of which `fused` lost a cell (a copy aside).",
         summary.losses(timings),
         "## Floors that the project set itself",
-        "Over all dtypes and ways of allocating: how many cells met the floor, and the worst.",
+        "Over all dtypes and ways of allocating: how many cells met the floor, how many are level "
+        "with it (below, but the 95 % interval of their median holds it), and the worst.",
         summary.floors(run),
         *[_picture(name, prefix) for name in ("speedup", "curved") if name in pictures],
         *_bandwidth(run["kernels"], prefix, pictures),

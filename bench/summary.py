@@ -1,6 +1,6 @@
 """What a run comes to, short enough for one page: wins, losses, floors, bandwidth.
 
-Imports tables; works from the rows alone. Every cell of these stands in the full tables.
+Imports tables and targets; works from the rows alone. Every cell stands in the full tables.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from statistics import median
 from typing import Any
 
+from . import targets
 from .tables import OPPONENTS, size_text, table
 
 Row = dict[str, Any]
@@ -100,14 +101,14 @@ def in_short(run: Row) -> str:
             lines.append(f"* {sizes} {', and '.join(said)}.")
     judged = [*run["targets"], *run["memory_targets"]]
     if judged:
-        met = len({f["target"] for f in judged} - {f["target"] for f in judged if _missed(f)})
-        count = len({found["target"] for found in judged})
-        lines.append(f"* {met} of {count} floors were met in every cell.")
+        every = {found["target"] for found in judged}
+        missed = {found["target"] for found in judged if targets.missed(found)}
+        below = {found["target"] for found in judged if found["met"] < found["of"]}
+        lines.append(
+            f"* Of {len(every)} floors {len(every - below)} were met in every cell, "
+            f"{len(below - missed)} more within noise, and {len(missed)} missed in some."
+        )
     return "\n".join(lines) or "`fused` was not timed."
-
-
-def _missed(found: Row) -> bool:
-    return found["met"] < found["of"]
 
 
 def _lost_line(names: list[str], rows: list[Row]) -> list[str] | None:
@@ -141,11 +142,6 @@ def losses(timings: list[Row], by_case: bool = False) -> str:
     return table([*head, "worst (quartiles)", "ceiling", "where"], lines)
 
 
-def _verdict(found: Row) -> str:
-    word = "**missed**" if _missed(found) else "met"
-    return f"{word} {found['met']}/{found['of']}"
-
-
 def _where(found: Row) -> str:
     row = found["worst_row"]
     what = row.get("case") or row["kernel"]
@@ -155,10 +151,14 @@ def _where(found: Row) -> str:
     )
 
 
+def _marked(found: Row) -> str:
+    return targets.said(found).replace("missed", "**missed**")
+
+
 def _floor_line(found: Row) -> list[str]:
     ceiling = found["worst_row"].get("ceiling")
     return [
-        found["target"], _verdict(found), f"{found['worst']:.2f}", f"{found['floor']:.2f}",
+        found["target"], _marked(found), f"{found['worst']:.2f}", f"{found['floor']:.2f}",
         f"{ceiling:.2f}" if ceiling else "–", _where(found),
     ]  # fmt: skip
 
@@ -175,12 +175,12 @@ def floors(run: Row, by_dtype: bool = False) -> str:
             merged += own
             continue
         worst = min(own, key=lambda found: found["worst"] / found["floor"])
-        counts = {key: sum(found[key] for found in own) for key in ("met", "of")}
+        counts = {key: sum(found.get(key, 0) for found in own) for key in ("met", "level", "of")}
         merged.append({**worst, **counts})
     lines = [_floor_line(found) for found in merged]
     for found in run["memory_targets"]:
         wrong = ", ".join(found["wrong"][:4]) or "–"
-        lines.append([found["target"], _verdict(found), "–", "–", "–", wrong])
+        lines.append([found["target"], _marked(found), "–", "–", "–", wrong])
     return table(["floor", "cells", "worst", "floor", "ceiling", "where"], lines)
 
 

@@ -116,7 +116,7 @@ def _measured(rows: Iterable[Row], target: Target) -> list[Row]:
 def verdict(target: Target, rows: Iterable[Row]) -> Row | None:
     """How `rows` stand to `target`: counts, and the row nearest to (or farthest below) its floor.
 
-    None where no row is measured.
+    *Level* are rows below it whose 95 % interval holds it. None where no row is measured.
     """
     judged = _measured(rows, target)
     if not judged:
@@ -125,10 +125,14 @@ def verdict(target: Target, rows: Iterable[Row]) -> Row | None:
     def margin(row: Row) -> float:
         return row[target.figure] / target.floor(row)
 
+    def may_be_met(row: Row) -> bool:
+        return bool(row.get(f"{target.figure}_high", 0) >= target.floor(row))
+
     worst = min(judged, key=margin)
     return {
         "target": target.text,
         "met": sum(margin(row) >= 1 for row in judged),
+        "level": sum(margin(row) < 1 and may_be_met(row) for row in judged),
         "of": len(judged),
         "floor": target.floor(worst),
         "worst": worst[target.figure],
@@ -167,6 +171,18 @@ def judge_memory(hooked: list[Row], resident: list[Row]) -> list[Row]:
         text = f"resident bytes kept equal `plan()` within {SLACK_BYTES // 1024} KiB"
         found.append(_memory_verdict(text, measured, wrong))
     return found
+
+
+def missed(found: Row) -> bool:
+    """Whether a row is below its floor beyond noise."""
+    return bool(found["met"] + found.get("level", 0) < found["of"])
+
+
+def said(found: Row) -> str:
+    """The verdict in a word or two: how many rows met the floor, and how many are level with it."""
+    word = "missed" if missed(found) else "met" if found["met"] == found["of"] else "level"
+    level = f", {found['level']} level" if found.get("level") else ""
+    return f"{word} {found['met']}/{found['of']}{level}"
 
 
 def _memory_verdict(text: str, rows: list[Row], wrong: list[Row]) -> Row:

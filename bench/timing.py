@@ -97,6 +97,32 @@ def paired_ratio(numerator: Measured, denominator: Measured) -> Summary | None:
     return summarise(ratios) if ratios else None
 
 
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the median by order statistics, whatever the distribution.
+
+    Of five values or fewer it is all of them, which holds the median less often.
+
+    Examples
+    --------
+    >>> median_interval([3.0, 1.0, 2.0]), median_interval([float(n) for n in range(20)])
+    ((1.0, 3.0), (5.0, 14.0))
+    """
+    if not values:
+        raise ValueError("no values to take an interval of")
+    ordered, count = sorted(values), len(values)
+    place, below = 0, 1 / 2**count
+    while (below := below + math.comb(count, place + 1) / 2**count) <= 0.025:
+        place += 1
+    return ordered[place], ordered[-1 - place]
+
+
+def figures(key: str, ratios: Sequence[float], factor: float = 1.0) -> dict[str, float]:
+    """A ratio as a record keeps it: the median by the name `key`, its quartiles and interval."""
+    told, (low, high) = summarise(ratios), median_interval(ratios)
+    found = {"": told.median, "_q1": told.q1, "_q3": told.q3, "_low": low, "_high": high}
+    return {key + name: factor * number for name, number in found.items()}
+
+
 def _page_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt if resource else 0
 

@@ -20,7 +20,7 @@ from pyrevgrad import backends
 from . import kernels, machine, providers, traffic
 from .cases import CURVED_CASES, Case
 from .providers import Provider, Skipped
-from .timing import Effort, Measured, interleave, paired_ratio
+from .timing import Effort, Measured, figures, interleave, paired_ratios
 
 
 def _emit(kind: str, row: dict[str, Any]) -> None:
@@ -40,10 +40,8 @@ def _timed(name: str, case: Case, dtype: str, times: dict[str, Measured]) -> dic
         "bytes_per_element": traffic.bytes_per_element(name, case, dtype),
         "ceiling": traffic.ceiling(name, case, dtype),
     }
-    ratio = paired_ratio(own, times["fused"]) if "fused" in times else None
-    if ratio is not None:
-        row |= {"speedup": ratio.median, "speedup_q1": ratio.q1, "speedup_q3": ratio.q3}
-    return row
+    ratios = paired_ratios(own, times["fused"]) if "fused" in times else []
+    return row | figures("speedup", ratios) if ratios else row
 
 
 def offered(case: Case, dtype: str, settings: dict[str, Any]) -> list[Provider | Skipped]:

@@ -42,6 +42,12 @@ def test_targets_find_the_worst_row():
     assert (verdict["met"], verdict["of"]) == (2, 4)
     assert verdict["worst"] == 0.55
     assert verdict["floor"] == pytest.approx(1 / 1.7)
+    assert targets.missed(verdict) and targets.said(verdict) == "missed 2/4"
+    rows[3]["speedup_high"] = 1.01
+    assert targets.said(targets.verdict(target, rows)) == "missed 2/4, 1 level"
+    rows[1]["speedup_high"] = 0.6
+    assert targets.said(targets.verdict(target, rows)) == "level 2/4, 2 level"
+    assert targets.said(targets.verdict(target, [rows[0], rows[2]])) == "met 2/2"
 
 
 def test_a_refused_provider_is_shown_without_a_time():
@@ -147,7 +153,8 @@ def test_the_short_answer_counts_what_was_lost():
     assert "* From 2¹⁶ elements `fused` won 1 of 2 cells against what does the same job" in text
     assert "1 of 1 against PyTorch's own activation" in text and "(median 1.50)" in text
     assert "* Below 2¹⁶ elements 0 of 1 against PyTorch's own activation" in text
-    assert "* 0 of 1 floors were met in every cell." in text
+    said = "* Of 1 floors 0 were met in every cell, 0 more within noise, and 1 missed in some."
+    assert said in text
 
 
 def test_losses_name_the_worst_cell_of_each_kind_or_of_each_case():

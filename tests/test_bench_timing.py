@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -117,3 +118,14 @@ def test_a_slow_step_sits_out_rounds_but_runs_the_least_number():
     runs = len(range(0, rounds, strides["slow"]))
     assert strides["a"] == strides["b"] == 1
     assert EFFORT.least <= runs < rounds <= EFFORT.most
+
+
+@pytest.mark.parametrize("count", [6, 20, 49])
+def test_the_median_s_interval_holds_it_95_times_in_a_hundred(count):
+    generator, held, tries = random.Random(0), 0, 2000
+    for _ in range(tries):
+        low, high = timing.median_interval([generator.expovariate(1.0) for _ in range(count)])
+        held += low <= math.log(2) <= high
+    assert 0.94 < held / tries < 0.99
+    with pytest.raises(ValueError, match="no values to take an interval of"):
+        timing.median_interval([])
