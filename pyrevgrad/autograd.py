@@ -205,7 +205,7 @@ def _is_special() -> bool:
 def cannot_fold(x: Any) -> bool:
     """Whether a reversal must stand by itself: for compilers, which fold it themselves, tracers,
     transforms and tensor subclasses."""
-    return _is_dynamo_compiling() or type(x) not in _PLAIN_TYPES or _is_special()
+    return type(x) not in _PLAIN_TYPES or _is_special()
 
 
 def nodes_for(pairs: Pairs) -> Any:
