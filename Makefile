@@ -97,7 +97,7 @@ sanitize: $(READY)
 
 clean:
 	rm -rf build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	rm -f pyrevgrad/_*.so pyrevgrad/_build_report*.txt pyrevgrad/_autograd.txt $(VENV)/ready*
+	rm -f pyrevgrad/_*.so pyrevgrad/_build_report*.txt pyrevgrad/_autograd*.txt $(VENV)/ready*
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean

@@ -38,8 +38,8 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 REPORT = "_build_report.txt"
-# "torch " and the version that the nodes are for, or why there are none.
-NODES_RECORD = "_autograd.txt"
+# Beside the nodes of each Python: the torch and Python that they are for, or why there are none.
+NODES_RECORD = Path(f"_autograd{sysconfig.get_config_var('EXT_SUFFIX')}").with_suffix(".txt").name
 CUDA_REPORT = "_build_report_cuda.txt"
 INSTALL = "`pip install --no-build-isolation --no-deps --force-reinstall .` in the checkout"
 OLDEST_TORCH = (2, 10)
@@ -299,7 +299,7 @@ class NodesToolchain(Toolchain):
 
     def __init__(self, objects):
         super().__init__(objects)
-        self.record = f"torch {self.version}"
+        self.record = f"torch {self.version} and Python {sysconfig.get_python_version()}"
 
     def build(self, name, jobs):
         flags = [flag for flag in FLAGS if not flag.startswith("-std=")]

@@ -1,4 +1,4 @@
-"""The optional C++ nodes of autograd, where they were built for the very torch that runs.
+"""The optional C++ nodes of autograd, where they were built for the torch and Python that run.
 
 Imports the standard library and torch. `NODES` is the compiled module or None, and `WHY` a line.
 """
@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
 import torch
 
-#: What the build left: "torch " and the version it was for, or why there are no nodes.
-RECORD = Path(__file__).with_name("_autograd.txt")
+#: What this Python's build left beside the nodes: what they are for, or why there are none.
+RECORD = Path(__file__).with_name(f"_autograd{EXTENSION_SUFFIXES[0]}").with_suffix(".txt")
 CURE = "`pip install --no-build-isolation --no-deps --force-reinstall .` in the checkout"
 
 
@@ -25,7 +27,7 @@ def _load() -> tuple[Any, str]:
     ValueError
         PYREVGRAD_AUTOGRAD is neither "python" nor "c++".
     ImportError
-        It is "c++", and the nodes are missing or another torch's.
+        It is "c++", and the nodes are missing, another torch's or another Python's.
     """
     asked = os.environ.get("PYREVGRAD_AUTOGRAD") or None
     if asked not in (None, "python", "c++"):
@@ -45,12 +47,15 @@ def _load() -> tuple[Any, str]:
 
 def _mismatch() -> str | None:
     """Why the nodes must not be loaded: C++ promises nothing between two versions of torch."""
-    record = RECORD.read_text(encoding="utf-8").strip() if RECORD.exists() else "none were built"
-    if not record.startswith("torch "):
-        return record
-    if record != f"torch {torch.__version__}":
-        return f"the compiled nodes are for {record}, and this is {torch.__version__}"
-    return None
+    here = f"torch {torch.__version__} and Python {sys.version_info[0]}.{sys.version_info[1]}"
+    records = [RECORD] if RECORD.exists() else sorted(RECORD.parent.glob("_autograd.*.txt"))
+    said = [record.read_text(encoding="utf-8").strip() for record in records]
+    if said == [here]:
+        return None
+    if RECORD.exists() and not said[0].startswith("torch "):
+        return said[0]
+    built = "; ".join(line for line in said if line.startswith("torch "))
+    return f"the compiled nodes are for {built}, and this is {here}" if built else "none were built"
 
 
 NODES, WHY = _load()

@@ -13,6 +13,8 @@ import pyrevgrad
 from pyrevgrad import EXACT, GUIDED, autograd, binding, reverse, reverse_gradient
 
 needs_nodes = pytest.mark.skipif(binding.NODES is None, reason=f"no C++ nodes: {binding.WHY}")
+#: What this build's record says where its nodes serve.
+HERE = f"torch {torch.__version__} and Python {sys.version_info[0]}.{sys.version_info[1]}"
 FUNCTIONS = ("_CallBackward", "_CallWithEdgeBackward", "_ViewBackward")
 
 
@@ -104,13 +106,13 @@ def test_a_graph_frees_its_pair_and_its_tensors(x, nodes):
 
 @needs_nodes
 def test_nodes_for_another_torch_are_not_loaded(monkeypatch, tmp_path):
-    record = tmp_path / "_autograd.txt"
-    record.write_text("torch 2.9.9+other\n")
+    record = tmp_path / binding.RECORD.name
+    record.write_text("torch 2.9.9+other and Python 3.10\n")
     monkeypatch.setattr(binding, "RECORD", record)
     monkeypatch.delenv("PYREVGRAD_AUTOGRAD", raising=False)
     nodes, why = binding._load()
     assert nodes is None
-    assert f"are for torch 2.9.9+other, and this is {torch.__version__}; they take" in why
+    assert f"are for torch 2.9.9+other and Python 3.10, and this is {HERE}; they take" in why
     monkeypatch.setenv("PYREVGRAD_AUTOGRAD", "c++")
     with pytest.raises(
         ImportError, match=r"PYREVGRAD_AUTOGRAD is c\+\+, and the compiled nodes are"
@@ -118,8 +120,22 @@ def test_nodes_for_another_torch_are_not_loaded(monkeypatch, tmp_path):
         binding._load()
 
 
+@needs_nodes
+def test_nodes_of_another_python_are_named_with_the_cure(monkeypatch, tmp_path):
+    """As where a wheel, whose library serves every Python, was built under another."""
+    monkeypatch.setattr(binding, "RECORD", tmp_path / binding.RECORD.name)
+    monkeypatch.delenv("PYREVGRAD_AUTOGRAD", raising=False)
+    other = f"torch {torch.__version__} and Python 3.9"
+    (tmp_path / "_autograd.cpython-39-x86_64-linux-gnu.txt").write_text(f"{other}\n")
+    (tmp_path / "_autograd.cpython-38-x86_64-linux-gnu.txt").write_text("no compiler. Cure: one\n")
+    nodes, why = binding._load()
+    assert nodes is None
+    assert f"the compiled nodes are for {other}, and this is {HERE}; they take" in why
+    assert "Cure: `pip install --no-build-isolation" in why
+
+
 def test_why_nodes_were_not_built_is_said(monkeypatch, tmp_path):
-    record = tmp_path / "_autograd.txt"
+    record = tmp_path / binding.RECORD.name
     record.write_text("compiling csrc/autograd.cpp failed: error: no.\n")
     monkeypatch.setattr(binding, "RECORD", record)
     monkeypatch.delenv("PYREVGRAD_AUTOGRAD", raising=False)

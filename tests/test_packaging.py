@@ -176,7 +176,7 @@ def test_nodes_that_do_not_compile_leave_the_library_and_a_reason(checkout, obje
     assert (package / "_native.abi3.so").is_file() and not stale.exists()
     assert re.match(
         r"compiling csrc/autograd\.cpp failed: .*error beyond me.* Cure: mend what it names",
-        (package / "_autograd.txt").read_text(),
+        package.joinpath(binding.RECORD.name).read_text(),
     )
 
 
@@ -283,8 +283,8 @@ def test_wheel_holds_every_package_the_library_and_no_report(wheel):
     assert ("pyrevgrad/_native_cuda.abi3.so" in names) == CUDA_LIBRARY.is_file()
     assert ("pyrevgrad/_build_report_cuda.txt" in names) != CUDA_LIBRARY.is_file()
     if binding.NODES is not None:
-        nodes = f"pyrevgrad/{Path(binding.NODES.__file__).name}"
-        assert {"pyrevgrad/_autograd.txt", nodes} <= names
+        nodes = Path(binding.NODES.__file__)
+        assert {f"pyrevgrad/{nodes.name}", f"pyrevgrad/{binding.RECORD.name}"} <= names
     assert not [name for name in names if name.startswith(("csrc", "tests", "kernels", "bench"))]
 
 
