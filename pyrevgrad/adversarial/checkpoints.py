@@ -37,11 +37,13 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 def random_state(device: torch.device) -> dict[str, Any]:
     """The states of all generators, as tensors and tuples."""
-    name, keys, *rest = numpy.random.get_state(legacy=True)
+    # NumPy's versions type it differently.
+    drawn: Any = numpy.random.get_state(legacy=True)
+    name, keys, *rest = drawn
     state = {
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(keys.astype("int64")), *rest),  # type: ignore[union-attr]
+        "numpy": (name, torch.from_numpy(keys.astype("int64")), *rest),
     }
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)

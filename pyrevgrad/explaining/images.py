@@ -69,8 +69,8 @@ def _pixels(opened: Any) -> Tensor:
         most = 65535 if mode.startswith("I") else 1
         if not ((array >= 0) & (array <= most)).all():
             raise _Unscaled(
-                f"has numbers from {array.min():g} to {array.max():g}, and must have them within "
-                f"[0, {most}] to be shown; scale them first"
+                f"has numbers from {np.min(array):g} to {np.max(array):g}, and must have them "
+                f"within [0, {most}] to be shown; scale them first"
             )
         return torch.from_numpy(array / most).float()[None]
     if mode in ("1", "L"):
