@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -93,7 +94,7 @@ def _read(path: Path, labelled: bool) -> tuple[Tensor, Tensor | None]:
     return x, _labels(path, arrays["y"], len(x)) if "y" in arrays else None
 
 
-def _inputs(path: Path, x: numpy.ndarray) -> Tensor:
+def _inputs(path: Path, x: numpy.ndarray[Any, Any]) -> Tensor:
     if x.dtype.kind not in "biuf":
         raise DataError(f"{path}: x holds {x.dtype}, and must hold numbers")
     if x.ndim not in (2, 3, 4):
@@ -114,7 +115,7 @@ def _inputs(path: Path, x: numpy.ndarray) -> Tensor:
     return made.unsqueeze(1) if made.dim() == 3 else made
 
 
-def _labels(path: Path, y: numpy.ndarray, samples: int) -> Tensor:
+def _labels(path: Path, y: numpy.ndarray[Any, Any], samples: int) -> Tensor:
     if y.shape != (samples,):
         raise DataError(f"{path}: y has shape {y.shape} for {samples} samples; it must be (n,)")
     if y.dtype.kind not in "iu":
