@@ -6,9 +6,12 @@ Reads .ci/gpu.py and bench/gpu.py, and drives the measuring code on the CPU with
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -70,11 +73,42 @@ def test_a_run_passes_only_if_some_test_ran_and_nothing_was_found(
     assert (row["passed"], row["errors"]) == (passed, errors)
 
 
+FOUND = {"devices": ["NVIDIA X"], "torch": "2.13.0", "cuda": "13.0", "capability": [9, 0]}
+PASSED = {"summary": "3 passed in 1s", "passed": True, "errors": 0}
+FIGURES = {"kernels": [], "missed": []}
+
+
+def test_what_is_stopped_in_time_leaves_what_it_said_and_its_children_go_with_it(driver, tmp_path):
+    assert driver.outcome("12 passed in 3.1s", None) == {
+        "summary": "stopped: the minutes of the command were over", "passed": False, "errors": 0,
+    }  # fmt: skip
+    clock = driver.Clock(0.05, [tmp_path])
+    child = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    text, status = clock.run([sys.executable, "-c", code])
+    assert status is None and text in (tmp_path / "gpu.log").read_text()
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):
+            os.kill(int(text), 0)
+            time.sleep(0.05)
+    # Nothing is left for what comes after it.
+    assert clock.run([sys.executable, "-c", "print(1)"])[1] is None
+    text, status = driver.Clock(None, [tmp_path]).run([sys.executable, "-c", "print(1); exit(3)"])
+    assert (text, status) == ("1\n", 3)
+
+
+def test_a_copy_without_its_history_is_told_the_commit(driver, monkeypatch):
+    monkeypatch.setattr(driver, "said", lambda *_: None)
+    machine = driver.machine_of(FOUND, "abc")
+    assert machine["commit"] == "abc" and machine["dirty"] is None
+    monkeypatch.setattr(driver, "said", lambda *words: "def" if "rev-parse" in words else "")
+    assert driver.machine_of(FOUND, "abc")["commit"] == "def"
+
+
 def test_the_record_names_device_driver_versions_and_commit(driver):
-    found = {"devices": ["NVIDIA X"], "torch": "2.13.0", "cuda": "13.0", "capability": [9, 0]}
-    passed = {"summary": "3 passed in 1s", "passed": True, "errors": 0}
-    parts = {**dict.fromkeys(driver.PARTS, passed), "figures": {"kernels": [], "missed": []}}
-    run = driver.record(found, parts)
+    parts = {name: {"found": PASSED} for name in driver.PARTS} | {"figures": {"found": FIGURES}}
+    machine = driver.machine_of(FOUND, None)
+    run = driver.record(machine, parts)
     assert {"devices", "driver", "torch", "python", "commit", "dirty", "nvcc"} <= set(run)
     assert driver.failures(run) == []
     run["sanitizer"]["memcheck"] = {
@@ -82,39 +116,83 @@ def test_the_record_names_device_driver_versions_and_commit(driver):
         "passed": False,
     }
     assert driver.failures(run) == ["memcheck: compute-sanitizer is not installed"]
-    failed = {"summary": "1 failed", "passed": False, "errors": 0}
-    without = driver.record(found, {**parts, "triton": failed, "figures": None})
+    failed = {"found": {"summary": "1 failed", "passed": False, "errors": 0}}
+    without = driver.record(machine, {**parts, "triton": failed, "figures": {"found": None}})
     assert driver.failures(without) == [
         "the tests of triton: 1 failed", "the benchmark failed, or the tests before it",
     ]  # fmt: skip
+    part = driver.record(machine, {**parts, "figures": {"found": {"kernels": []}}})
+    assert driver.failures(part) == ["the benchmark stopped before its end"]
+    unproven = driver.record(machine, {**parts, "figures": {"found": {**FIGURES, "proven": False}}})
+    assert driver.failures(unproven) == ["the figures are of kernels whose tests have not passed"]
+    assert "the tests of native: has not run" in driver.failures(driver.record(machine, {}))
     assert driver.folder_of("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
 
 
-def test_parts_are_put_together_once_all_have_run_for_one_commit(driver, monkeypatch, tmp_path):
-    passed = {"summary": "3 passed in 1s", "passed": True, "errors": 0}
-    figures = {"kernels": [], "missed": []}
-    ran, written = [], tmp_path / "bench" / "results" / "nvidia-x" / "gpu.json"
-    commits = ["two", "one"]
-    found = {"devices": ["NVIDIA X"], "torch": "2.13.0", "cuda": "13.0", "capability": [9, 0]}
+@pytest.fixture
+def rehearsal(driver, monkeypatch, tmp_path):
+    """The driver with all but its bookkeeping replaced: runs it, and knows what it ran."""
+    ran, commits = [], ["one"]
     for name, value in {
-        "ROOT": tmp_path, "WORK": tmp_path, "survey": lambda: found, "build": lambda _: None,
-        "tests": lambda _, file, *before, **options: ran.append(file) or passed,
-        "measured": lambda *_: figures,
+        "ROOT": tmp_path, "WORK": tmp_path / "build", "survey": lambda: FOUND,
+        "build": lambda *_: None, "measured": lambda *_: dict(FIGURES),
+        "tests": lambda _, clock, file, *before, **options: ran.append(file) or PASSED,
         "said": lambda *command: commits[-1] if "rev-parse" in command else None,
     }.items():  # fmt: skip
         monkeypatch.setattr(driver, name, value)
-    monkeypatch.setattr(driver.shutil, "which", lambda name, path=None: f"/bin/{name}")
+    monkeypatch.setattr(driver, "sanitizer", lambda: "/bin/compute-sanitizer")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gpu", *map(str, arguments)])
+        return driver.main()
+
+    run.ran, run.commits = ran, commits
+    run.written = tmp_path / "bench" / "results" / "nvidia-x" / "gpu.json"
+    return run
+
+
+def test_parts_are_put_together_once_all_have_run_for_one_commit(driver, rehearsal):
     for name in ("native", *driver.PARTS):
-        assert not written.exists()
-        monkeypatch.setattr(sys, "argv", ["gpu", "--only", name])
-        assert driver.main() == 0
-        commits = ["two"]
-    assert written.exists() and ran.count("test_cuda.py") == 4
-    assert ran.count("test_triton_gpu.py") == 1
+        assert not rehearsal.written.exists()
+        assert rehearsal("--only", name) == 0
+        rehearsal.commits.append("two")
+    assert rehearsal.written.exists()
+    # Each matrix in two runs, the large tensors by themselves, and both tools.
+    assert rehearsal.ran.count("test_cuda.py") == 6
+    assert rehearsal.ran.count("test_triton_gpu.py") == 2
+
+
+def test_what_several_commands_left_is_put_together_where_there_is_no_device(
+    driver, rehearsal, tmp_path, capsys
+):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert rehearsal("--only", "native", "figures", "--out", first) == 0
+    there = json.loads((first / "gpu.json").read_text())
+    assert there["proven"] and there["tests"]["triton"]["summary"] == "has not run"
+    assert "still to run: --only triton" in capsys.readouterr().out
+    driver.shutil.rmtree(tmp_path / "build")
+    assert rehearsal("--only", "triton", "memcheck", "racecheck", "--out", second) == 0
+    driver.shutil.rmtree(tmp_path / "build")
+    assert not rehearsal.written.exists()
+    assert len(list(first.iterdir())) + len(list(second.iterdir())) <= 9
+    assert rehearsal("--assemble", first, second) == 0
+    assert json.loads(rehearsal.written.read_text())["sanitizer"]["racecheck"] == PASSED
+    rehearsal.commits.append("two")
+    rehearsal("--only", "triton", "--out", second)
+    with pytest.raises(SystemExit, match="the parts are of 2 different commit"):
+        rehearsal("--assemble", first, second)
+
+
+def test_no_figure_is_taken_before_the_tests_unless_asked_for(rehearsal, tmp_path):
+    assert rehearsal("--only", "figures", "--out", tmp_path / "out") == 1
+    assert "kernels" not in json.loads((tmp_path / "out" / "gpu.json").read_text())
+    assert rehearsal("--only", "figures", "--anyway", "--out", tmp_path / "out") == 1
+    assert json.loads((tmp_path / "out" / "gpu.json").read_text())["proven"] is False
 
 
 def test_the_build_is_for_the_device_that_is_there(driver):
     variables = driver.environment({"capability": [8, 6]})
+    assert int(variables["MAX_JOBS"]) >= 1
     assert variables["PYREVGRAD_CUDA_ARCHITECTURES"] == "sm_86"
     assert variables["PYREVGRAD_CUDA"] == variables["PYREVGRAD_REQUIRE_NATIVE"] == "1"
 
