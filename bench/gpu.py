@@ -1,8 +1,9 @@
 """``python -m bench.gpu FILE``: device times of the CUDA kernels, beside a copy in the same rounds.
 
 Imports cases, kernels, providers, idioms' results through them, and timing's statistics. Every
-timing starts with a cold L2 cache and a queue that the host has filled ahead, so that what is
-timed is the device alone; the host's own time is measured on tiny tensors.
+timing starts with an L2 cache that holds nothing of the step and nothing to be written back, and a
+queue that the host has filled ahead, so that what is timed is the device alone; the host's own time
+is measured on tiny tensors.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pyrevgrad
-from pyrevgrad import backends, binding
+from pyrevgrad import backends, binding, triton_backend
 
-from . import kernels, providers, traffic
-from .cases import DECONVNET, RELU_CASES, Case
+from . import intervals, kernels, providers, traffic
+from .cases import DECONVNET, QUICK_CURVED, RELU_CASES, Case
 from .timing import Measured, paired_ratio
 
 Row = dict[str, Any]
@@ -31,7 +33,9 @@ Step = Callable[[], object]
 DTYPES = ("bfloat16", "float32")
 #: Bytes of one tensor; the targets speak of this size.
 LARGE = 256 << 20
-ROUNDS = 30
+ROUNDS = 100
+#: What the device is asked for before and after: a clock that fell says why a figure is low.
+CLOCKS = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
 #: (case, opponent) to the least speed-up of forward and backward together, device time.
 SPEEDUPS = {
     ("relu/GUIDED", "idiom"): 2.3,
@@ -46,23 +50,42 @@ HOST = 2.0
 
 
 class DeviceTimer:
-    """Seconds of the device between two events, the L2 cache flushed before."""
+    """Seconds of the device between two events, the L2 cache filled with other memory before.
+
+    `late` counts the timings in which the device may have waited for the host all the same.
+    """
 
     def __init__(self, device: torch.device) -> None:
         properties = torch.cuda.get_device_properties(device)
-        self._flush = torch.empty(4 * properties.L2_cache_size, dtype=torch.uint8, device=device)
+        # Read, never written: lines to be written back would be a part of the step's time.
+        self._other = torch.zeros(properties.L2_cache_size, dtype=torch.float32, device=device)
         self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        # The device waits so long while the host enqueues the rest: about a millisecond.
+        self._cycles = 2_000_000
+        self.late = 0
 
     def __call__(self, step: Step) -> float:
-        self._flush.zero_()
-        # The device waits here while the host enqueues the rest: about a millisecond.
-        torch.cuda._sleep(2_000_000)
+        for turn in range(4):
+            seconds, in_time = self._once(step)
+            if in_time:
+                return seconds
+            # The first time it may have been compiled.
+            if turn:
+                self._cycles = min(2 * self._cycles, 16_000_000)
+        self.late += 1
+        return seconds
+
+    def _once(self, step: Step) -> tuple[float, bool]:
+        self._other.sum()
+        torch.cuda._sleep(self._cycles)
         self._start.record()
         kept = step()
         self._end.record()
+        # The device has not begun: whatever it does from here on waits for nobody.
+        in_time = not self._start.query()
         self._end.synchronize()
         del kept
-        return self._start.elapsed_time(self._end) / 1e3
+        return self._start.elapsed_time(self._end) / 1e3, in_time
 
 
 def rounds(
@@ -92,20 +115,42 @@ def tensors(nbytes: int, dtype: torch.dtype, device: torch.device) -> tuple[Tens
 
 
 def kernel_rows(
-    dtype: str, nbytes: int, device: torch.device, timer: Callable[[Step], float], count: int
+    dtype: str,
+    nbytes: int,
+    device: torch.device,
+    timer: Callable[[Step], float],
+    count: int,
+    backend: str = "native",
 ) -> list[Row]:
     """Each kernel's bandwidth as a share of ``copy_``'s in the same rounds."""
     x, g = tensors(nbytes, getattr(torch, dtype), device)
     target = torch.empty_like(x)
     made = []
     for kernel in kernels.kernels(None, compute=True):
-        steps = {"copy": lambda: target.copy_(x), "kernel": kernels.bound(kernel, x, g)}
+        if backend == "triton" and not (kernel.selects or kernel.case.activation in QUICK_CURVED):
+            continue  # a kernel takes a second to compile
+        with pyrevgrad.backend(backend):
+            steps = {"copy": lambda: target.copy_(x), "kernel": kernels.bound(kernel, x, g)}
         measured = rounds(steps, timer, count)
         row = kernels.row_of(kernel, dtype, x.numel(), measured["kernel"], measured["copy"])
         row.pop("threads")
         row.pop("faults")
-        made.append({**row, "target": SHARES[kernel.selects]})
+        moved = row["bytes_per_element"] / (2 * traffic.item_size(dtype))
+        low, high = interval(measured["copy"], measured["kernel"])
+        row |= {"share_low": low * moved, "share_high": high * moved}
+        made.append({"backend": backend, **row, "target": SHARES[kernel.selects]})
     return made
+
+
+def interval(above: Measured, below: Measured) -> tuple[float, float]:
+    """The 95 % bootstrap interval of the median ratio within a round."""
+    ratios = [
+        one / other
+        for one, other in zip(above.samples, below.samples, strict=True)
+        if one is not None and other is not None
+    ]
+    found = intervals.bootstrap([ratios])
+    return found.low, found.high
 
 
 def pair_rows(
@@ -129,14 +174,15 @@ def pair_rows(
         for name in providers.NAMES:
             row: Row = {
                 "case": case.name, "dtype": dtype, "elements": x.numel(), "provider": name,
-                "bytes_per_element": traffic.bytes_per_element(name, case, dtype),
-                "ceiling": traffic.ceiling(name, case, dtype),
+                "bytes_per_element": traffic.bytes_per_element(name, case, dtype, "cuda"),
+                "ceiling": traffic.ceiling(name, case, dtype, "cuda"),
+                "target": SPEEDUPS.get((case.name, name)),
             }  # fmt: skip
-            made.append(row | (left_out.get(name) or _timed(case, name, measured)))
+            made.append(row | (left_out.get(name) or _timed(name, measured)))
     return made
 
 
-def _timed(case: Case, name: str, measured: Mapping[str, Measured]) -> Row:
+def _timed(name: str, measured: Mapping[str, Measured]) -> Row:
     own = measured[name]
     row: Row = {
         "median_s": own.seconds.median, "q1_s": own.seconds.q1, "q3_s": own.seconds.q3,
@@ -145,9 +191,10 @@ def _timed(case: Case, name: str, measured: Mapping[str, Measured]) -> Row:
     ratio = paired_ratio(own, measured["fused"]) if "fused" in measured else None
     if ratio is None:
         return row
+    low, high = interval(own, measured["fused"])
     return {
         **row, "fused_is_faster": ratio.median, "faster_q1": ratio.q1, "faster_q3": ratio.q3,
-        "target": SPEEDUPS.get((case.name, name)),
+        "faster_low": low, "faster_high": high,
     }  # fmt: skip
 
 
@@ -176,26 +223,33 @@ def host_rows(device: torch.device, wait: Step, calls: int = 2000) -> list[Row]:
     ]  # fmt: skip
 
 
-def missed(run: Mapping[str, list[Row]]) -> list[str]:
-    """The targets that a run did not reach, a sentence each."""
+def missed(run: Mapping[str, Any]) -> list[str]:
+    """The targets that a run did not reach or did not measure, a sentence each."""
     found = [
-        f"{row['kernel']} {row['dtype']}: {row['share']:.3f} of the copy, target {row['target']}"
+        f"{row['kernel']} {row['dtype']} by {row['backend']}: {row['share']:.3f} of the copy, "
+        f"target {row['target']}"
         for row in run["kernels"]
         if row["share"] < row["target"]
     ]
-    found += [
-        f"{row['case']} {row['dtype']}: {row['fused_is_faster']:.3f} times faster than "
-        f"{row['provider']}, target {row['target']}"
-        for row in run["pairs"]
-        if row.get("target") is not None and row["fused_is_faster"] < row["target"]
-    ]
-    found += [row["refused"] for row in run["pairs"] if "refused" in row]
-    found += [
+    for row in run["pairs"]:
+        what = f"{row['case']} {row['dtype']}"
+        if "refused" in row:
+            found.append(row["refused"])
+        elif row["provider"] == "fused" and "median_s" not in row:
+            found.append(f"{what}: no time of ours: {row.get('skipped')}")
+        elif row["target"] is not None and "fused_is_faster" not in row:
+            reason = row.get("skipped", "ours has no time")
+            found.append(f"{what}: no ratio to {row['provider']}: {reason}")
+        elif row["target"] is not None and row["fused_is_faster"] < row["target"]:
+            found.append(
+                f"{what}: {row['fused_is_faster']:.3f} times faster than {row['provider']}, "
+                f"target {row['target']}"
+            )
+    return found + [
         f"host time of {row['case']}: {row['times_relu']:.2f} times F.relu's, target {HOST}"
         for row in run["host"]
         if row["times_relu"] > row["target"]
     ]
-    return found
 
 
 def measure(
@@ -207,15 +261,42 @@ def measure(
     cases: tuple[Case, ...] = (*RELU_CASES, DECONVNET),
     dtypes: tuple[str, ...] = DTYPES,
     without: Mapping[str, str] | None = None,
+    keep: Callable[[dict[str, Any]], object] = lambda run: None,
 ) -> dict[str, Any]:
-    """The whole run; a timer other than the device's for tests."""
+    """The whole run; `keep` gets what there is of it after each table, the targets first."""
     run: dict[str, Any] = {"bytes_per_tensor": nbytes, "kernels": [], "pairs": []}
+    run["host"] = host_rows(device, wait)
+    for dtype in dtypes:
+        run["pairs"] += pair_rows(dtype, nbytes, device, timer, count, cases, without)
+        keep(run)
     for dtype in dtypes:
         run["kernels"] += kernel_rows(dtype, nbytes, device, timer, count)
-        run["pairs"] += pair_rows(dtype, nbytes, device, timer, count, cases, without)
-    run["host"] = host_rows(device, wait)
+        keep(run)
+    run["without_triton"] = triton_backend.load()[1]
+    if not run["without_triton"]:
+        for dtype in dtypes:
+            run["kernels"] += kernel_rows(dtype, nbytes, device, timer, count, "triton")
+            keep(run)
     run["missed"] = missed(run)
     return run
+
+
+def clocks() -> str | None:
+    """What nvidia-smi says of CLOCKS, or nothing where it is not there."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(CLOCKS)}", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def warmed(device: torch.device, seconds: float = 1.0) -> None:
+    """Copy for a while: a device that rests has a slow clock."""
+    room = torch.zeros(2, 64 << 20, dtype=torch.uint8, device=device)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        room[0].copy_(room[1])
+        torch.cuda.synchronize(device)
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -234,7 +315,9 @@ def describe(device: torch.device) -> dict[str, Any]:
     }
 
 
-def on_this_device(quick: bool, **chosen: Any) -> dict[str, Any]:
+def on_this_device(
+    quick: bool, keep: Callable[[dict[str, Any]], object] = lambda run: None, **chosen: Any
+) -> dict[str, Any]:
     """Describe and measure the current device; `chosen` goes to `measure`.
 
     Raises
@@ -245,22 +328,33 @@ def on_this_device(quick: bool, **chosen: Any) -> dict[str, Any]:
     device = torch.device("cuda", torch.cuda.current_device())
     with pyrevgrad.backend("native"):
         pyrevgrad.relu(torch.empty(0, device=device))  # or a sentence on why it cannot
+        described = describe(device)
         timer = DeviceTimer(device)
         nbytes, count = (16 << 20, 5) if quick else (LARGE, ROUNDS)
-        run = measure(device, timer, torch.cuda.synchronize, nbytes, count, **chosen)
-    return {**describe(device), **run}
+        warmed(device)
+        before = clocks()
+        run = measure(
+            device, timer, torch.cuda.synchronize, nbytes, count,
+            keep=lambda run: keep({**described, **run}), **chosen,
+        )  # fmt: skip
+    about = {"late": timer.late, "clocks": [before, clocks()], "rounds": count}
+    return {**described, **about, **run}
 
 
 def main() -> int:
-    """Measure on the current device and write one JSON file."""
+    """Measure on the current device and write one JSON file, anew after each table."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=main.__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--quick", action="store_true", help="smaller tensors, fewer rounds")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.exit(1, "there is no CUDA device; `make bench` measures the CPU\n")
-    run = on_this_device(options.quick)
-    options.file.write_text(json.dumps(run), encoding="utf-8")
+
+    def keep(run: dict[str, Any]) -> None:
+        options.file.write_text(json.dumps(run), encoding="utf-8")
+        print(f"{len(run['pairs'])} rows of pairs, {len(run['kernels'])} of kernels", flush=True)
+
+    keep(on_this_device(options.quick, keep))
     return 0
 
 

@@ -42,15 +42,15 @@ def fused_backward(case: Case, dtype: str) -> float:
     return 2 * s + kept
 
 
-def _plain(activation: str, s: int) -> float | None:
+def _plain(activation: str, s: int, cuda: bool) -> float | None:
     """Forward reads x and writes y; backward reads g and the kept x or y and writes gx: 5s."""
     row = ACTIVATIONS[activation]
     if activation == "identity":
         return 2 * s  # a clone forward; backward hands on g
     if activation in _COMPOSED or row.torch_name is None or row.slope_from == CONSTANT:
         return None
-    # log_sigmoid also writes a buffer forward and reads it backward.
-    return 7 * s if activation == "logsigmoid" else 5 * s
+    # log_sigmoid on the CPU also writes a buffer forward and reads it backward.
+    return 7 * s if activation == "logsigmoid" and not cuda else 5 * s
 
 
 def _compare(s: int) -> float:
@@ -58,16 +58,17 @@ def _compare(s: int) -> float:
     return s + 1
 
 
-def _times_bool(s: int) -> float:
+def _times_bool(s: int, cuda: bool) -> float:
     """``g * mask``: on the CPU PyTorch first casts the booleans to the dtype of g (read 1, write
-    s), then multiplies (read 2s, write s). The profiler shows the cast as ``aten::to``."""
-    return (1 + s) + 3 * s
+    s), then multiplies (read 2s, write s). The profiler shows the cast as ``aten::to``. On a GPU
+    one kernel reads both and casts on the way."""
+    return 2 * s + 1 if cuda else (1 + s) + 3 * s
 
 
-def _idiom(case: Case, s: int) -> float | None:
-    plain = _plain(case.activation, s)
+def _idiom(case: Case, s: int, cuda: bool) -> float | None:
+    plain = _plain(case.activation, s, cuda)
     forward = None if case.activation in _COMPOSED else 2 * s
-    gate = _compare(s) + _times_bool(s)
+    gate = _compare(s) + _times_bool(s, cuda)
     own: dict[str, float] = {
         # one more pass over the gradient: read 2s, write s where two tensors meet, 2s in all else
         "reverse": 2 * s,
@@ -91,8 +92,8 @@ def _idiom(case: Case, s: int) -> float | None:
     return forward + alone[case.rule_name]
 
 
-def _strongest(case: Case, s: int) -> float | None:
-    plain = _plain(case.activation, s)
+def _strongest(case: Case, s: int, cuda: bool) -> float | None:
+    plain = _plain(case.activation, s, cuda)
     if plain is None:
         return None
     # threshold_backward: read g and what was kept, write gx (3s); in place: read and write (2s).
@@ -110,31 +111,40 @@ def _compiled(case: Case, s: int) -> float | None:
     return known.get(case.rule_name)
 
 
-def bytes_per_element(provider: str, case: Case, dtype: str) -> float | None:
+def bytes_per_element(provider: str, case: Case, dtype: str, device: str = "cpu") -> float | None:
     """Bytes that `provider` moves for one element, forward and backward; None where not counted.
+
+    Parameters
+    ----------
+    device : {"cpu", "cuda"}
+        PyTorch multiplies by booleans in two kernels on the one, in one on the other.
 
     Examples
     --------
     >>> case = Case("relu", "guided_scaled")
     >>> bytes_per_element("fused", case, "float32"), bytes_per_element("plain", case, "float32")
     (16.25, 20)
+    >>> bytes_per_element("idiom", Case("relu", "GUIDED"), "float32")
+    52
+    >>> bytes_per_element("idiom", Case("relu", "GUIDED"), "float32", "cuda")
+    36
     """
-    s = item_size(dtype)
-    if provider == "fused":
+    s, cuda = item_size(dtype), device == "cuda"
+    if provider == "fused" or (cuda and provider == "fused-triton"):
         return fused_forward(case, dtype) + fused_backward(case, dtype)
     if provider == "copy":
         return 4 * s  # x copied forward, g copied backward
     counts = {
-        "plain": _plain(case.activation, s),
-        "idiom": _idiom(case, s),
-        "eager-best": _strongest(case, s),
+        "plain": _plain(case.activation, s, cuda),
+        "idiom": _idiom(case, s, cuda),
+        "eager-best": _strongest(case, s, cuda),
         "idiom+compile": _compiled(case, s),
     }
     return counts.get(provider)
 
 
-def ceiling(provider: str, case: Case, dtype: str) -> float | None:
+def ceiling(provider: str, case: Case, dtype: str, device: str = "cpu") -> float | None:
     """The speed-up of ``fused`` over `provider` by bytes alone; None where not counted."""
-    theirs = bytes_per_element(provider, case, dtype)
-    ours = bytes_per_element("fused", case, dtype)
+    theirs = bytes_per_element(provider, case, dtype, device)
+    ours = bytes_per_element("fused", case, dtype, device)
     return None if theirs is None or not ours else theirs / ours

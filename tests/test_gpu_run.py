@@ -211,7 +211,9 @@ class Ticks:
 
 @needs_native
 @pytest.mark.filterwarnings("ignore")
-def test_the_figures_have_a_row_for_every_kernel_and_opponent(monkeypatch):
+def test_the_figures_have_a_row_for_every_kernel_and_opponent(
+    driver, monkeypatch, tmp_path, capsys
+):
     skipped = lambda *_: providers.Skipped("idiom+compile", "takes a compiler")  # noqa: E731
     monkeypatch.setitem(providers._MAKERS, "idiom+compile", skipped)
     monkeypatch.setattr(gpu, "host_rows", lambda device, wait: [])
@@ -227,19 +229,74 @@ def test_the_figures_have_a_row_for_every_kernel_and_opponent(monkeypatch):
     opponents = {(row["case"], row["provider"]) for row in timed}
     assert {("relu/GUIDED", "idiom"), ("relu/reverse", "plain")} <= opponents
     assert all(row["fused_is_faster"] == 1.0 for row in timed)
-    text = cuda_page.cuda_page(
-        {**run, "device": "Abacus 9", "build": "cubins", "date": "2026-01-02", "command": "bench",
-         "machine": {"torch": "2.13.0", "commit": None}}
-    )  # fmt: skip
+    about = {"device": "Abacus 9", "build": "cubins", "date": "2026-01-02"}
+    versions = {"torch": "2.13.0", "commit": None}
+    text = cuda_page.cuda_page({**run, **about, "command": "bench", "machine": versions})
     assert "# What a modified backward costs on Abacus 9" in text
     assert (
         "| relu/GUIDED | fused-triton | float32 | 2¹⁰ | – | Triton's kernels run on a GPU" in text
     )
     assert "* relu/GUIDED bfloat16: 1.000 times faster than idiom, target 2.3" in text
+    # The record of `make gpu` is made into the same page where there is no device.
+    parts = {"figures": {"found": {**run, **about, "proven": False}}}
+    file = driver.write(driver.record(driver.machine_of(FOUND, None), parts), tmp_path)
+    monkeypatch.setattr(sys, "argv", ["cuda_page", str(file)])
+    assert cuda_page.main() == 0
+    text = (tmp_path / "README.md").read_text()
+    assert "native: has not run — FAILED" in text and "have not passed" in text
+    assert (tmp_path / "kernels.png").is_file() or "no picture" in capsys.readouterr().out
     left_out = {row["provider"]: row for row in run["pairs"] if "median_s" not in row}
     assert all(row["skipped"] for row in left_out.values()) and "fused-triton" in left_out
     assert "relu/GUIDED bfloat16: 1.000 times faster than idiom, target 2.3" in run["missed"]
     assert not [text for text in run["missed"] if "plain" in text]
+    # A target that nothing was measured for is not met.
+    assert "relu/GUIDED float32: no ratio to idiom+compile: takes a compiler" in run["missed"]
+    assert run["without_triton"] and {row["backend"] for row in run["kernels"]} == {"native"}
+    assert all(row["share_low"] == row["share"] == row["share_high"] for row in run["kernels"])
+    idiom = next(row for row in timed if row["provider"] == "idiom" and row["dtype"] == "float32"
+                 and row["case"] == "relu/GUIDED")  # fmt: skip
+    # Read x, write y; twice a comparison (5 bytes) and a product with its booleans (9 bytes).
+    assert idiom["bytes_per_element"] == 8 + 2 * (5 + 9)
+
+
+def test_what_is_measured_is_left_before_the_end(monkeypatch):
+    kept = []
+    for name in ("host_rows", "pair_rows", "kernel_rows"):
+        monkeypatch.setattr(gpu, name, lambda *_: [])
+    run = gpu.measure(None, None, None, dtypes=("a", "b"), keep=lambda run: kept.append(dict(run)))
+    assert len(kept) == 4 and all("missed" not in part for part in kept) and run["missed"] == []
+
+
+def test_a_run_without_a_time_of_ours_is_missed():
+    rows = [
+        {"case": "relu/GUIDED", "dtype": "float32", "provider": name, "target": target, **left}
+        for name, target, left in (
+            ("fused", None, {"skipped": "the reference backend would serve it"}),
+            ("plain", 1.0, {"median_s": 1.0}),
+            ("copy", None, {"median_s": 1.0}),
+        )
+    ]
+    assert gpu.missed({"kernels": [], "pairs": rows, "host": []}) == [
+        "relu/GUIDED float32: no time of ours: the reference backend would serve it",
+        "relu/GUIDED float32: no ratio to plain: ours has no time",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("in_time", "wanted", "cycles", "late"),
+    [
+        ([True], 1.0, 1, 0),
+        ([False, True], 2.0, 1, 0),  # the first may have been compiled
+        ([False, False, True], 3.0, 2, 0),
+        ([False] * 4, 4.0, 8, 1),
+    ],
+)
+def test_a_step_that_the_device_waited_for_is_timed_again(in_time, wanted, cycles, late):
+    timer = gpu.DeviceTimer.__new__(gpu.DeviceTimer)
+    timer._cycles, timer.late, turns = 1, 0, list(enumerate(in_time, 1))
+    timer._once = lambda step: tuple(map(step, turns.pop(0)))
+    assert timer(lambda value: value) == wanted
+    assert (timer._cycles, timer.late) == (cycles, late) and not turns
 
 
 def test_host_rows_compare_with_relu():
