@@ -208,6 +208,12 @@ def _wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def _narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x` in the dtype that is stored; no operation where it has that. Compiled by torch 2.11, a
+    Function whose output an operation returned as it got it is sent a gradient of zeros."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 def _fitted(pair: Pair, x: Tensor) -> Pair:
     """`pair` with what overflows the compute type of `x` as infinite, as a cast would make it."""
     return pair if pair.fits_float32 or x.dtype == torch.float64 else _narrowed(pair)
@@ -242,13 +248,13 @@ def _scale(pair: Pair, tensor: Tensor | None, like: Tensor) -> Tensor | float:
     if tensor is None:
         return pair.rule.scale
     wide = tensor if tensor.device.type == "mps" else tensor.double()
-    return (pair.rule.scale * wide).to(like.dtype)
+    return _narrow(pair.rule.scale * wide, like.dtype)
 
 
 def value(x: Tensor, pair: Pair) -> Tensor:
     """f(x), in fresh storage."""
     pair = _fitted(pair, x)
-    return FORMULAS[pair.row.name].value(_wide(x), *pair.numbers).to(x.dtype)
+    return _narrow(FORMULAS[pair.row.name].value(_wide(x), *pair.numbers), x.dtype)
 
 
 def bit(x: Tensor, pair: Pair) -> Tensor:
@@ -338,21 +344,21 @@ def gradient_of_nothing(g: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
         return torch.zeros_like(g)
     pair, wide = _fitted(pair, g), _wide(g)
     slope = torch.full_like(wide, pair.slope_high)
-    return gradient(wide, slope, None, None, pair, scale).to(g.dtype)
+    return _narrow(gradient(wide, slope, None, None, pair, scale), g.dtype)
 
 
 def gradient_of_mask(g: Tensor, mask: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
     """gx from g and the unpacked mask."""
     pair, wide = _fitted(pair, g), _wide(g)
     slope, passes = _two_slopes(mask, pair, wide)
-    return gradient(wide, slope, passes, None, pair, scale).to(g.dtype)
+    return _narrow(gradient(wide, slope, passes, None, pair, scale), g.dtype)
 
 
 def gradient_of_output(g: Tensor, y: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
     """gx from g and y; differentiable in both."""
     pair, wide = _fitted(pair, y), _wide(y)
     slope, passes = slope_of_output(wide, pair)
-    return gradient(_wide(g), slope, passes, wide, pair, scale).to(g.dtype)
+    return _narrow(gradient(_wide(g), slope, passes, wide, pair, scale), g.dtype)
 
 
 def gradient_of_input(g: Tensor, x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
@@ -364,7 +370,7 @@ def gradient_of_input(g: Tensor, x: Tensor, pair: Pair, scale: Tensor | None) ->
         passes = gate if passes is None else passes & gate
     needs_value = pair.rule.gradient_gate == "output" or "y" in pair.reads
     y = _wide(value(x, pair)) if needs_value else None
-    return gradient(_wide(g), slope, passes, y, pair, scale, wide).to(g.dtype)
+    return _narrow(gradient(_wide(g), slope, passes, y, pair, scale, wide), g.dtype)
 
 
 def derivative_of_output(g: Tensor, y: Tensor, pair: Pair) -> Tensor:
@@ -378,4 +384,4 @@ def derivative_of_output(g: Tensor, y: Tensor, pair: Pair) -> Tensor:
     if row.slope_from == MASK:
         high, low = row.slope_values(pair.numbers)
         slope = torch.where(slope, high, torch.full_like(wide, low))
-    return (slope * _wide(g)).to(g.dtype)
+    return _narrow(slope * _wide(g), g.dtype)
