@@ -7,6 +7,8 @@ Everything that decides what is computed is a constexpr; every number is a float
 Triton does not specialise on, and a tensor scale is read through its pointer: neither compiles
 again when it changes. A program takes the body where all of its block lies inside, with accesses of
 16 bytes, and the tail elsewhere, whose bounds let Triton load no more than an element at a time.
+Everything is loaded before anything is stored: a load behind a store, which might have written what
+it reads, would wait for it, and half as many bytes would be under way.
 """
 
 from __future__ import annotations
@@ -49,10 +51,20 @@ def places(part: tl.constexpr, parts: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def loaded(pointer, at, rest, whole: tl.constexpr):
+    """The elements as they are stored."""
     if whole:
-        return widened(tl.load(pointer + at))
+        return tl.load(pointer + at)
     else:
-        return widened(tl.load(pointer + at, mask=at < rest, other=0))
+        return tl.load(pointer + at, mask=at < rest, other=0)
+
+
+@triton.jit
+def all_loaded(pointer, rest, PARTS: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
+    """A tuple with the elements of each part."""
+    found = ()
+    for part in tl.static_range(PARTS):
+        found = found + (loaded(pointer, places(part, PARTS, BLOCK), rest, WHOLE),)  # noqa: RUF005
+    return found
 
 
 @triton.jit
@@ -80,10 +92,11 @@ def forward_block(
     value: tl.constexpr, passes: tl.constexpr, arity: tl.constexpr, BIT: tl.constexpr,
     PARTS: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
+    elements = all_loaded(x, rest, PARTS, BLOCK, WHOLE)
     byte = tl.zeros((BLOCK // 8,), tl.int32)
     for part in tl.static_range(PARTS):
         at = places(part, PARTS, BLOCK)
-        element = loaded(x, at, rest, WHOLE)
+        element = widened(elements[part])
         if BIT != "none":
             one = asked(element, low, high, a, b, BIT, passes, arity).to(tl.int32)
             if not WHOLE:
@@ -182,15 +195,14 @@ def gated(
 
 @triton.jit
 def backward_part(
-    g, kept, byte, at, rest, factor, a, b, low, high, slope_high, slope_low, threshold, clip,
+    gradient, element, byte, factor, a, b, low, high, slope_high, slope_low, threshold, clip,
     c, d, value: tl.constexpr, slope: tl.constexpr, passes: tl.constexpr, flat: tl.constexpr,
     arity: tl.constexpr, KEEPS: tl.constexpr, BIT: tl.constexpr, GATE: tl.constexpr,
     CLIPPED: tl.constexpr, BLOCKS: tl.constexpr, sent: tl.constexpr, READS: tl.constexpr,
-    numbers: tl.constexpr, part: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
-    WHOLE: tl.constexpr,
+    numbers: tl.constexpr, stored_type: tl.constexpr, part: tl.constexpr, PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """gx of one part; `BLOCKS`: a slope of exactly 0 (the low one of two) blocks like a gate."""
-    gradient = loaded(g, at, rest, WHOLE)
     found = number(slope_high, gradient)
     passing = None
     x = None
@@ -202,7 +214,6 @@ def backward_part(
         if BLOCKS:
             passing = bits
     elif KEEPS == "output" or KEEPS == "input":
-        element = loaded(kept, at, rest, WHOLE)
         if slope is not None:
             found = applied(slope, arity, element, a, b)
         elif passes is not None:
@@ -218,7 +229,7 @@ def backward_part(
             x = element
             if value is not None:
                 # As a reader of memory would see it.
-                y = widened(narrowed(applied(value, arity, element, a, b), kept.dtype.element_ty))
+                y = widened(narrowed(applied(value, arity, element, a, b), stored_type))
             if BIT == "positive" or BIT == "interval":
                 gate = asked(element, low, high, a, b, BIT, None, arity)
                 passing = both(passing, gate)
@@ -236,21 +247,23 @@ def backward_block(
     CLIPPED: tl.constexpr, BLOCKS: tl.constexpr, sent: tl.constexpr, READS: tl.constexpr,
     numbers: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
+    gradients = all_loaded(g, rest, PARTS, BLOCK, WHOLE)
     byte = None
     if KEEPS == "mask":
         at_byte = tl.arange(0, BLOCK // 8)
-        if WHOLE:
-            byte = tl.load(kept + at_byte).to(tl.int32)
-        else:
-            byte = tl.load(kept + at_byte, mask=at_byte * 8 < rest, other=0).to(tl.int32)
+        byte = loaded(kept, at_byte, (rest + 7) // 8, WHOLE).to(tl.int32)
+    elif KEEPS != "nothing":
+        elements = all_loaded(kept, rest, PARTS, BLOCK, WHOLE)
     for part in tl.static_range(PARTS):
-        at = places(part, PARTS, BLOCK)
+        element = None
+        if KEEPS == "output" or KEEPS == "input":
+            element = widened(elements[part])
         found = backward_part(
-            g, kept, byte, at, rest, factor, a, b, low, high, slope_high, slope_low, threshold,
-            clip, c, d, value, slope, passes, flat, arity, KEEPS, BIT, GATE, CLIPPED, BLOCKS,
-            sent, READS, numbers, part, PARTS, BLOCK, WHOLE,
+            widened(gradients[part]), element, byte, factor, a, b, low, high, slope_high,
+            slope_low, threshold, clip, c, d, value, slope, passes, flat, arity, KEEPS, BIT, GATE,
+            CLIPPED, BLOCKS, sent, READS, numbers, g.dtype.element_ty, part, PARTS, BLOCK,
         )  # fmt: skip
-        stored(gx, at, found, rest, WHOLE)
+        stored(gx, places(part, PARTS, BLOCK), found, rest, WHOLE)
 
 
 @triton.jit(do_not_specialize=["count"])
