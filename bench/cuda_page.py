@@ -16,11 +16,11 @@ Row = dict[str, Any]
 
 
 def _pair(row: Row) -> list[str]:
-    ratio, ceiling, target = row.get("fused_is_faster"), row.get("ceiling"), row.get("target")
+    ratio, ceiling, target = row.get("speedup"), row.get("ceiling"), row.get("target")
     time = time_text(row["median_s"]) if "median_s" in row else "–"
     outcome = row.get("refused") or row.get("skipped") or "–"
     if ratio:
-        outcome = f"{ratio:.3f} ({row['faster_low']:.3f}–{row['faster_high']:.3f})"
+        outcome = f"{ratio:.3f} ({row['speedup_low']:.3f}–{row['speedup_high']:.3f})"
     return [
         row["case"], row["provider"], row["dtype"], size_text(row["elements"]), time, outcome,
         f"{ceiling:.2f}" if ceiling else "–", f"{target:g}" if target else "–",
@@ -45,7 +45,7 @@ def _about(run: Row) -> str:
         "device time between two events, in which a launch's few microseconds are; before each, "
         "the L2 cache read full of other memory and the queue filled; tensors of "
         f"{run['bytes_per_tensor'] >> 20} MiB from PyTorch's caching allocator; medians and the "
-        "95 % bootstrap interval of ratios paired in the round",
+        "95 % interval of the median of ratios paired in the round",
         "a ceiling is the ratio of the bytes that both must move: where a target is above it, the "
         "opponent's kernels must fall short of a copy's bandwidth for it to be met",
     ]

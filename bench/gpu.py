@@ -24,9 +24,9 @@ from torch import Tensor
 import pyrevgrad
 from pyrevgrad import backends, binding, triton_backend
 
-from . import intervals, kernels, providers, traffic
+from . import kernels, providers, traffic
 from .cases import DECONVNET, QUICK_CURVED, RELU_CASES, Case
-from .timing import Measured, paired_ratio
+from .timing import Measured, figures, paired_ratios
 
 Row = dict[str, Any]
 Step = Callable[[], object]
@@ -134,22 +134,8 @@ def kernel_rows(
         row = kernels.row_of(kernel, dtype, x.numel(), measured["kernel"], measured["copy"])
         row.pop("threads")
         row.pop("faults")
-        moved = row["bytes_per_element"] / (2 * traffic.item_size(dtype))
-        low, high = interval(measured["copy"], measured["kernel"])
-        row |= {"share_low": low * moved, "share_high": high * moved}
         made.append({"backend": backend, **row, "target": SHARES[kernel.selects]})
     return made
-
-
-def interval(above: Measured, below: Measured) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the median ratio within a round."""
-    ratios = [
-        one / other
-        for one, other in zip(above.samples, below.samples, strict=True)
-        if one is not None and other is not None
-    ]
-    found = intervals.bootstrap([ratios])
-    return found.low, found.high
 
 
 def pair_rows(
@@ -187,14 +173,8 @@ def _timed(name: str, measured: Mapping[str, Measured]) -> Row:
         "median_s": own.seconds.median, "q1_s": own.seconds.q1, "q3_s": own.seconds.q3,
         "rounds": own.seconds.runs,
     }  # fmt: skip
-    ratio = paired_ratio(own, measured["fused"]) if "fused" in measured else None
-    if ratio is None:
-        return row
-    low, high = interval(own, measured["fused"])
-    return {
-        **row, "fused_is_faster": ratio.median, "faster_q1": ratio.q1, "faster_q3": ratio.q3,
-        "faster_low": low, "faster_high": high,
-    }  # fmt: skip
+    ratios = paired_ratios(own, measured["fused"]) if "fused" in measured else []
+    return row | figures("speedup", ratios) if ratios else row
 
 
 def host_rows(device: torch.device, wait: Step, calls: int = 2000) -> list[Row]:
@@ -236,12 +216,12 @@ def missed(run: Mapping[str, Any]) -> list[str]:
             found.append(row["refused"])
         elif row["provider"] == "fused" and "median_s" not in row:
             found.append(f"{what}: no time of ours: {row.get('skipped')}")
-        elif row["target"] is not None and "fused_is_faster" not in row:
+        elif row["target"] is not None and "speedup" not in row:
             reason = row.get("skipped", "ours has no time")
             found.append(f"{what}: no ratio to {row['provider']}: {reason}")
-        elif row["target"] is not None and row["fused_is_faster"] < row["target"]:
+        elif row["target"] is not None and row["speedup"] < row["target"]:
             found.append(
-                f"{what}: {row['fused_is_faster']:.3f} times faster than {row['provider']}, "
+                f"{what}: {row['speedup']:.3f} times faster than {row['provider']}, "
                 f"target {row['target']}"
             )
     return found + [
