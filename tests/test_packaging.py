@@ -50,8 +50,8 @@ def checkout(repository, tmp_path_factory) -> Path:
 
 def pip(checkout: Path, *arguments: object, **variables: str) -> str:
     """Run pip on the copy, offline, against the packages that are there."""
-    # Before Python 3.12, importing pip or asking for it in the ordinary way leaves setuptools unable to
-    # be imported in this process, where torch.compile needs it.
+    # Before Python 3.12, importing pip, or find_spec for it, leaves this process unable to import
+    # setuptools, which torch.compile needs.
     if PathFinder.find_spec("pip") is None:
         pytest.skip("pip is not installed")
     environment = {**os.environ, "PIP_NO_INDEX": "1", **AS_BUILT, **variables}
