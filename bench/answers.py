@@ -52,8 +52,9 @@ def of_recorder(
 def peak_of(name: str, words: Iterable[str]) -> int | None:
     """The bytes that a process answers, what it frees being given back at once, or its peak would
     be that of the allocator's habits; None where it fails, which is said."""
+    names, threshold = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(64 << 10)
     try:
-        return of(name, words, os.environ | {"MALLOC_MMAP_THRESHOLD_": str(128 << 10)})
+        return of(name, words, os.environ | dict.fromkeys(names, threshold))
     except FailedError as error:
         print(f"no peak of {name}: {error}", file=sys.stderr)
         return None
