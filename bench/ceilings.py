@@ -1,8 +1,7 @@
 """The figures of a whole network: its time, the ratio to ours, and the most that ratio could be.
 
-Imports timing. The ceiling of a provider is its time over that of the same network in
-which nothing stands between the layers: whatever computes activations and reversals computes the
-layers too.
+Imports timing. The ceiling of a provider is its time over that of the same network in which nothing
+stands between the layers: whatever computes activations and reversals computes the layers too.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import timing
-from .timing import Measured, paired_ratios
+from .timing import Measured
 
 #: The network without activations and reversals, timed beside the providers.
 IDLE = "no activations"
@@ -37,6 +36,6 @@ def figures(measured: Mapping[str, Measured], name: str, ours: str) -> dict[str,
     others = {"speedup": None if name == mine else mine}
     others["ceiling"] = None if compiled or name in (ours, IDLE) else IDLE
     for key, other in others.items():
-        ratios = [] if other is None else paired_ratios(own, measured[other])
+        ratios = [] if other is None else timing.paired_ratios(own, measured[other])
         row |= timing.figures(key, ratios) if ratios else {key: None}
     return row

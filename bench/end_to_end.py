@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from . import targets
 from .ceilings import COMPILED, IDLE
 from .tables import table
-from .targets import SLACK_BYTES
 
 Row = dict[str, Any]
 NETWORKS_TITLE = "## Guided backpropagation of whole networks"
@@ -76,7 +76,7 @@ def _word(good: bool, judged: bool = True) -> str:
 def _speed_verdict(row: Row, floor: float | None, what: str) -> str:
     least = floor or 1.0
     word = _word(row["speedup"] >= least, floor is not None)
-    level = row["speedup"] < least <= row.get("speedup_high", 0)
+    level = targets.level(row, "speedup", least)
     said = f"{what}: {'level' if level else word}, {spread(row, 'speedup')}"
     if level:
         low, high = row["speedup_low"], row["speedup_high"]
@@ -94,7 +94,7 @@ def _peak_verdict(rows: list[Row], ours: str, judged: bool = True) -> list[str]:
         return []
     lowest = min(others, key=lambda name: others[name])
     word = _word(peaks[ours] <= others[lowest], judged)
-    if 0 < peaks[ours] - others[lowest] <= SLACK_BYTES:
+    if 0 < peaks[ours] - others[lowest] <= targets.SLACK_BYTES:
         word = "level"
     mine, theirs = peaks[ours] / 2**20, others[lowest] / 2**20
     return [f"lowest peak memory: {word}, {mine:.1f} MiB against {theirs:.1f} by {lowest}"]

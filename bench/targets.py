@@ -113,10 +113,15 @@ def _measured(rows: Iterable[Row], target: Target) -> list[Row]:
     return [row for row in rows if target.figure in row and target.chooses(row)]
 
 
+def level(row: Row, figure: str, floor: float) -> bool:
+    """Whether a figure is below its floor, but the 95 % interval of its median holds that."""
+    return bool(row[figure] < floor <= row.get(f"{figure}_high", 0))
+
+
 def verdict(target: Target, rows: Iterable[Row]) -> Row | None:
     """How `rows` stand to `target`: counts, and the row nearest to (or farthest below) its floor.
 
-    *Level* are rows below it whose 95 % interval holds it. None where no row is measured.
+    None where no row is measured.
     """
     judged = _measured(rows, target)
     if not judged:
@@ -125,14 +130,11 @@ def verdict(target: Target, rows: Iterable[Row]) -> Row | None:
     def margin(row: Row) -> float:
         return row[target.figure] / target.floor(row)
 
-    def may_be_met(row: Row) -> bool:
-        return bool(row.get(f"{target.figure}_high", 0) >= target.floor(row))
-
     worst = min(judged, key=margin)
     return {
         "target": target.text,
         "met": sum(margin(row) >= 1 for row in judged),
-        "level": sum(margin(row) < 1 and may_be_met(row) for row in judged),
+        "level": sum(level(row, target.figure, target.floor(row)) for row in judged),
         "of": len(judged),
         "floor": target.floor(worst),
         "worst": worst[target.figure],
