@@ -19,12 +19,13 @@ from .backends import HALF_TYPES, BackendError, Pairs, ValueOf
 from .binding import NODES
 from .pairs import Pair
 from .reference import eager
+from .reference.eager import Reversal
 from .rules import EXACT
 from .transforms import TracingError, exported, exporting, refuse_modified, transformed
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _FULL_TYPES = (torch.float32, torch.float64)
-_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
+is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _transforms_active = torch._C._are_functorch_transforms_active
 _tracing_state = torch._C._get_tracing_state
 _forward_ad = torch.autograd.forward_ad
@@ -160,22 +161,6 @@ class _View(Function):
     backward = _Call.backward
 
 
-class _CompiledView(Function):
-    """As `_View` where torch.compile traces: the formula alone, for the kernel that adds gradients.
-
-    It asks nothing else, as each question of a trace is asked again at every call.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
-        ctx.call = (pair, scale)
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        return eager.gradient_of_nothing(g, *ctx.call), None, None
-
-
 class _Attach(Function):
     """y as a function of x, with slope f'(x), from the edge that aliases y and leads to x."""
 
@@ -195,7 +180,7 @@ class _Attach(Function):
 def _is_special() -> bool:
     """Whether a compiler, tracer or transform is at work."""
     return (
-        _is_dynamo_compiling()
+        is_dynamo_compiling()
         or _transforms_active()
         or _forward_ad._current_level >= 0
         or _tracing_state() is not None
@@ -210,7 +195,7 @@ def cannot_fold(x: Any) -> bool:
 
 def nodes_for(pairs: Pairs) -> Any:
     """The C++ nodes where they may serve; what they are given decides the rest."""
-    if _is_dynamo_compiling() or not pairs.handles or not backends.allows_native():
+    if is_dynamo_compiling() or not pairs.handles or not backends.allows_native():
         return None
     return NODES
 
@@ -269,8 +254,8 @@ def recorded_by_us(node: Any) -> bool:
 
 def call_view(x: Any, pairs: Pairs, scale: Tensor | None) -> Any:
     """x as a view, recorded with the rule's backward where a gradient can be needed."""
-    if _is_dynamo_compiling() and isinstance(x, Tensor) and not exporting():
-        return _compiled_view(x, checked(x, pairs, scale), scale)
+    if is_dynamo_compiling():
+        return _compiled_view(x, pairs, scale)
     nodes = nodes_for(pairs)
     if nodes is not None:
         y = nodes.call_view(x, *pairs.handles, scale)
@@ -380,8 +365,15 @@ def _inside_transform() -> bool:
     return bool(_transforms_active())
 
 
-# Asked once, while torch.compile traces: whether the trace stands inside a transform.
+def _is_plain_trace(dtype: torch.dtype, layout: torch.layout, nested: bool) -> bool:
+    """Whether a reversal of such a tensor is nothing but its formula."""
+    plain = dtype in (*_FULL_TYPES, *HALF_TYPES) and layout is torch.strided and not nested
+    return plain and not (exporting() or _inside_transform())
+
+
+# Asked once, while torch.compile traces: where the trace stands, and what it stands on.
 _inside_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_is_plain_trace._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _refuse_transform() -> None:
@@ -392,13 +384,18 @@ def _refuse_transform() -> None:
         )
 
 
-def _compiled_view(x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
-    _refuse_transform()
-    if not (x.requires_grad and torch.is_grad_enabled()):
-        return x.view_as(x)
+def _compiled_view(x: Any, pairs: Pairs, scale: Tensor | None) -> Any:
+    """As `call_view` where torch.compile traces, in few steps: whether what a trace went through
+    still stands is asked again at every call."""
+    if not (isinstance(x, Tensor) and _is_plain_trace(x.dtype, x.layout, x.is_nested)):
+        return _special(x, pairs, scale, False)
     if backends.forced() is not None:
+        pair = checked(x, pairs, scale)
         return _View.apply(x, pair, scale, backends.choose(x, pair))
-    return _CompiledView.apply(x, pair, scale)
+    if scale is None:
+        return Reversal.apply(x, eager.fitted(pairs.full, x).rule.scale, None)
+    _check_live_scale(scale, x)
+    return Reversal.apply(x, -1.0, scale)
 
 
 def _compiled(x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from . import autograd, backends
 from .folding import folded_convolution, folded_linear
-from .observing import observed
 from .reversal import GradientReversal
 from .rules import EXACT, Rule, check_rule
 from .scaled import Scaled
@@ -123,18 +122,20 @@ class FoldedReversal(GradientReversal):
 
     def forward(self, x: Tensor) -> Tensor:
         """y, shaped as by the layer of PyTorch's."""
-        y = self._product(x)
+        # A compiler folds by itself.
+        compiling = autograd.is_dynamo_compiling()
+        y = self._behind_reversal(x) if compiling else self._product(x)
         return y if self.activation is None else self.activation(y)
 
     def _product(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
     def _behind_reversal(self, x: Tensor) -> Tensor:
-        return GradientReversal.forward(self, x)
+        return self._plain(autograd.call_view(self._seen(x), self._pairs, self.scale))
 
-    def _seen(self, x: Tensor) -> Tensor:
-        """`x`, the norm of whose gradient is recorded where that was asked for."""
-        return observed(x, self._norm_on(x.device)) if self.record_norm else x
+    def _plain(self, x: Tensor) -> Tensor:
+        """y by the layer of PyTorch's."""
+        raise NotImplementedError
 
 
 class ReversedLinear(FoldedReversal):
@@ -211,17 +212,20 @@ class ReversedLinear(FoldedReversal):
 
     def _by_function(self, x: Tensor) -> Tensor:
         if autograd.cannot_fold(x):
-            return nn.functional.linear(self._behind_reversal(x), self.weight, self.bias)
+            return self._behind_reversal(x)
         if x.shape[-1:] != (self.in_features,):
             raise ValueError(
                 f"x must have {self.in_features} features in its last dimension, got shape "
                 f"{tuple(x.shape)}"
             )
         if not (x.requires_grad and torch.is_grad_enabled()):
-            return nn.functional.linear(x, self.weight, self.bias)
+            return self._plain(x)
         assert self.scale is not None
         number = functools.partial(self._number, self.scale)
         return folded_linear(self._seen(x), self.weight, self.bias, self.scale, number)
+
+    def _plain(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight, self.bias)
 
     def _number(self, scale: Tensor) -> float | None:
         """λ, if it is known without asking the device and may stand in what runs now."""
@@ -333,7 +337,7 @@ class ReversedConv2d(FoldedReversal):
 
     def _product(self, x: Tensor) -> Tensor:
         if autograd.cannot_fold(x):
-            return self._convolved(self._behind_reversal(x))
+            return self._behind_reversal(x)
         channels = self.in_channels
         if x.dim() not in (3, 4) or x.shape[-3] != channels:
             raise ValueError(
@@ -341,7 +345,7 @@ class ReversedConv2d(FoldedReversal):
                 f"width), got {tuple(x.shape)}"
             )
         if not (x.requires_grad and torch.is_grad_enabled()):
-            return self._convolved(x)
+            return self._plain(x)
         x, padding = self._padded(self._seen(x))
         geometry = (self.stride, padding, self.dilation, self.groups)
         if x.dim() == 3:
@@ -358,7 +362,7 @@ class ReversedConv2d(FoldedReversal):
                 return y
         return folded_convolution(x, weight, bias, scale, geometry)
 
-    def _convolved(self, x: Tensor) -> Tensor:
+    def _plain(self, x: Tensor) -> Tensor:
         return nn.Conv2d._conv_forward(self, x, self.weight, self.bias)  # type: ignore[arg-type]
 
     def _padded(self, x: Tensor) -> tuple[Tensor, Any]:

@@ -6,7 +6,7 @@ Imports the tables only.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .activations import CONSTANT, MASK, Activation
@@ -35,8 +35,9 @@ class Pair:
         For ``bit="interval"``.
     slope_high, slope_low : float
         The two slopes of a mask (or the constant slope and 0), the rule's slope applied.
-    fits_float32 : bool
-        Whether no finite number of the pair overflows float32.
+    in_float32 : Pair or None
+        The pair with what overflows float32 as infinite, as a cast would make it; None where
+        nothing does.
     exact : bool
         Whether the backward is the ordinary one (a tensor scale aside).
     passes_through : bool
@@ -59,7 +60,7 @@ class Pair:
     interval: tuple[float, float]
     slope_high: float
     slope_low: float
-    fits_float32: bool = True
+    in_float32: Pair | None = None
     exact: bool = False
     passes_through: bool = False
     flat: bool = False
@@ -101,10 +102,34 @@ def make_pair(row: Activation, numbers: tuple[float, ...], rule: Rule, half: boo
     # To a custom rule the activation's own slope of 0 is a number like any other.
     flat = high == 0 and not rule.custom
     low_blocks = low == 0 and (not rule.custom or (keeps == "mask" and bit != "own"))
-    all_numbers = (*numbers, *interval, high, low, rule.threshold, rule.clip, rule.scale)
-    all_numbers += rule.custom[1:]
-    fits = all(abs(number) <= FLOAT32_MAX or math.isinf(number) for number in all_numbers)
-    return Pair(
-        row, numbers, rule, keeps, bit, interval, high, low, fits, exact, through, flat, low_blocks,
+    pair = Pair(
+        row, numbers, rule, keeps, bit, interval, high, low, None, exact, through, flat, low_blocks,
         rule.reads,
     )  # fmt: skip
+    all_numbers = (*numbers, *interval, high, low, rule.threshold, rule.clip, rule.scale)
+    if any(_in_float32(number) != number for number in (*all_numbers, *rule.custom[1:])):
+        pair.in_float32 = _pair_in_float32(pair)
+    return pair
+
+
+def _in_float32(number: float) -> float:
+    return number if abs(number) <= FLOAT32_MAX else math.copysign(math.inf, number)
+
+
+def _pair_in_float32(pair: Pair) -> Pair:
+    rule = pair.rule
+    low, high = pair.interval
+    return replace(
+        pair,
+        numbers=tuple(map(_in_float32, pair.numbers)),
+        interval=(_in_float32(low), _in_float32(high)),
+        slope_high=_in_float32(pair.slope_high),
+        slope_low=_in_float32(pair.slope_low),
+        rule=replace(
+            rule,
+            threshold=_in_float32(rule.threshold),
+            clip=_in_float32(rule.clip),
+            scale=_in_float32(rule.scale),
+            custom=(*rule.custom[:1], *map(_in_float32, rule.custom[1:])),
+        ),
+    )

@@ -86,9 +86,12 @@ class GradientReversal(Scaled):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` as a view."""
-        if self.record_norm and isinstance(x, Tensor):
-            x = observed(x, self._norm_on(x.device))
-        return autograd.call_view(x, self._pairs, self.scale)
+        return autograd.call_view(self._seen(x), self._pairs, self.scale)
+
+    def _seen(self, x: Tensor) -> Tensor:
+        """`x`, the norm of whose gradient is recorded where that was asked for."""
+        recorded = self.record_norm and isinstance(x, Tensor)
+        return observed(x, self._norm_on(x.device)) if recorded else x
 
     def _norm_on(self, device: torch.device) -> Tensor:
         if self._norm.device != device:

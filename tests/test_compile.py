@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from grids import DTYPES, same_bits
 from torch import Tensor
 
 import pyrevgrad
@@ -311,6 +314,46 @@ def test_a_changing_python_scale_compiles_again_and_is_right():
     x, g = inputs(8)
     for scale in (0.05, 0.5, 2.0, 0.05):
         torch.testing.assert_close(torch.autograd.grad(compiled(x, scale), x, g)[0], -scale * g)
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        0.3,
+        0.0,
+        math.inf,
+        1e300,
+        torch.tensor(0.3, dtype=torch.float16),
+        torch.tensor(1e300).double(),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_compiled_reversal_is_the_eager_one(dtype, scale):
+    x, g = inputs(40, dtype=dtype)
+    g[:4] = torch.tensor([0.0, -0.0, math.inf, math.nan])
+
+    def function(x):
+        return pyrevgrad.reverse_gradient(x, scale)
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert all(map(same_bits, both(function, x, g), both(compiled, x, g)))
+
+
+@pytest.mark.parametrize(
+    "x, scale, message",
+    [
+        (torch.ones(2, dtype=torch.int64), 0.3, "takes float16, .* got torch.int64"),
+        (3, 0.3, "x must be a torch.Tensor, not int"),
+        (torch.eye(2).to_sparse(), 0.3, "takes dense tensors, got layout torch.sparse_coo"),
+        (torch.ones(2), torch.tensor(0.3, requires_grad=True), "must not require grad"),
+    ],
+    ids=["dtype", "type", "layout", "scale"],
+)
+def test_a_compiled_reversal_refuses_what_the_eager_one_refuses(x, scale, message):
+    compiled = torch.compile(lambda x: pyrevgrad.reverse_gradient(x, scale), backend="aot_eager")
+    with pytest.raises((TypeError, ValueError), match=message):
+        compiled(x)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -6,16 +6,17 @@ torch, the tables and pairs.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import function
 
 from ..activations import CONSTANT, MASK, SELU_ALPHA, SELU_SCALE
-from ..pairs import FLOAT32_MAX, Pair
+from ..pairs import Pair
 
 Function = Callable[..., Tensor]
 
@@ -214,33 +215,9 @@ def _narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == dtype else x.to(dtype)
 
 
-def _fitted(pair: Pair, x: Tensor) -> Pair:
-    """`pair` with what overflows the compute type of `x` as infinite, as a cast would make it."""
-    return pair if pair.fits_float32 or x.dtype == torch.float64 else _narrowed(pair)
-
-
-@functools.cache
-def _narrowed(pair: Pair) -> Pair:
-    def cast(number: float) -> float:
-        return number if abs(number) <= FLOAT32_MAX else math.copysign(math.inf, number)
-
-    rule = pair.rule
-    low, high = pair.interval
-    custom = (*rule.custom[:1], *map(cast, rule.custom[1:]))
-    return replace(
-        pair,
-        numbers=tuple(map(cast, pair.numbers)),
-        interval=(cast(low), cast(high)),
-        slope_high=cast(pair.slope_high),
-        slope_low=cast(pair.slope_low),
-        rule=replace(
-            rule,
-            threshold=cast(rule.threshold),
-            clip=cast(rule.clip),
-            scale=cast(rule.scale),
-            custom=custom,
-        ),
-    )
+def fitted(pair: Pair, x: Tensor) -> Pair:
+    """`pair` in the compute type of `x`."""
+    return pair if pair.in_float32 is None or x.dtype == torch.float64 else pair.in_float32
 
 
 def _scale(pair: Pair, tensor: Tensor | None, like: Tensor) -> Tensor | float:
@@ -253,13 +230,13 @@ def _scale(pair: Pair, tensor: Tensor | None, like: Tensor) -> Tensor | float:
 
 def value(x: Tensor, pair: Pair) -> Tensor:
     """f(x), in fresh storage."""
-    pair = _fitted(pair, x)
+    pair = fitted(pair, x)
     return _narrow(FORMULAS[pair.row.name].value(_wide(x), *pair.numbers), x.dtype)
 
 
 def bit(x: Tensor, pair: Pair) -> Tensor:
     """The unpacked mask: what the input says of each element, as booleans."""
-    pair, x = _fitted(pair, x), _wide(x)
+    pair, x = fitted(pair, x), _wide(x)
     if pair.bit == "positive":
         return ~(x <= 0)
     if pair.bit == "interval":
@@ -342,28 +319,28 @@ def gradient_of_nothing(g: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
     """gx from g alone."""
     if pair.flat:
         return torch.zeros_like(g)
-    pair, wide = _fitted(pair, g), _wide(g)
+    pair, wide = fitted(pair, g), _wide(g)
     slope = torch.full_like(wide, pair.slope_high)
     return _narrow(gradient(wide, slope, None, None, pair, scale), g.dtype)
 
 
 def gradient_of_mask(g: Tensor, mask: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
     """gx from g and the unpacked mask."""
-    pair, wide = _fitted(pair, g), _wide(g)
+    pair, wide = fitted(pair, g), _wide(g)
     slope, passes = _two_slopes(mask, pair, wide)
     return _narrow(gradient(wide, slope, passes, None, pair, scale), g.dtype)
 
 
 def gradient_of_output(g: Tensor, y: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
     """gx from g and y; differentiable in both."""
-    pair, wide = _fitted(pair, y), _wide(y)
+    pair, wide = fitted(pair, y), _wide(y)
     slope, passes = slope_of_output(wide, pair)
     return _narrow(gradient(_wide(g), slope, passes, wide, pair, scale), g.dtype)
 
 
 def gradient_of_input(g: Tensor, x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
     """gx from g and x, for any pair; differentiable in both."""
-    pair, wide = _fitted(pair, x), _wide(x)
+    pair, wide = fitted(pair, x), _wide(x)
     slope, passes = slope_of_input(wide, pair)
     if pair.rule.input_gate is not None:
         gate = bit(x, pair)
@@ -371,6 +348,27 @@ def gradient_of_input(g: Tensor, x: Tensor, pair: Pair, scale: Tensor | None) ->
     needs_value = pair.rule.gradient_gate == "output" or "y" in pair.reads
     y = _wide(value(x, pair)) if needs_value else None
     return _narrow(gradient(_wide(g), slope, passes, y, pair, scale, wide), g.dtype)
+
+
+class Reversal(function.Function):
+    """x as a view, whose backward is ``number · scale · g``, for a compiler to fuse.
+
+    As `gradient_of_nothing` of a reversal has it, in few steps.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, number: float, scale: Tensor | None) -> Tensor:
+        ctx.call = (number, scale)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        factor, scale = ctx.call
+        compute = torch.float64 if g.dtype == torch.float64 else torch.float32
+        if scale is not None:
+            factor = (factor * scale).to(compute)
+        gx = factor * g.to(compute)
+        return gx if g.dtype == compute else gx.to(g.dtype), None, None
 
 
 def derivative_of_output(g: Tensor, y: Tensor, pair: Pair) -> Tensor:
