@@ -100,7 +100,8 @@ def _bandwidth(kernels: list[Row], prefix: str, pictures: list[str]) -> list[str
     return [
         "## Bandwidth",
         "Kernels alone on warm buffers: their share of the bandwidth of `copy_` in the same "
-        "rounds, the median kernel and in brackets the least.",
+        "rounds, from what the kernel reads into the memory that its result takes; the median "
+        "kernel and in brackets the least.",
         summary.bandwidth(kernels),
         _picture("roofline", prefix) if "roofline" in pictures else "",
     ]

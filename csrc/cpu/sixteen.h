@@ -20,6 +20,16 @@ constexpr std::int16_t kInfinity = 0x7f80;
 template <>
 constexpr std::int16_t kInfinity<Half> = 0x7c00;
 
+// As signed integers the negative numbers come first, from -0 to minus infinity, then their NaN.
+template <class T>
+constexpr std::int16_t kMinusInfinity = kInfinity<T> - 0x8000;
+
+// Whether a comparison is with zero in every program, not in this one.
+template <class V>
+inline __attribute__((always_inline)) bool is_known_zero(const V& constant) {
+  return __builtin_constant_p(constant.zero) && constant.zero;
+}
+
 inline std::int16_t key_of(std::uint16_t bits) {
   return static_cast<std::int16_t>(bits >> 15 ? bits ^ 0x7fff : bits);
 }

@@ -21,6 +21,7 @@ struct Sixteen {
   using Mask = Mask16;
   __m256i v, least, most;
   F32 exact;
+  bool zero = false;
   INLINE Sixteen() = default;
   static INLINE Sixteen from(const T* p) {
     return Sixteen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -28,7 +29,7 @@ struct Sixteen {
   INLINE explicit Sixteen(__m256i x) : v(x) {
     least = most = _mm256_xor_si256(x, _mm256_srli_epi16(_mm256_srai_epi16(x, 15), 1));
   }
-  INLINE explicit Sixteen(double x) : exact(x) {
+  INLINE explicit Sixteen(double x) : exact(x), zero(x == 0) {
     const Constant c = constant_of<T>(x);
     v = _mm256_set1_epi16(c.nearest);
     least = _mm256_set1_epi16(c.least);
@@ -43,17 +44,32 @@ INLINE Mask16 among_numbers(Sixteen<T> x, __m256i holds) {
   const __m256i nan = _mm256_cmpgt_epi16(magnitude, _mm256_set1_epi16(kInfinity<T>));
   return {_mm256_andnot_si256(nan, holds)};
 }
+// Those between two others as signed integers.
+template <class T>
+INLINE Mask16 between(Sixteen<T> x, int below, int above) {
+  const __m256i low = _mm256_set1_epi16(static_cast<short>(below));
+  const __m256i high = _mm256_set1_epi16(static_cast<short>(above));
+  return {_mm256_and_si256(_mm256_cmpgt_epi16(x.v, low), _mm256_cmpgt_epi16(high, x.v))};
+}
+template <class T>
+INLINE Mask16 above_zero_or_nan(Sixteen<T> x) {
+  const __m256i above = _mm256_cmpgt_epi16(x.v, _mm256_set1_epi16(kMinusInfinity<T>));
+  return {_mm256_andnot_si256(_mm256_cmpeq_epi16(x.v, _mm256_setzero_si256()), above)};
+}
 INLINE __m256i negated(__m256i holds) { return _mm256_xor_si256(holds, _mm256_set1_epi32(-1)); }
 template <class T>
 INLINE Mask16 operator<(Sixteen<T> a, Sixteen<T> b) {
+  if (is_known_zero(b)) return between(a, -0x8000, kMinusInfinity<T> + 1);
   return among_numbers(a, _mm256_cmpgt_epi16(b.least, a.most));
 }
 template <class T>
 INLINE Mask16 operator<=(Sixteen<T> a, Sixteen<T> b) {
+  if (is_known_zero(b)) return !above_zero_or_nan(a);
   return among_numbers(a, negated(_mm256_cmpgt_epi16(a.most, b.most)));
 }
 template <class T>
 INLINE Mask16 operator>(Sixteen<T> a, Sixteen<T> b) {
+  if (is_known_zero(b)) return between(a, 0, kInfinity<T> + 1);
   return among_numbers(a, _mm256_cmpgt_epi16(a.least, b.most));
 }
 template <class T>

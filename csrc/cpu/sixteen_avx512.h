@@ -15,6 +15,7 @@ struct Sixteen {
   using Mask = Bits<32>;
   __m512i v, least, most;
   F32 exact;
+  bool zero = false;
   INLINE Sixteen() = default;
   static INLINE Sixteen from(const T* p) { return Sixteen(_mm512_loadu_si512(p)); }
   INLINE explicit Sixteen(__m512i x) : v(x) {
@@ -22,7 +23,7 @@ struct Sixteen {
     // x ^ (sign & 0x7fff)
     least = most = _mm512_ternarylogic_epi32(x, sign, _mm512_set1_epi16(0x7fff), 0x78);
   }
-  INLINE explicit Sixteen(double x) : exact(x) {
+  INLINE explicit Sixteen(double x) : exact(x), zero(x == 0) {
     const Constant c = constant_of<T>(x);
     v = _mm512_set1_epi16(c.nearest);
     least = _mm512_set1_epi16(c.least);
@@ -35,16 +36,37 @@ INLINE __mmask32 numbers(Sixteen<T> x) {
   const __m512i magnitude = _mm512_and_si512(x.v, _mm512_set1_epi16(0x7fff));
   return _mm512_cmple_epi16_mask(magnitude, _mm512_set1_epi16(kInfinity<T>));
 }
-#define PYREVGRAD_COMPARISON(OPERATOR, NAME, LEFT, RIGHT)                  \
-  template <class T>                                                       \
-  INLINE Bits<32> operator OPERATOR(Sixteen<T> a, Sixteen<T> b) {          \
-    return {_mm512_mask_##NAME##_epi16_mask(numbers(a), a.LEFT, b.RIGHT)}; \
-  }
-PYREVGRAD_COMPARISON(<, cmplt, most, least)
-PYREVGRAD_COMPARISON(<=, cmple, most, most)
-PYREVGRAD_COMPARISON(>, cmpgt, least, most)
-PYREVGRAD_COMPARISON(>=, cmpge, least, least)
-#undef PYREVGRAD_COMPARISON
+// Compared with a zero that the compiler knows, what holds is a run of places or all but one and a
+// run: two instructions for the five of any other constant.
+template <class T>
+INLINE Bits<32> in_run(Sixteen<T> x, int first) {
+  const __m512i place = _mm512_sub_epi16(x.v, _mm512_set1_epi16(static_cast<short>(first)));
+  return {_mm512_cmplt_epu16_mask(place, _mm512_set1_epi16(kInfinity<T>))};
+}
+template <class T>
+INLINE Bits<32> above_zero_or_nan(Sixteen<T> x) {
+  const __mmask32 above = _mm512_cmpgt_epi16_mask(x.v, _mm512_set1_epi16(kMinusInfinity<T>));
+  return {_mm512_mask_test_epi16_mask(above, x.v, x.v)};
+}
+template <class T>
+INLINE Bits<32> operator<(Sixteen<T> a, Sixteen<T> b) {
+  if (is_known_zero(b)) return in_run(a, -0x7fff);
+  return {_mm512_mask_cmplt_epi16_mask(numbers(a), a.most, b.least)};
+}
+template <class T>
+INLINE Bits<32> operator<=(Sixteen<T> a, Sixteen<T> b) {
+  if (is_known_zero(b)) return !above_zero_or_nan(a);
+  return {_mm512_mask_cmple_epi16_mask(numbers(a), a.most, b.most)};
+}
+template <class T>
+INLINE Bits<32> operator>(Sixteen<T> a, Sixteen<T> b) {
+  if (is_known_zero(b)) return in_run(a, 1);
+  return {_mm512_mask_cmpgt_epi16_mask(numbers(a), a.least, b.most)};
+}
+template <class T>
+INLINE Bits<32> operator>=(Sixteen<T> a, Sixteen<T> b) {
+  return {_mm512_mask_cmpge_epi16_mask(numbers(a), a.least, b.least)};
+}
 template <class T>
 INLINE Bits<32> operator==(Sixteen<T> a, Sixteen<T> b) {
   return (a <= b) & (a >= b);
