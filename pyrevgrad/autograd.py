@@ -368,7 +368,7 @@ def _inside_transform() -> bool:
 def _is_plain_trace(dtype: torch.dtype, layout: torch.layout, nested: bool) -> bool:
     """Whether a reversal of such a tensor is nothing but its formula."""
     plain = dtype in (*_FULL_TYPES, *HALF_TYPES) and layout is torch.strided and not nested
-    return plain and not (exporting() or _inside_transform())
+    return plain and not exporting()
 
 
 # Asked once, while torch.compile traces: where the trace stands, and what it stands on.
@@ -377,10 +377,10 @@ _is_plain_trace._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _refuse_transform() -> None:
-    if _inside_transform():
+    if _inside_transform() or _forward_ad._current_level >= 0:
         raise TracingError(
             "torch.compile drops the backward of an autograd.Function inside a torch.func "
-            "transform; apply the transform to uncompiled code"
+            "transform or forward-mode gradients; apply these to uncompiled code"
         )
 
 
@@ -389,6 +389,7 @@ def _compiled_view(x: Any, pairs: Pairs, scale: Tensor | None) -> Any:
     still stands is asked again at every call."""
     if not (isinstance(x, Tensor) and _is_plain_trace(x.dtype, x.layout, x.is_nested)):
         return _special(x, pairs, scale, False)
+    _refuse_transform()
     if backends.forced() is not None:
         pair = checked(x, pairs, scale)
         return _View.apply(x, pair, scale, backends.choose(x, pair))

@@ -117,8 +117,8 @@ class Native:
             rule.clip,
             rule.scale,
         )
-        # A real tensor for every later call, whatever mode the first one runs in.
-        with _disable_current_modes(), torch.inference_mode(False):
+        # A real tensor for every later call, whatever mode or transform the first one runs in.
+        with torch._C._DisableFuncTorch(), _disable_current_modes(), torch.inference_mode(False):
             return torch.tensor(numbers, dtype=torch.float64, device="cpu")
 
 

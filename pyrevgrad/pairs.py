@@ -12,7 +12,9 @@ from typing import Any
 from .activations import CONSTANT, MASK, Activation
 from .rules import NOTHING, Rule, plan_kind
 
-FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+_FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+# The least number that rounds to no float32.
+_FLOAT32_OVERFLOW = (2 - 2**-24) * 2.0**127
 
 
 # Not frozen: torch.compile before 2.11 makes a frozen argument of a Function anew from all of its
@@ -113,7 +115,9 @@ def make_pair(row: Activation, numbers: tuple[float, ...], rule: Rule, half: boo
 
 
 def _in_float32(number: float) -> float:
-    return number if abs(number) <= FLOAT32_MAX else math.copysign(math.inf, number)
+    if abs(number) <= _FLOAT32_MAX:
+        return number
+    return math.copysign(_FLOAT32_MAX if abs(number) < _FLOAT32_OVERFLOW else math.inf, number)
 
 
 def _pair_in_float32(pair: Pair) -> Pair:

@@ -61,8 +61,9 @@ class Scaled(nn.Module):
                 "it live, or set layer.rule"
             )
         number, tensor = check_scale(value)
-        with torch.no_grad():
-            self.scale.fill_(number) if tensor is None else self.scale.copy_(tensor)
+        # Through a view: torch.compile loses a write into a 0-dim float64 CPU tensor itself.
+        scale = self.scale.detach()
+        scale.fill_(number) if tensor is None else scale.copy_(tensor)
         self._know(number if tensor is None else None)
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -276,3 +276,15 @@ def test_a_wrong_argument_is_named(options, kind, message):
 
 def test_compat_is_reachable_from_the_package():
     assert pyrevgrad.compat.RevGrad is RevGrad
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_warm_start_steps_itself():
+    x, g = torch.randn(4, requires_grad=True), torch.randn(4)
+    found = []
+    for compiles in (False, True):
+        layer = WarmStartGradientReverseLayer(max_iters=10, auto_step=True)
+        step = torch.compile(layer, backend="aot_eager") if compiles else layer
+        found.append([torch.autograd.grad(step(x), x, g)[0] for _ in range(3)])
+        assert layer.iter_num == 3
+    assert all(map(torch.equal, *found)) and found[0][2].any()

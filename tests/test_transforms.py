@@ -43,6 +43,17 @@ def test_the_rules_that_are_linear_in_the_gradient_are_those_without_a_gradient_
 # Reverse mode.
 
 
+@pytest.mark.parametrize(
+    ("transform", "scale"), [(grad, 0.1231), (vectorized, 0.1232), (jacfwd, 0.1233)]
+)
+def test_a_rule_first_met_inside_a_transform_serves_later_calls(transform, scale):
+    x = draw(5)
+    transform(lambda at: activation(at, "relu", reverse(scale)).sum())(x)
+    leaf = x.clone().requires_grad_()
+    (found,) = torch.autograd.grad(activation(leaf, "relu", reverse(scale)).sum(), leaf)
+    torch.testing.assert_close(found, -scale * (x > 0).double())
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_grad_and_vjp_give_the_modified_gradient_as_eager_does(name, rule):

@@ -363,11 +363,13 @@ class Reversal(function.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        factor, scale = ctx.call
+        number, scale = ctx.call
         compute = torch.float64 if g.dtype == torch.float64 else torch.float32
+        gx = number * g.to(compute)
         if scale is not None:
-            factor = (factor * scale).to(compute)
-        gx = factor * g.to(compute)
+            # Not made a factor of g's dtype first, which a compiler would do before the backward
+            # runs; and never of two tensors without dimensions, of which the wider dtype wins.
+            gx = (gx.unsqueeze(0) * scale).squeeze(0)
         return gx if g.dtype == compute else gx.to(g.dtype), None, None
 
 
