@@ -123,13 +123,12 @@ def kernel_rows(
 ) -> list[Row]:
     """Each kernel's bandwidth as a share of ``copy_``'s in the same rounds."""
     x, g = tensors(nbytes, getattr(torch, dtype), device)
-    target = torch.empty_like(x)
     made = []
     for kernel in kernels.kernels(None, compute=True):
         if backend == "triton" and not (kernel.selects or kernel.case.activation in QUICK_CURVED):
             continue  # a kernel takes a second to compile
         with pyrevgrad.backend(backend):
-            steps = {"copy": lambda: target.copy_(x), "kernel": kernels.bound(kernel, x, g)}
+            steps = kernels.steps(kernel, x, g)
         measured = rounds(steps, timer, count)
         row = kernels.row_of(kernel, dtype, x.numel(), measured["kernel"], measured["copy"])
         row.pop("threads")

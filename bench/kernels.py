@@ -74,9 +74,13 @@ def bound(kernel: Kernel, x: Tensor, g: Tensor) -> Callable[[], object]:
     return lambda: native.backward(g, kept, pair, None)
 
 
-def copying(source: Tensor) -> Callable[[], object]:
-    """A copy of `source`, into fresh storage as the kernels' results."""
-    return lambda: torch.empty_like(source).copy_(source)
+def steps(kernel: Kernel, x: Tensor, g: Tensor) -> dict[str, Callable[[], object]]:
+    """The operation, and a copy of what it reads into fresh storage, as its result is."""
+    source = x if kernel.direction == "forward" else g
+    return {
+        "copy": lambda: torch.empty_like(source).copy_(source),
+        "kernel": bound(kernel, x, g),
+    }
 
 
 def kernels(pattern: Callable[[str], object] | None, compute: bool) -> Iterator[Kernel]:
@@ -123,6 +127,5 @@ def measure(
     x = torch.randn(elements, generator=generator).to(torch_dtype)
     g = torch.randn(elements, generator=generator).to(torch_dtype)
     for kernel in chosen:
-        copy = copying(x if kernel.direction == "forward" else g)
-        measured = interleave({"copy": copy, "kernel": bound(kernel, x, g)}, effort)
+        measured = interleave(steps(kernel, x, g), effort)
         yield row_of(kernel, dtype, elements, measured["kernel"], measured["copy"])

@@ -24,7 +24,7 @@ from .rules import EXACT
 from .transforms import TracingError, exported, exporting, refuse_modified, transformed
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
-_FULL_TYPES = (torch.float32, torch.float64)
+_TYPES = (torch.float32, torch.float64, *HALF_TYPES)
 is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _transforms_active = torch._C._are_functorch_transforms_active
 _tracing_state = torch._C._get_tracing_state
@@ -277,21 +277,21 @@ def _recorded(x: Tensor, pair: Pair, scale: Tensor | None, backend: Any) -> Tens
 
 def checked(x: Tensor, pairs: Pairs, scale: Tensor | None) -> Pair:
     """The pair for the dtype of `x`, or a TypeError or ValueError that says what is wrong."""
-    if x.dtype in _FULL_TYPES:
-        pair = pairs.full
-    elif x.dtype in HALF_TYPES:
-        pair = pairs.half
-    else:
-        raise TypeError(
-            f"{pairs.full.row.name} takes float16, bfloat16, float32 or float64 tensors, "
-            f"got {x.dtype}"
-        )
-    if x.layout is not torch.strided or x.is_nested:
+    if not _is_dense_float(x.dtype, x.layout, x.is_nested):
+        name = pairs.full.row.name
+        if x.dtype not in _TYPES:
+            raise TypeError(
+                f"{name} takes float16, bfloat16, float32 or float64 tensors, got {x.dtype}"
+            )
         kind = "a nested tensor" if x.is_nested else f"layout {x.layout}"
-        raise TypeError(f"{pair.row.name} takes dense tensors, got {kind}")
+        raise TypeError(f"{name} takes dense tensors, got {kind}")
     if scale is not None:
         _check_live_scale(scale, x)
-    return pair
+    return pairs.half if x.dtype in HALF_TYPES else pairs.full
+
+
+def _is_dense_float(dtype: torch.dtype, layout: torch.layout, nested: bool) -> bool:
+    return dtype in _TYPES and layout is torch.strided and not nested
 
 
 def _check_live_scale(scale: Tensor, x: Tensor) -> None:
@@ -365,15 +365,9 @@ def _inside_transform() -> bool:
     return bool(_transforms_active())
 
 
-def _is_plain_trace(dtype: torch.dtype, layout: torch.layout, nested: bool) -> bool:
-    """Whether a reversal of such a tensor is nothing but its formula."""
-    plain = dtype in (*_FULL_TYPES, *HALF_TYPES) and layout is torch.strided and not nested
-    return plain and not exporting()
-
-
 # Asked once, while torch.compile traces: where the trace stands, and what it stands on.
 _inside_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_is_plain_trace._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_is_dense_float._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _refuse_transform() -> None:
@@ -387,16 +381,14 @@ def _refuse_transform() -> None:
 def _compiled_view(x: Any, pairs: Pairs, scale: Tensor | None) -> Any:
     """As `call_view` where torch.compile traces, in few steps: whether what a trace went through
     still stands is asked again at every call."""
-    if not (isinstance(x, Tensor) and _is_plain_trace(x.dtype, x.layout, x.is_nested)):
+    if not isinstance(x, Tensor) or exporting():
         return _special(x, pairs, scale, False)
+    pair = checked(x, pairs, scale)
     _refuse_transform()
     if backends.forced() is not None:
-        pair = checked(x, pairs, scale)
         return _View.apply(x, pair, scale, backends.choose(x, pair))
-    if scale is None:
-        return Reversal.apply(x, eager.fitted(pairs.full, x).rule.scale, None)
-    _check_live_scale(scale, x)
-    return Reversal.apply(x, -1.0, scale)
+    number = eager.fitted(pair, x).rule.scale if scale is None else -1.0
+    return Reversal.apply(x, number, scale)
 
 
 def _compiled(x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:

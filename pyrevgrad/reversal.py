@@ -86,6 +86,9 @@ class GradientReversal(Scaled):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` as a view."""
+        return self._view(x)
+
+    def _view(self, x: Tensor) -> Tensor:
         return autograd.call_view(self._seen(x), self._pairs, self.scale)
 
     def _seen(self, x: Tensor) -> Tensor:

@@ -88,6 +88,10 @@ def exporting() -> bool:
     return torch.compiler._is_exporting_flag
 
 
+# Asked once, while torch.compile or torch.export traces, which share no code.
+exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def refuse_modified(pair: Pair, scale: Tensor | None, tracer: str) -> None:
     """TracingError for a modified rule while a gradient can be needed."""
     if torch.is_grad_enabled() and not (pair.exact and scale is None):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
-from grids import DTYPES, same_bits
-from torch import Tensor
+from compiling import both, fresh_compiler, inputs  # noqa: F401
 
 import pyrevgrad
 from pyrevgrad import DECONVNET, EXACT, GUIDED, reverse
@@ -17,24 +14,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 ACTIVATIONS = ("relu", "leaky_relu", "tanh", "elu", "gelu", "identity", "sign")
 NATIVE = pyrevgrad.backends._native is not None
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-def both(function, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    y = function(x)
-    return y, torch.autograd.grad(y, x, g)[0]
-
-
-def inputs(*shape: int, dtype=torch.float32) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(shape, generator=generator).to(dtype).requires_grad_()
-    return x * 1, torch.randn(shape, generator=generator).to(dtype)
 
 
 class Graphs:
@@ -303,145 +282,6 @@ def test_dtypes_compile(dtype):
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     assert all(map(torch.equal, both(function, x, g), both(compiled, x, g)))
-
-
-def test_a_changing_python_scale_compiles_again_and_is_right():
-    compiled = torch.compile(
-        lambda x, scale: pyrevgrad.reverse_gradient(x, scale) * 1,
-        fullgraph=True,
-        backend="aot_eager",
-    )
-    x, g = inputs(8)
-    for scale in (0.05, 0.5, 2.0, 0.05):
-        torch.testing.assert_close(torch.autograd.grad(compiled(x, scale), x, g)[0], -scale * g)
-
-
-@pytest.mark.parametrize(
-    "scale",
-    [
-        0.3,
-        0.0,
-        math.inf,
-        3.40282347e38,
-        1e300,
-        torch.tensor(0.3, dtype=torch.float16),
-        torch.tensor(1e300).double(),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_compiled_reversal_is_the_eager_one(dtype, scale):
-    x, g = inputs(40, dtype=dtype)
-    g[:4] = torch.tensor([0.0, -0.0, math.inf, math.nan])
-
-    def function(x):
-        return pyrevgrad.reverse_gradient(x, scale)
-
-    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    assert all(map(same_bits, both(function, x, g), both(compiled, x, g)))
-
-
-@pytest.mark.parametrize(
-    "x, scale, message",
-    [
-        (torch.ones(2, dtype=torch.int64), 0.3, "takes float16, .* got torch.int64"),
-        (3, 0.3, "x must be a torch.Tensor, not int"),
-        (torch.eye(2).to_sparse(), 0.3, "takes dense tensors, got layout torch.sparse_coo"),
-        (torch.ones(2), torch.tensor(0.3, requires_grad=True), "must not require grad"),
-    ],
-    ids=["dtype", "type", "layout", "scale"],
-)
-def test_a_compiled_reversal_refuses_what_the_eager_one_refuses(x, scale, message):
-    compiled = torch.compile(lambda x: pyrevgrad.reverse_gradient(x, scale), backend="aot_eager")
-    with pytest.raises((TypeError, ValueError), match=message):
-        compiled(x)
-
-
-def test_a_compiled_reversal_of_one_number_is_the_eager_one():
-    scale = torch.tensor(0.3, dtype=torch.float64)
-    x, g = torch.tensor(2.0, requires_grad=True), torch.tensor(0.7)
-
-    def function(x):
-        return pyrevgrad.reverse_gradient(x * 1, scale)
-
-    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    assert all(map(same_bits, both(function, x, g), both(compiled, x, g)))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_a_compiled_reversal_reads_its_tensor_scale_when_backward_runs(backend, dtype):
-    scale = torch.tensor(0.5, dtype=dtype)
-    x, g = inputs(8)
-    y = torch.compile(lambda x: pyrevgrad.reverse_gradient(x, scale), backend=backend)(x)
-    scale.fill_(2.0)
-    assert torch.equal(torch.autograd.grad(y, x, g)[0], -2 * g)
-
-
-@pytest.mark.parametrize("value", [3.0, torch.tensor(3.0)], ids=["number", "tensor"])
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_a_scale_set_in_compiled_code_is_set(backend, value):
-    """torch 2.13 loses what compiled code writes into a 0-dim float64 CPU tensor."""
-    layer = pyrevgrad.nn.GradientReversal(0.5)
-    x, g = inputs(8)
-
-    def function(x):
-        layer.scale = value
-        return layer(x) * 1
-
-    y = torch.compile(function, backend=backend)(x)
-    assert layer.scale.item() == 3
-    assert torch.equal(torch.autograd.grad(y, x, g)[0], -3 * g)
-
-
-def test_a_schedule_stepped_in_compiled_code_steps():
-    x, g = inputs(8)
-    found = []
-    for compiles in (False, True):
-        schedule = pyrevgrad.schedules.GaninSchedule(max_steps=4)
-        layer = pyrevgrad.nn.GradientReversal(schedule)
-
-        def function(x, layer=layer, schedule=schedule):
-            schedule.step()
-            return layer(x) * 1
-
-        step = torch.compile(function, backend="aot_eager") if compiles else function
-        found.append([torch.autograd.grad(step(x), x, g)[0] for _ in range(3)])
-    assert all(map(torch.equal, *found)) and found[0][0].any()
-
-
-@pytest.mark.parametrize("inside", [False, True], ids=["compiled before", "compiled inside"])
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda x: pyrevgrad.reverse_gradient(x, 0.5) * 1,
-        lambda x: pyrevgrad.tanh(x, reverse(0.5)) * 1,
-    ],
-    ids=["view", "activation"],
-)
-def test_compiled_code_in_forward_mode_gives_the_modified_derivative(function, inside):
-    forward_ad = torch.autograd.forward_ad
-    x = inputs(8)[0].detach()
-    compiled = torch.compile(lambda x: function(x), backend="aot_eager")
-    if not inside:
-        compiled(x)
-    with forward_ad.dual_level():
-        dual = forward_ad.make_dual(x, torch.ones(8))
-        wanted = forward_ad.unpack_dual(function(dual)).tangent
-        found = forward_ad.unpack_dual(compiled(dual)).tangent
-    torch.testing.assert_close(found, wanted)
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_a_compiled_reversal_is_a_view(dynamic):
-    if dynamic and torch.__version__.startswith("2.10."):
-        pytest.skip("torch 2.10 hands a Function's backward its sizes and tensors in another order")
-    x, _ = inputs(8, 9)
-    layer = pyrevgrad.nn.GradientReversal(0.5)
-    compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    assert compiled(x).data_ptr() == x.data_ptr()
-    with torch.no_grad():
-        assert compiled(x).data_ptr() == x.data_ptr()
 
 
 # What torch 2.10 and 2.11 do otherwise.

@@ -364,13 +364,12 @@ class Reversal(function.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         number, scale = ctx.call
-        compute = torch.float64 if g.dtype == torch.float64 else torch.float32
-        gx = number * g.to(compute)
+        gx = number * _wide(g)
         if scale is not None:
             # Not made a factor of g's dtype first, which a compiler would do before the backward
             # runs; and never of two tensors without dimensions, of which the wider dtype wins.
             gx = (gx.unsqueeze(0) * scale).squeeze(0)
-        return gx if g.dtype == compute else gx.to(g.dtype), None, None
+        return _narrow(gx, g.dtype), None, None
 
 
 def derivative_of_output(g: Tensor, y: Tensor, pair: Pair) -> Tensor:
