@@ -1,10 +1,9 @@
 """The kernels alone, on warm buffers: bandwidth as a share of ``copy_``'s in the same rounds.
 
-Imports pyrevgrad's backends, cases, timing and traffic. The operations are called directly, with
-no autograd. Their outputs land in memory that the allocator has just got back, so this runs where
-the allocator keeps its memory (the page faults are recorded and should be 0). The copy is of what
-the kernel reads, into the same memory: where two buffers lie to each other alone makes a copy half
-as fast again in the caches.
+Imports pyrevgrad's backends, cases, placing, providers, timing and traffic. The operations are
+called directly, with no autograd. Their outputs land in memory that the allocator has just got
+back, so this runs where the allocator keeps its memory (the page faults are recorded and should be
+0). The copy is of what the kernel reads, into the same memory.
 """
 
 from __future__ import annotations
@@ -21,6 +20,8 @@ from pyrevgrad.rules import plan
 
 from . import traffic
 from .cases import CURVED, Case
+from .placing import Turns
+from .providers import placed
 from .timing import Effort, Measured, figures, interleave, paired_ratios
 
 #: Rows whose gradient selects and scales; the target speaks of these.
@@ -122,10 +123,12 @@ def measure(
     chosen: list[Kernel], dtype: str, elements: int, effort: Effort
 ) -> Iterator[dict[str, Any]]:
     """A row for each kernel: seconds, bandwidth, share of ``copy_``'s."""
-    torch_dtype = getattr(torch, dtype)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(elements, generator=generator).to(torch_dtype)
-    g = torch.randn(elements, generator=generator).to(torch_dtype)
+    made = [(x.detach(), g) for x, g in placed(elements, getattr(torch, dtype))]
     for kernel in chosen:
-        measured = interleave(steps(kernel, x, g), effort)
-        yield row_of(kernel, dtype, elements, measured["kernel"], measured["copy"])
+        copy, own = _timed(Turns([steps(kernel, x, g) for x, g in made]), effort)
+        yield row_of(kernel, dtype, elements, own, copy)
+
+
+def _timed(turns: Turns[dict[str, Callable[[], object]]], effort: Effort) -> list[Measured]:
+    both = {"copy": lambda: turns.now["copy"](), "kernel": lambda: turns.now["kernel"]()}
+    return list(interleave(both, effort, before_round=turns.next).values())

@@ -39,7 +39,9 @@ _METHOD = """\
 * **Rounds.** Every round times each provider once, in a shuffled order, with as many repetitions
   as fill one sample. A provider several times slower than the others sits out some rounds. The
   figure is the median over the rounds; a ratio is taken within each round, and its median is
-  printed: a machine that slows down slows all of a round.
+  printed: a machine that slows down slows all of a round. Each round takes the next of up to eight
+  copies of x and g (64 MiB in all): on which pages they lie alone makes a copy up to half as fast
+  again in the caches.
 * **Gate.** Before it is timed, each provider's value and gradient on the very same tensors are
   compared with the reference's (above 2²⁰ elements the first and last 2¹⁹), and it must leave its
   inputs alone. One that fails prints no time.

@@ -1,7 +1,7 @@
 """Who computes a case: each provider as a forward and backward on given tensors, and its gate.
 
-Imports pyrevgrad, torch, cases, idioms and peers. No provider's time counts before `check` has
-passed it.
+Imports pyrevgrad, torch, cases, idioms, peers and placing. No provider's time counts before `check`
+has passed it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 import pyrevgrad
 from pyrevgrad import backends, triton_backend
 
-from . import idioms, peers
+from . import idioms, peers, placing
 from .cases import Case
 from .idioms import differentiated
 
@@ -191,6 +191,13 @@ def tensors(elements: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, T
     leaf = torch.randn(elements, generator=generator).to(dtype).requires_grad_()
     g = torch.randn(elements, generator=generator).to(dtype)
     return leaf * 1, g
+
+
+def placed(elements: int, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    """`tensors` in each of the places that rounds visit."""
+    made = tensors(elements, dtype)
+    more = placing.places(2 * elements * dtype.itemsize) - 1
+    return [made, *((made[0].clone(), made[1].clone()) for _ in range(more))]
 
 
 _PART = 1 << 19

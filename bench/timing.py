@@ -171,6 +171,7 @@ def interleave(
     effort: Effort,
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
+    before_round: Callable[[], object] = lambda: None,
 ) -> dict[str, Measured]:
     """Time `steps` in rounds, each once a round in a shuffled order, the collector switched off.
 
@@ -182,6 +183,8 @@ def interleave(
         Of the shuffling.
     clock : callable
         Seconds; another one for tests.
+    before_round : callable
+        Called before every round, unmeasured, such as to move what the steps read.
     """
     generator = random.Random(seed)
     was_enabled = gc.isenabled()
@@ -194,6 +197,7 @@ def interleave(
         faults: dict[str, list[float]] = {name: [] for name in steps}
         order = list(steps)
         for number in range(rounds):
+            before_round()
             generator.shuffle(order)
             for name in order:
                 if number % strides[name] == 0:

@@ -19,6 +19,7 @@ from pyrevgrad import backends
 
 from . import kernels, machine, providers, traffic
 from .cases import CURVED_CASES, Case
+from .placing import Turns
 from .providers import Provider, Skipped
 from .timing import Effort, Measured, figures, interleave, paired_ratios
 
@@ -75,15 +76,15 @@ def _cell(
     case: Case, made: list[Provider | Skipped], dtype: str, elements: int, settings: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """A row for each provider of one case at one size."""
-    x, g = providers.tensors(elements, getattr(torch, dtype))
+    turns = Turns(providers.placed(elements, getattr(torch, dtype)))
     made = at_size(made, elements, settings)
-    passed, left_out = providers.gated(made, case, x, g)
+    passed, left_out = providers.gated(made, case, *turns.now)
     # What a compilation leaves is no garbage, and looking through it takes a third of a second.
     gc.collect()
     gc.freeze()
-    steps = {name: (lambda step=p.step: step(x, g)) for name, p in passed.items()}
+    steps = {name: (lambda step=p.step: step(*turns.now)) for name, p in passed.items()}
     effort = settings["few_effort" if case.at_few_sizes else "effort"]
-    times = interleave(steps, Effort(**effort)) if steps else {}
+    times = interleave(steps, Effort(**effort), before_round=turns.next) if steps else {}
     for name in providers.NAMES:
         found = left_out[name] if name in left_out else _timed(name, case, dtype, times)
         yield {

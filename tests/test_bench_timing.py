@@ -112,6 +112,20 @@ def test_every_round_runs_every_step_once_in_a_changing_order():
     assert len(set(orders)) > 2
 
 
+def test_what_comes_before_a_round_comes_before_each_and_costs_it_nothing():
+    clock, log = Clock(), []
+    steps = {name: clock.step(0.02, log, name) for name in "ab"}
+
+    def move() -> None:
+        clock.now += 100
+        log.append("move")
+
+    measured = timing.interleave(steps, EFFORT, clock=clock, before_round=move)
+    rounds = "".join(log[10:]).split("move")[1:]
+    assert len(rounds) == measured["a"].seconds.runs and set(rounds) == {"ab", "ba"}
+    assert measured["a"].seconds.q3 == pytest.approx(0.02)
+
+
 def test_a_slow_step_sits_out_rounds_but_runs_the_least_number():
     costs = {"a": 0.01, "b": 0.01, "slow": 1.0}
     rounds, strides = timing.plan_rounds(costs, EFFORT)
