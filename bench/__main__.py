@@ -29,6 +29,7 @@ from . import (
     targets,
     traffic,
 )
+from .settings import large
 from .settings import settings as settings_of
 
 COMMAND = "python -m bench" if __package__ == "bench" else "python -m pyrevgrad bench"
@@ -97,6 +98,7 @@ def _say_what_is_missing(timings: list[dict[str, Any]]) -> None:
 
 def _run_cpu(options: argparse.Namespace, told: dict[str, Any], command: str) -> int:
     """Measure the CPU and write everything; 1 where a provider was refused or a section failed."""
+    part = options.quick or options.filter
     progress = processes.Progress()
     load = machine.load_average()
     rows: list[dict[str, Any]] = []
@@ -106,8 +108,9 @@ def _run_cpu(options: argparse.Namespace, told: dict[str, Any], command: str) ->
             once = options.quick and not options.filter and number
             less = {"compile": []} if once else {}
             rows += processes.measure(told | less, allocations, cache, progress)
+        if not (part or options.allocations):
+            rows += processes.measure(large(told), "huge", cache, progress)
     kept, resident = processes.measure_memory(options, told["dtypes"], progress)
-    part = options.quick or options.filter
     more = {} if part else sections.measure(False, progress)
     described = next(row for row in rows if row["kind"] == "machine")
     found: dict[str, list[dict[str, Any]]] = {"timing": [], "kernel": [], "machine": []}

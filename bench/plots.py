@@ -126,6 +126,10 @@ def _speedup_panel(axis: Any, rows: list[Row]) -> None:
     _size_axis(axis, sorted({row["elements"] for row in rows}))
 
 
+def _sizes(rows: list[Row], way: str) -> set[int]:
+    return {row["elements"] for row in rows if row["allocations"] == way}
+
+
 def _speedup_figure(plt: Any, timings: list[Row], path: Path) -> bool:
     rows = [r for r in timings if "speedup" in r and r["provider"] in LOOKS and not r["curved"]]
     if not rows:
@@ -134,7 +138,9 @@ def _speedup_figure(plt: Any, timings: list[Row], path: Path) -> bool:
     rows = _chosen(rows, dtype=dtype, threads=threads)
     measured = list(dict.fromkeys(row["case"] for row in rows))
     cases = [case for case in ("relu/GUIDED", "relu/reverse") if case in measured] or measured[:2]
-    ways = list(dict.fromkeys(row["allocations"] for row in rows))
+    # A way that was measured at few sizes has its table alone.
+    sizes = {way: len(_sizes(rows, way)) for way in dict.fromkeys(r["allocations"] for r in rows)}
+    ways = [way for way, count in sizes.items() if count == max(sizes.values())]
     figure, axes = plt.subplots(
         len(cases), len(ways), figsize=(max(8.5, 5.2 * len(ways) + 0.4), 3.5 * len(cases) + 1.3),
         sharex=True, sharey="row", squeeze=False, layout="constrained",

@@ -16,12 +16,14 @@ from typing import Any
 
 from . import cases, machine, memory
 
+_FRESH = {"MALLOC_MMAP_THRESHOLD_": str(128 << 10)}
 #: What glibc's allocator is told. `fresh` pins the threshold that glibc starts with: every result
 #: of 128 KiB or more is mapped anew and its pages fault in. (Left alone, glibc raises the threshold
 #: to the largest block freed so far, up to 32 MiB, and a benchmark's loop soon reuses its memory.)
 #: `reused`: nothing is mapped by itself and nothing is given back. `default`: glibc left alone.
+#: `huge`: fresh, and torch told to ask for huge pages for every tensor.
 ALLOCATIONS: dict[str, dict[str, str]] = {
-    "fresh": {"MALLOC_MMAP_THRESHOLD_": str(128 << 10)},
+    "fresh": _FRESH,
     "reused": {
         "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
         "MALLOC_MMAP_MAX_": "0",
@@ -29,6 +31,7 @@ ALLOCATIONS: dict[str, dict[str, str]] = {
         "MALLOC_TOP_PAD_": str(64 << 20),
     },
     "default": {},
+    "huge": {**_FRESH, "THP_MEM_ALLOC_ENABLE": "1"},
 }
 USUAL = ("fresh", "reused")
 _RESIDENT = (
@@ -71,7 +74,8 @@ class Progress:
 
 def environment(allocations: str, cache: str) -> dict[str, str]:
     """The variables of a measuring process."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    ours = ("MALLOC_", "THP_MEM_ALLOC_ENABLE")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     kept["TORCHINDUCTOR_CACHE_DIR"] = cache
     return kept | ALLOCATIONS[allocations]
 

@@ -13,6 +13,9 @@ from typing import Any
 from . import cases, machine
 from .timing import Effort
 
+#: At the largest sizes, where torch asks for huge pages too.
+_SPEAK_FOR_LARGE = ("relu/GUIDED", "relu/guided_scaled", "relu/reverse", "gelu/reverse")
+
 
 def _powers(*exponents: int) -> list[int]:
     return [1 << exponent for exponent in exponents]
@@ -81,4 +84,16 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
         "effort": asdict(Effort(0.1, 3, 41, 5e-4) if quick else Effort(0.25, 5, 61, 2e-3)),
         "few_effort": asdict(Effort(0.05, 3, 41, 5e-4) if quick else Effort(0.08, 5, 41, 1e-3)),
         "kernel_effort": asdict(Effort(0.05, 5, 41, 5e-4) if quick else Effort(0.1, 7, 61, 1e-3)),
+    }
+
+
+def large(told: dict[str, Any]) -> dict[str, Any]:
+    """`told` for few cases at the sizes from which results ask for huge pages, on one thread."""
+    return told | {
+        "cases": [name for name in told["cases"] if name in _SPEAK_FOR_LARGE],
+        "threads": told["threads"][:1],
+        "dtypes": told["dtypes"][:1],
+        "sizes": [size for size in told["sizes"] if size >= 1 << 20],
+        "few_sizes": [size for size in told["few_sizes"] if size >= 1 << 20],
+        "compile": [],
     }

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "cpu/dispatch.h"
+#include "cpu/pages.h"
 #include "operations.h"
 
 namespace pyrevgrad {
@@ -43,13 +44,15 @@ void compute_backward(const Work& work, const Tensor& gradient, const Tensor& sc
   cpu::backward(scaled, dtype_of(gradient), parallel_for);
 }
 
-// What this build holds, for show_config(): the names in code order, then the instruction set.
+// What this build holds, for show_config(): the names in code order, then the instruction set, then
+// whether large results ask for huge pages.
 void describe(StableIValue* stack, std::uint64_t, std::uint64_t) {
   std::string text;
 #define PYREVGRAD_NAME(functor, name) text += name ",";
   PYREVGRAD_ACTIVATIONS(PYREVGRAD_NAME)
 #undef PYREVGRAD_NAME
   text += cpu::kernels().capability;
+  text += cpu::asks_for_huge_pages() ? ",1" : ",0";
   stack[0] = torch::stable::detail::from(text);
 }
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING
+
 from . import adversarial, compat, functional, nn, schedules
 from .activations import ACTIVATIONS
 from .backends import BackendError, backend
@@ -34,6 +37,17 @@ __version__ = "0.1.0"
 # The named functions of the table, `pyrevgrad.relu` and its like; left out of `import *`, where
 # `round` would hide a builtin.
 globals().update({name: getattr(functional, name) for name in ACTIVATIONS})
+
+if not TYPE_CHECKING:  # A checker would take any name for one of ours.
+
+    def __getattr__(name: str) -> object:
+        """AttributeError, which says where a name stands that is public elsewhere."""
+        rooms = (nn, adversarial, attribution, compat, schedules)
+        found = [f"{room.__name__}.{name}" for room in rooms if name in room.__all__]
+        hint = f"; it is {' or '.join(found)}" if found else ""
+        message = f"module {__name__!r} has no attribute {name!r}{hint}"
+        raise AttributeError(message, name=name, obj=sys.modules[__name__])
+
 
 __all__ = [
     "DECONVNET",

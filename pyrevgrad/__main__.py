@@ -6,6 +6,7 @@ May import everything public, each command's part only when that command runs.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 
@@ -14,7 +15,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m pyrevgrad", description="Change what an activation sends back."
     )
-    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = made.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("info", help="print what is built, what would serve which tensor, and why")
     commands.add_parser(
         "demo",
@@ -55,10 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises
     ------
     SystemExit
-        Status 2 for a command or an option that does not exist, 0 after ``--help``.
+        Status 2 for no command, or for one or an option that does not exist; 0 after ``--help``.
     """
     reader = parser()
     options, rest = reader.parse_known_args(arguments)
+    if options.command is None:
+        reader.print_help(sys.stderr)
+        reader.exit(2, "\nname a COMMAND\n")
     if options.command == "demo":
         from . import demonstration
 

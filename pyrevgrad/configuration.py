@@ -47,8 +47,11 @@ def configuration() -> dict[str, str]:
     from . import __version__
 
     native = backends.native()
-    missing = f"missing: {backends.native_missing()}"
-    built = f"built; {native.capability} kernels" if native else missing
+    built = f"missing: {backends.native_missing()}"
+    if native is not None:
+        built = f"built; {native.capability} kernels"
+        if native.asks_for_huge_pages:
+            built += "; huge pages for results of 4 MiB or more"
     cpu = _cpu_serving()
     compiled = f"cpu: {cpu}, as an opaque operation; elsewhere: reference, to be fused"
     if backends.forced() == "triton":

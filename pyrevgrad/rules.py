@@ -403,11 +403,20 @@ def plan(activation: str, rule: Rule = EXACT, dtype: Any = None, **params: float
     return Plan(kind, size)
 
 
+_CONSTANTS = ("EXACT", "GUIDED", "DECONVNET", "STRAIGHT_THROUGH")
+_MAKERS = (reverse, guided, clipped_straight_through, rectgrad)
+
+
 def check_rule(rule: object) -> Rule:
     """Return `rule` if it is a Rule; TypeError otherwise."""
-    if not isinstance(rule, Rule):
-        raise TypeError(
-            f"rule must be a pyrevgrad.Rule such as GUIDED or reverse(0.3), "
-            f"not {type(rule).__name__}"
-        )
-    return rule
+    if isinstance(rule, Rule):
+        return rule
+    hint = ""
+    if isinstance(rule, str) and rule.upper() in _CONSTANTS:
+        hint = f"; {rule!r} is pyrevgrad.{rule.upper()}"
+    elif rule in _MAKERS:
+        hint = f"; call {rule.__name__}(...) to make one"
+    raise TypeError(
+        "rule must be a pyrevgrad.Rule such as GUIDED or reverse(0.3), "
+        f"not {type(rule).__name__}{hint}"
+    )

@@ -14,6 +14,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .checks import check_finite
 
+__all__ = ["ConstantSchedule", "GaninLearningRate", "GaninSchedule", "LinearSchedule", "Schedule"]
+
 
 def _check_steps(max_steps: object) -> int:
     if isinstance(max_steps, bool) or not isinstance(max_steps, int):

@@ -23,7 +23,8 @@ def test_demo_gets_what_follows_it(monkeypatch):
     [
         (["explian"], "invalid choice: 'explian'"),
         (["info", "--loud"], "info takes no options, got --loud"),
-        ([], "the following arguments are required: COMMAND"),
+        ([], "name a COMMAND"),
+        ([], "(demo --help)"),
     ],
 )
 def test_wrong_command_line_is_a_usage_error(arguments, message, capsys):

@@ -292,3 +292,17 @@ def test_in_place_on_an_expanded_tensor_is_refused(name, rule, needs, backend):
 def test_our_own_errors_are_documented_runtime_errors():
     for kind in (pyrevgrad.BackendError, pyrevgrad.TracingError):
         assert issubclass(kind, RuntimeError) and kind.__doc__
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("GradientReversal", "; it is pyrevgrad.nn.GradientReversal"),
+        ("GuidedBackprop", "; it is pyrevgrad.attribution.GuidedBackprop"),
+        ("GaninSchedule", "; it is .* or pyrevgrad.schedules.GaninSchedule"),
+        ("no_such_name", "'no_such_name'$"),
+    ],
+)
+def test_a_name_that_is_public_elsewhere_is_an_error_that_says_where(name, where):
+    with pytest.raises(AttributeError, match=f"'pyrevgrad' has no attribute .*{where}"):
+        getattr(pyrevgrad, name)

@@ -3,11 +3,6 @@
 It may import the package and the oracle in oracle.py.
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from grids import (
@@ -39,6 +34,7 @@ from oracle import (
     expected_value,
     rule_and_spec,
 )
+from subprocesses import in_subprocess
 
 import pyrevgrad
 from pyrevgrad import backend, reverse, rules
@@ -328,19 +324,6 @@ for name in FORMULAS:
             made[name, rule_name, dtype] = run(x, g, name, rule_and_spec(rule_name)[0])
 torch.save(made, sys.argv[1])
 """
-
-
-def in_subprocess(code, *arguments, **environment):
-    """Run Python code in a fresh process that sees the package and the tests."""
-    root = Path(pyrevgrad.__file__).resolve().parent.parent
-    path = os.pathsep.join([str(Path(__file__).parent), str(root)])
-    environment = {
-        **os.environ, "PYTHONPATH": path, "PYREVGRAD_BACKEND": "native", **environment,
-    }  # fmt: skip
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -287,6 +287,8 @@ def test_wrong_rule_is_refused_with_a_sentence(make, error, message):
         (lambda: plan("rellu"), ValueError, "unknown activation 'rellu': did you mean 'relu'"),
         (lambda: plan(1), TypeError, "an activation is named by a string, not int"),
         (lambda: plan("relu", "GUIDED"), TypeError, "rule must be a pyrevgrad.Rule such as GUIDED"),
+        (lambda: plan("relu", "guided"), TypeError, "not str; 'guided' is pyrevgrad.GUIDED"),
+        (lambda: plan("relu", guided), TypeError, "not function; call guided(...) to make one"),
         (lambda: plan("relu", GUIDED, torch.int32), TypeError, "dtype must be one of torch.float"),
         (lambda: plan("elu", alfa=1.0), TypeError, "elu has no parameter 'alfa': did you mean"),
         (lambda: plan("celu", alpha=0), ValueError, "celu: alpha must be finite and > 0, got 0.0"),

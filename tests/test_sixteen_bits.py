@@ -1,21 +1,13 @@
 """Every number of both half types, in every pair that only chooses or scales, bit by bit.
 
-It may import the package and grids.py. The processor's kernels compare and choose these numbers as
-they are stored, so no pattern may be taken on trust.
+It may import the package, grids.py and subprocesses.py. The processor's kernels compare and choose
+these numbers as they are stored, so no pattern may be taken on trust.
 """
-
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from grids import (
-    needs_native,
-    run,
-    same_bits,
-)
+from grids import needs_native, run, same_bits
+from subprocesses import in_subprocess
 
 from pyrevgrad import DECONVNET, EXACT, GUIDED, STRAIGHT_THROUGH, backend, rules
 
@@ -81,13 +73,9 @@ def differences():
 @pytest.mark.parametrize("capability", ("portable", "avx2", "avx512"))
 def test_every_pattern_of_the_half_types_is_chosen_and_scaled_as_by_the_reference(capability):
     """In a process of its own, since an instruction set is chosen once."""
-    ended = subprocess.run(
-        [sys.executable, "-c", "import test_sixteen_bits as t; print(t.differences())"],
-        cwd=Path(__file__).parent,
-        env=os.environ | {"PYREVGRAD_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    code = "import test_sixteen_bits as t; print(t.differences())"
+    variables = {"PYREVGRAD_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "1"}
+    ended = in_subprocess(code, **variables)
     if "names no instruction set of this machine and build" in ended.stderr:
         pytest.skip(f"this machine has no {capability}")
     assert ended.returncode == 0, ended.stderr
