@@ -50,8 +50,8 @@ _METHOD = """\
   keep its memory (thresholds raised). Left alone (`--allocations default`), glibc raises its
   threshold to the largest block freed, up to 32 MiB, and lies between the two. `faults`: page
   faults in one call of `fused`. Where Linux gives huge pages to who asks (`madvise`, above),
-  `fused` asks for its results of 4 MiB or more, so that they fault less; the bytes' ceilings know
-  nothing of that. *huge*: fresh, and torch told to ask for every tensor
+  `fused` asks for its results of 4 MiB a thread or more, so that they fault less; the bytes'
+  ceilings know nothing of that. *huge*: fresh, and torch told to ask for every tensor
   (`THP_MEM_ALLOC_ENABLE=1`), so that all opponents have them too.
 * **Ceiling**, in brackets behind a ratio: the speed-up that the bytes read and written would give
   by themselves, derived provider by provider in `bench/traffic.py`. An opponent that computes

@@ -31,7 +31,23 @@ void parallel_for(std::int64_t blocks, std::int64_t grain,
   PYREVGRAD_SHIM(torch_parallel_for(0, blocks, grain, run, context));
 }
 
+std::int64_t threads() {
+  std::uint32_t count;
+  PYREVGRAD_SHIM(torch_get_num_threads(&count));
+  return count;
+}
+
+std::int64_t size_of(DType dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
+
+// Memory for a result that is written for the first time.
+void prepare(const Work& work, DType dtype) {
+  const std::int64_t bytes = work.size * size_of(dtype);
+  if (work.output == work.input || bytes < cpu::kHugeFrom || !cpu::asks_for_huge_pages()) return;
+  if (bytes >= cpu::kHugeFrom * threads()) cpu::ask_for_huge_pages(work.output, bytes);
+}
+
 void compute_forward(const Work& work, const Tensor& x) {
+  prepare(work, dtype_of(x));
   cpu::forward(work, dtype_of(x), parallel_for);
 }
 
@@ -41,6 +57,7 @@ void compute_backward(const Work& work, const Tensor& gradient, const Tensor& sc
   if (scale) factor *= number_in(scale);
   // One NaN for all: the kernels' rounding to bfloat16 counts on its low bits.
   if (factor != factor) factor = std::numeric_limits<double>::quiet_NaN();
+  prepare(scaled, dtype_of(gradient));
   cpu::backward(scaled, dtype_of(gradient), parallel_for);
 }
 

@@ -54,7 +54,7 @@ def part(run: Row) -> str:
         f"{(machine['commit'] or 'unknown')[:9]}{', with changes' if machine['dirty'] else ''}. "
         "Forward and backward, float32, one thread; how many times as fast as each opponent, in "
         "brackets the most that the byte counts allow. Fresh memory faults its pages in, reused "
-        "memory does not; from 4 MiB `fused` asks for huge pages, which fault less."
+        "memory does not; from 4 MiB (2²⁰) `fused` asks for huge pages, which fault less."
     )
     rows = [
         line(chosen, allocations)

@@ -51,7 +51,7 @@ def configuration() -> dict[str, str]:
     if native is not None:
         built = f"built; {native.capability} kernels"
         if native.asks_for_huge_pages:
-            built += "; huge pages for results of 4 MiB or more"
+            built += "; huge pages for results of 4 MiB a thread or more"
     cpu = _cpu_serving()
     compiled = f"cpu: {cpu}, as an opaque operation; elsewhere: reference, to be fused"
     if backends.forced() == "triton":

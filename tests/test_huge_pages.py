@@ -33,6 +33,7 @@ def asked(tensor):
             return "hg" in words
     raise AssertionError("no such mapping")
 
+torch.set_num_threads(int(sys.argv[3]))
 x = torch.ones(int(sys.argv[1]), dtype=getattr(torch, sys.argv[2])).requires_grad_()
 y = pyrevgrad.relu(x, pyrevgrad.reverse(0.5))
 (gx,) = torch.autograd.grad(y, x, torch.ones_like(y))
@@ -42,20 +43,23 @@ print(asked(y), asked(gx), asked(pyrevgrad.relu(x.detach(), inplace=True)))
 
 
 @pytest.mark.parametrize(
-    "elements, dtype, setting, wanted",
+    "elements, dtype, threads, setting, wanted",
     [
-        (1 << 20, "float32", "", True),
-        (1 << 20, "float32", "1", True),
-        (1 << 20, "float32", "0", False),
-        ((1 << 20) - 1, "float32", "", False),
-        (1 << 21, "bfloat16", "", True),
-        (1 << 20, "bfloat16", "", False),
-        (1 << 19, "float64", "", True),
+        (1 << 20, "float32", 1, "", True),
+        (1 << 20, "float32", 1, "1", True),
+        (1 << 20, "float32", 1, "0", False),
+        ((1 << 20) - 1, "float32", 1, "", False),
+        (1 << 20, "float32", 2, "", False),
+        (1 << 21, "float32", 2, "", True),
+        (1 << 21, "float32", 3, "", False),
+        (1 << 21, "bfloat16", 1, "", True),
+        (1 << 20, "bfloat16", 1, "", False),
+        (1 << 19, "float64", 1, "", True),
     ],
 )
-def test_results_from_four_mebibytes_ask(elements, dtype, setting, wanted):
+def test_results_of_four_mebibytes_a_thread_ask(elements, dtype, threads, setting, wanted):
     ended = in_subprocess(
-        FOUND, elements, dtype,
+        FOUND, elements, dtype, threads,
         PYREVGRAD_HUGE_PAGES=setting, MALLOC_MMAP_THRESHOLD_="131072", THP_MEM_ALLOC_ENABLE="0",
     )  # fmt: skip
     assert ended.stdout.split() == [str(wanted), str(wanted), "False"], ended.stderr
@@ -64,7 +68,7 @@ def test_results_from_four_mebibytes_ask(elements, dtype, setting, wanted):
 def test_the_configuration_says_so():
     code = "import pyrevgrad; pyrevgrad.show_config()"
     lines = [in_subprocess(code, PYREVGRAD_HUGE_PAGES=set).stdout for set in ("", "0")]
-    assert "kernels; huge pages for results of 4 MiB or more" in lines[0]
+    assert "kernels; huge pages for results of 4 MiB a thread or more" in lines[0]
     assert "huge pages" not in lines[1]
 
 

@@ -5,8 +5,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "pages.h"
-
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -63,13 +61,8 @@ struct Task {
   Kernel kernel;
 };
 
-constexpr std::int64_t size_of(DType dtype) {
-  return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2;
-}
-
-void run(const Work& work, DType dtype, Kernel kernel, ParallelFor threads) {
+void run(const Work& work, Kernel kernel, ParallelFor threads) {
   if (work.size == 0) return;
-  if (work.output != work.input) ask_for_huge_pages(work.output, work.size * size_of(dtype));
   if (work.size <= kGrain) return kernel(work, 0, work.size);
   Task task{&work, kernel};
   const auto part = [](std::int64_t first, std::int64_t last, void* context) {
@@ -100,7 +93,7 @@ void forward(const Work& work, DType dtype, ParallelFor threads) {
   const auto bit = work.mask == nullptr ? MaskBit::kNone : program.mask_bit;
   const Kernel kernel = kernels().forward[program.activation][dtype][static_cast<int>(bit)];
   if (kernel == nullptr) throw std::runtime_error("this activation has no mask of its own");
-  run(work, dtype, kernel, threads);
+  run(work, kernel, threads);
 }
 
 void backward(const Work& work, DType dtype, ParallelFor threads) {
@@ -108,15 +101,13 @@ void backward(const Work& work, DType dtype, ParallelFor threads) {
   const KernelTable& table = kernels();
   switch (program.keeps) {
     case Keeps::kNothing:
-      return run(work, dtype, by_gates(program, table.backward_nothing[dtype]), threads);
+      return run(work, by_gates(program, table.backward_nothing[dtype]), threads);
     case Keeps::kMask:
-      return run(work, dtype, by_gates(program, table.backward_mask[dtype]), threads);
+      return run(work, by_gates(program, table.backward_mask[dtype]), threads);
     case Keeps::kOutput:
-      return run(work, dtype, table.backward_output[program.activation][dtype][program.plain()],
-                 threads);
+      return run(work, table.backward_output[program.activation][dtype][program.plain()], threads);
     case Keeps::kInput:
-      return run(work, dtype, table.backward_input[program.activation][dtype][program.plain()],
-                 threads);
+      return run(work, table.backward_input[program.activation][dtype][program.plain()], threads);
   }
 }
 

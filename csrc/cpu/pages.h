@@ -1,6 +1,7 @@
 // Where a large result lies. The first write to each page of fresh memory stops for the system to
 // map and clear it, at 4 KiB a page more than half of the time of a result that was never written.
-// As NumPy does, results from 4 MiB ask Linux for pages of 2 MiB.
+// As NumPy does, results from 4 MiB ask Linux for pages of 2 MiB; here that is 4 MiB a thread,
+// since of two threads that meet in one page one waits while the other clears it.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +17,7 @@
 
 namespace pyrevgrad::cpu {
 
+// Where each thread has whole ones of its own.
 constexpr std::int64_t kHugeFrom = 4 << 20;
 
 // Whether Linux gives them to who asks, and the user does not forbid it.
@@ -38,7 +40,6 @@ inline bool asks_for_huge_pages() {
 
 // A request about pages that wholly or partly hold the result; a refusal changes nothing.
 inline void ask_for_huge_pages([[maybe_unused]] void* start, std::int64_t bytes) {
-  if (bytes < kHugeFrom || !asks_for_huge_pages()) return;
 #ifdef MADV_HUGEPAGE
   static const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
   const auto first = reinterpret_cast<std::uintptr_t>(start), inside = first % page;
