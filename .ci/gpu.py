@@ -31,7 +31,11 @@ PACKAGE = WORK / "package"
 #: What the sanitizer runs: every kind of kernel, head, tail and misaligned start, in minutes.
 WATCHED = "neither_on_size or layouts or tensor_scale_gives"
 #: torch asks the driver for what a version may lack, and memcheck would count each refusal.
-TOOLS = {"memcheck": ("--leak-check", "no", "--report-api-errors", "no"), "racecheck": ()}
+#: racecheck is asked of our kernels alone: the tests' comparisons run PyTorch's.
+TOOLS = {
+    "memcheck": ("--leak-check", "no", "--report-api-errors", "no"),
+    "racecheck": ("--kernel-name", "kernel_substring=pyrevgrad"),
+}
 PARTS = ("native", "figures", "triton", *TOOLS)
 FILES = {"native": "test_cuda.py", "triton": "test_triton_gpu.py"}
 #: The tests of more than 2^31 elements take 20 GB of the device each, and so run by themselves.
@@ -153,6 +157,8 @@ def tests(variables, clock, file, *before, options=()):
     command += ["-W", "default", "--tb=short", "--maxfail", ENOUGH, "--durations=8"]
     # What hangs says where.
     command += ["-o", "faulthandler_timeout=150", *options]
+    # Each of many processes would start as many compilers as there are processors.
+    variables = {**variables, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     return outcome(*clock.run(command, env=variables, cwd=PACKAGE))
 
 

@@ -244,6 +244,7 @@ def measure(
     """The whole run; `keep` gets what there is of it after each table, the targets first."""
     run: dict[str, Any] = {"bytes_per_tensor": nbytes, "kernels": [], "pairs": []}
     run["host"] = host_rows(device, wait)
+    keep(run)
     for dtype in dtypes:
         run["pairs"] += pair_rows(dtype, nbytes, device, timer, count, cases, without)
         keep(run)

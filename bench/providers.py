@@ -14,6 +14,7 @@ from torch import Tensor
 
 import pyrevgrad
 from pyrevgrad import backends, triton_backend
+from pyrevgrad.pairs import Pair
 
 from . import idioms, peers, placing
 from .cases import Case
@@ -55,10 +56,14 @@ class Skipped:
     reason: str
 
 
-def _fused(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | Skipped:
+def _pair(case: Case, dtype: torch.dtype) -> Pair:
     pairs = backends.pairs_of(case.activation, case.rule, {})
-    pair = pairs.half if dtype in backends.HALF_TYPES else pairs.full
-    serving = backends.choose(torch.empty(0, dtype=dtype, device=device), pair).name
+    return pairs.half if dtype in backends.HALF_TYPES else pairs.full
+
+
+def _fused(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | Skipped:
+    x = torch.empty(0, dtype=dtype, device=device)
+    serving = backends.choose(x, _pair(case, dtype)).name
     if serving != "native":
         return Skipped("fused", f"the {serving} backend would serve it: see show_config()")
     function, rule = getattr(pyrevgrad, case.activation), case.rule
@@ -68,7 +73,8 @@ def _fused(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | S
 def _triton(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | Skipped:
     if device.type == "cpu":
         return Skipped("fused-triton", "Triton's kernels run on a GPU")
-    refused = triton_backend.refusal(torch.empty(0, dtype=dtype, device=device), case.activation)
+    x = torch.empty(0, dtype=dtype, device=device)
+    refused = triton_backend.refusal(x, _pair(case, dtype))
     if refused:
         return Skipped("fused-triton", f"Triton does not serve {refused}")
     return _under("triton", "fused-triton", case)

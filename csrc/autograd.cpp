@@ -22,7 +22,7 @@ namespace {
 
 Tensor value(const Tensor& x, const Tensor& program) {
   static const Operation operation("pyrevgrad::value");
-  return operation({x, program})[0].toTensor();
+  return operation(x, {x, program})[0].toTensor();
 }
 // Functions of pyrevgrad/autograd.py for what is differentiated again; set once, by `configure`.
 PyObject* any_order = nullptr;
@@ -82,8 +82,8 @@ struct ModifiedBackward : Node {
     if (passes_through) return {g};
     static const Operation operation("pyrevgrad::backward");
     c10::IValue laid = strides.empty() ? c10::IValue() : c10::IValue(strides);
-    return {
-        operation({g, optional(saved), program, optional(scale), std::move(laid)})[0].toTensor()};
+    return {operation(g, {g, optional(saved), program, optional(scale), std::move(laid)})[0]
+                .toTensor()};
   }
 
   Tensor differentiable(const Tensor& g, Tensor saved) {
@@ -126,7 +126,7 @@ Tensor recorded(const Tensor& x, const Handle& handle, const Pointer& node) {
   Tensor y;
   if (handle.keeps == Keeps::kMask) {
     static const Operation operation("pyrevgrad::value_and_mask");
-    auto made = operation({x, handle.program});
+    auto made = operation(x, {x, handle.program});
     y = std::move(made[0]).toTensor();
     if (!y.is_contiguous()) node->strides = y.strides().vec();
     node->kept = SavedVariable(std::move(made[1]).toTensor(), false);

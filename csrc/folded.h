@@ -173,7 +173,7 @@ struct FoldedConvolutionBackward : FoldedBackward {
   // −λ times a tensor, in one kernel.
   Tensor reversed(const Tensor& t) const {
     static const Operation operation("pyrevgrad::backward");
-    return operation({t, c10::IValue(), program, scale, c10::IValue()})[0].toTensor();
+    return operation(t, {t, c10::IValue(), program, scale, c10::IValue()})[0].toTensor();
   }
 
   variable_list plain(const Tensor& g, const Tensor& x, const Tensor& weight,

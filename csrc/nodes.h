@@ -10,8 +10,11 @@
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/jit/frontend/tracer.h>
 
+#include <cstring>
 #include <initializer_list>
 #include <utility>
+
+#include "memory.h"
 
 namespace pyrevgrad {
 namespace {
@@ -40,13 +43,26 @@ auto pointer_to(N* node) {
   }
 }
 
-// An operation of csrc/library.cpp, called below autograd.
+// The error of PyTorch itself where an operation on `x` got no memory for a result like it and its
+// mask: raised by asking for both again.
+void ask_again(const std::exception& error, const Tensor& x) {
+  if (std::strstr(error.what(), kNoMemory) == nullptr) return;
+  const Tensor result = at::empty_like(x);
+  const Tensor mask = at::empty({(x.numel() + 7) / 8}, x.options().dtype(at::kByte));
+}
+
+// An operation of csrc/library.cpp, called below autograd; `x` is the first of its arguments.
 struct Operation {
   explicit Operation(const char* name)
       : handle(c10::Dispatcher::singleton().findSchemaOrThrow(name, "")) {}
-  torch::jit::Stack operator()(torch::jit::Stack stack) const {
+  torch::jit::Stack operator()(const Tensor& x, torch::jit::Stack stack) const {
     const at::AutoDispatchBelowADInplaceOrView below;
-    handle.callBoxed(stack);
+    try {
+      handle.callBoxed(stack);
+    } catch (const std::exception& error) {
+      ask_again(error, x);
+      throw;
+    }
     return stack;
   }
   c10::OperatorHandle handle;

@@ -6,10 +6,14 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "memory.h"
 
 namespace pyrevgrad {
 
@@ -86,11 +90,18 @@ class Tensor {
   AtenTensorHandle handle_ = nullptr;
 };
 
+[[noreturn]] inline void no_memory(std::int64_t elements) {
+  throw std::runtime_error(std::string("pyrevgrad: ") + kNoMemory + " a tensor of " +
+                           std::to_string(elements) + " elements");
+}
+
 inline Tensor empty(std::int64_t dim, const std::int64_t* sizes, const std::int64_t* strides,
                     std::int32_t dtype, const Tensor& like) {
   AtenTensorHandle made;
-  PYREVGRAD_SHIM(aoti_torch_empty_strided(dim, sizes, strides, dtype, like.device_type(),
-                                          like.device_index(), &made));
+  if (aoti_torch_empty_strided(dim, sizes, strides, dtype, like.device_type(), like.device_index(),
+                               &made) != AOTI_TORCH_SUCCESS) {
+    no_memory(std::accumulate(sizes, sizes + dim, std::int64_t(1), std::multiplies<>()));
+  }
   return Tensor(made);
 }
 
@@ -101,7 +112,7 @@ inline Tensor empty_like(const Tensor& like) {
 // A dense copy in the order of the dimensions that torch.empty_like gives.
 inline Tensor clone(const Tensor& from) {
   AtenTensorHandle made;
-  PYREVGRAD_SHIM(aoti_torch_clone(from.get(), &made));
+  if (aoti_torch_clone(from.get(), &made) != AOTI_TORCH_SUCCESS) no_memory(from.numel());
   return Tensor(made);
 }
 

@@ -25,6 +25,8 @@ from .transforms import TracingError, exported, exporting, refuse_modified, tran
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _TYPES = (torch.float32, torch.float64, *HALF_TYPES)
+# In an operation's error, csrc/memory.h: it sees PyTorch through an interface that tells no reason.
+_NO_MEMORY = "torch gave no memory for"
 is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _transforms_active = torch._C._are_functorch_transforms_active
 _tracing_state = torch._C._get_tracing_state
@@ -240,11 +242,21 @@ def call_unwatched(
     backend = backends.choose(x, pair)
     if value is not None:
         backend = ValueOf(value, backend)
-    if inplace:
-        return _in_place(x, pair, scale, backend)
-    if not (x.requires_grad and torch.is_grad_enabled()):
-        return backend.value(x, pair)
-    return _recorded(x, pair, scale, backend)
+    try:
+        if inplace:
+            return _in_place(x, pair, scale, backend)
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return backend.value(x, pair)
+        return _recorded(x, pair, scale, backend)
+    except RuntimeError as error:
+        if _NO_MEMORY in str(error):
+            _ask_again(x)
+        raise
+
+
+def _ask_again(x: Tensor) -> None:
+    """Raise PyTorch's own error where there is no memory for a result like `x` and its mask."""
+    _ = torch.empty_like(x), torch.empty((x.numel() + 7) // 8, dtype=torch.uint8, device=x.device)
 
 
 def recorded_by_us(node: Any) -> bool:

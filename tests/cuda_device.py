@@ -59,6 +59,29 @@ def _problem(index: int) -> str:
     return "" if index in SERVED else TOO_OLD
 
 
+def install_more() -> None:
+    """Also what PyTorch makes of other operations of its own: out-of-place forms and copies."""
+    aten = torch.library.Library("aten", "IMPL")
+
+    def served(name: str) -> None:
+        packet, _, overload = name.partition(".")
+        operation = getattr(getattr(torch.ops.aten, packet), overload or "default")
+        aten.impl(name, lambda *given, **named: _on_cpu(operation, *given, **named), "CUDA")
+
+    def copy_(to: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+        on(-1, to).copy_(on(-1, source) if source.is_cuda else source)
+        return to
+
+    composed = torch._C._dispatch_get_registrations_for_dispatch_key(
+        "CompositeExplicitAutogradNonFunctional"
+    )
+    for name in (*composed, "aten::abs"):
+        if name.startswith("aten::") and not name.partition(".")[0].endswith("_"):
+            served(name.removeprefix("aten::"))
+    aten.impl("copy_", copy_, "CUDA")
+    _LIBRARIES.append(aten)
+
+
 def install() -> None:
     """Let cuda:0 to cuda:7 be served, as far as SERVED says."""
     every = torch.library.Library("_", "IMPL")

@@ -119,6 +119,8 @@ def test_without_what_the_model_takes_nothing_is_changed():
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout())
     with pytest.raises(TypeError, match=r"give it what Sequential.forward takes, as convert\(mo"):
         convert(model)
+    with pytest.raises(TypeError, match=r"takes no rule; swap\(model, rule\) changes them"):
+        convert(model, GUIDED)
     with pytest.raises(TypeError, match="got an unexpected keyword argument 'y'"):
         convert(model, torch.randn(2, 4), y=1)
     assert type(model[1]) is nn.ReLU

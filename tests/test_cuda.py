@@ -255,6 +255,39 @@ def test_compiled_with_cuda_graphs_gives_what_eager_gives(name, rule_name):
 
 
 @needs_cuda
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+@pytest.mark.parametrize(("name", "rule_name"), SAMPLE)
+def test_compiled_kernels_that_are_asked_for_give_what_eager_gives(name, rule_name, mode):
+    """As opaque operations, whose program lies on the host; the code above is fused instead."""
+    torch._dynamo.reset()
+    rule = rules.RULES[rule_name]
+    with backend("native"):
+        x, g = (torch.randn(4096, device=DEVICE) for _ in range(2))
+        wanted = run(x, g, name, rule)
+
+        @torch.compile(mode=mode, fullgraph=True)
+        def compiled(x):
+            return pyrevgrad.activation(x, name, rule) * 1
+
+        for _ in range(4):
+            torch.compiler.cudagraph_mark_step_begin()
+            leaf = x.clone().requires_grad_()
+            y = compiled(leaf)
+            (gx,) = torch.autograd.grad(y, leaf, g)
+            torch.testing.assert_close((y.clone(), gx.clone()), wanted)
+
+
+@needs_cuda
+@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "value alone"])
+def test_no_memory_is_an_error_of_pytorch(recorded):
+    x = torch.zeros(1, device=DEVICE, requires_grad=recorded).expand(1 << 40)
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        pyrevgrad.relu(x, GUIDED)
+    assert pyrevgrad.relu(torch.ones(2, device=DEVICE), GUIDED).sum().item() == 2
+
+
+@needs_cuda
 @pytest.mark.parametrize("rule_name", ["GUIDED", "rectgrad", "DECONVNET"])
 def test_more_elements_than_32_bits_count(rule_name):
     count = 2**31 + 8 * 256 + 5

@@ -306,3 +306,11 @@ def test_our_own_errors_are_documented_runtime_errors():
 def test_a_name_that_is_public_elsewhere_is_an_error_that_says_where(name, where):
     with pytest.raises(AttributeError, match=f"'pyrevgrad' has no attribute .*{where}"):
         getattr(pyrevgrad, name)
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "value alone"])
+@pytest.mark.parametrize("name", ["relu", "tanh"])
+def test_no_memory_is_said_in_the_words_of_pytorch(name, recorded, nodes):
+    x = torch.zeros(1, requires_grad=recorded).expand(1 << 50)
+    with pytest.raises(RuntimeError, match="you tried to allocate 4503599627370496 bytes"):
+        pyrevgrad.activation(x, name, GUIDED)

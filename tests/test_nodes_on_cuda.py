@@ -1,4 +1,4 @@
-"""The C++ nodes on CUDA tensors, with no GPU: tests/nodes_on_cuda.py, whose device is the host's.
+"""CUDA tensors with no GPU: tests/nodes_on_cuda.py and its like, whose device is the host's.
 
 Compiles that device against the torch that runs. It may import the package.
 """
@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="the device is built by g++"),
 ]
 RUN = "import ctypes, sys; ctypes.CDLL(sys.argv[1]); import pytest; sys.exit(pytest.main(%r))"
-OPTIONS = ["-q", "-p", "no:cacheprovider", "tests/nodes_on_cuda.py"]
+OPTIONS = ("-q", "-p", "no:cacheprovider")
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +54,12 @@ def device(repository) -> Path:
     return made
 
 
-def test_nodes_serve_cuda_tensors_where_the_native_kernels_do(repository, device):
+@pytest.mark.parametrize("file", ["nodes_on_cuda.py", "bench_on_cuda.py"])
+def test_what_runs_on_cuda_tensors_runs_on_the_host_s(repository, device, file):
     paths = [str(repository / "tests"), str(Path(pyrevgrad.__file__).parent.parent)]
     clean = {key: value for key, value in os.environ.items() if not key.startswith("PYREVGRAD_")}
     ended = subprocess.run(
-        [sys.executable, "-c", RUN % OPTIONS, str(device)],
+        [sys.executable, "-c", RUN % [*OPTIONS, f"tests/{file}"], str(device)],
         cwd=repository,
         env={**clean, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -66,4 +67,4 @@ def test_nodes_serve_cuda_tensors_where_the_native_kernels_do(repository, device
         timeout=600,
     )
     assert ended.returncode == 0, ended.stdout[-6000:] + ended.stderr
-    assert re.search(r"\d\d passed", ended.stdout) and "skipped" not in ended.stdout
+    assert re.search(r"\d passed", ended.stdout) and "skipped" not in ended.stdout

@@ -81,9 +81,14 @@ void describe(StableIValue* stack, std::uint64_t, std::uint64_t) {
 // Why the kernels cannot run on a device, or nothing.
 void problem(StableIValue* stack, std::uint64_t, std::uint64_t) {
   const auto index = torch::stable::detail::to<std::int64_t>(stack[0]);
-  const std::string found = aoti_torch_get_current_cuda_stream == nullptr
-                                ? std::string(kNoStream)
-                                : cuda::problem(static_cast<int>(index));
+  std::string found = kNoStream;
+  if (aoti_torch_get_current_cuda_stream != nullptr) {
+    // torch's guard, for it goes back without taking hold of a device that nobody uses.
+    DeviceGuardHandle guard = nullptr;
+    aoti_torch_create_device_guard(static_cast<std::int32_t>(index), &guard);
+    found = cuda::problem(static_cast<int>(index));
+    if (guard != nullptr) aoti_torch_delete_device_guard(guard);
+  }
   stack[0] = torch::stable::detail::from(found);
 }
 

@@ -66,7 +66,7 @@ std::string problem(int index) {
   if (error == cudaSuccess) {
     cudaFuncAttributes attributes;
     error = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(probe));
-    cudaSetDevice(before);
+    if (before != index) cudaSetDevice(before);
   }
   cudaThreadExchangeStreamCaptureMode(&mode);
   cudaGetLastError();  // what was found is told, and must not surface at the next launch

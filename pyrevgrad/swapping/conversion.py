@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..activations import ACTIVATIONS
 from ..nn import Activation
-from ..rules import EXACT, plan
+from ..rules import EXACT, Rule, plan
 from .calls import LAYERS, layer_kind
 from .refusals import check_model
 from .selection import Selection
@@ -189,6 +189,10 @@ def convert(model: nn.Module, *inputs: Any, where: Any = None, **named: Any) -> 
 
 
 def _check_inputs(model: nn.Module, inputs: Any, named: Any) -> None:
+    if any(isinstance(given, Rule) for given in (*inputs, *named.values())):
+        raise TypeError(
+            "convert keeps the model's gradients and takes no rule; swap(model, rule) changes them"
+        )
     if model._forward_pre_hooks:
         return  # a hook may bring what is missing
     try:
