@@ -24,7 +24,8 @@ the unmodified model, 1.3 times as fast as captum, and the lowest peak."""
 _TRAINING = """\
 Forward, backward and a step of SGD, {threads}, interleaved, after a check that all providers give
 the same gradients and the same loss curve. *Ours faster*: the provider's time over the first row's,
-paired per round, compiled over compiled. *Ceiling*: its time over that of the same network without
+paired per round, compiled over compiled; each network is made twice, in one order and in the other,
+and rounds take turns. *Ceiling*: its time over that of the same network without
 activations and reversal. *Operations*: what the profiler sees dispatched; *kept*: what autograd
 keeps of a forward, each storage counted once; *peak*: in a process of its own; *loss*: before the
 first and the {steps}th step. Floor: no slower than the fastest other on any adversarial network;

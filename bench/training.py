@@ -1,8 +1,8 @@
 """Training steps end to end: an adversarial network by each provider, and networks after `convert`.
 
-Imports the networks, the suite's timing and memory, and records. The ceiling is what a ratio would
-be if activations and the reversal cost nothing. ``python -m bench.training`` leaves its record
-beside the suite's own and writes the page anew; ``--quick`` is its short form.
+Imports the networks, the suite's timing, places and memory, and records. The ceiling is what a
+ratio would be if activations and the reversal cost nothing. ``python -m bench.training`` leaves its
+record beside the suite's own and writes the page anew; ``--quick`` is its short form.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from . import answers, ceilings, end_to_end, memory, records, stepping
 from .ceilings import COMPILED, IDLE
+from .placing import Turns
 from .timing import Effort, interleave
 
 Row = dict[str, Any]
@@ -117,14 +118,14 @@ class Trained:
         return sum(event.name.startswith(names) for event in profile.events())
 
 
-def gate(made: dict[str, Trained], case: str) -> dict[str, list[float]]:
+def gate(made: dict[str, Trained], case: str, ours: str) -> dict[str, list[float]]:
     """The loss curve of each provider; AssertionError unless gradients and curves are the same."""
-    ours = next(iter(made))
-    wanted = made[ours].gradients()
+    gradients = {name: trained.gradients() for name, trained in made.items()}
+    wanted = gradients[ours]
     # One that is 0 but for rounding, as a bias's before a batch norm, is measured by the others.
     least = 1e-2 * max(expected.abs().max().item() for expected in wanted)
-    for name, trained in made.items():
-        for expected, found in zip(wanted, trained.gradients(), strict=True):
+    for name, own in gradients.items():
+        for expected, found in zip(wanted, own, strict=True):
             error = (found - expected).abs().max() / expected.abs().max().clamp_min(least)
             assert error < 1e-3, f"{case}: {name}'s gradient is {float(error):.1e} from ours"
     curves = {name: trained.curve() for name, trained in made.items()}
@@ -161,15 +162,23 @@ def providers_of(part: str, compiled: bool) -> tuple[list[str], dict[str, str]]:
 
 
 def compared(part: str, case: str, quick: bool, compiled: bool) -> list[Row]:
-    """A row for each provider of a case, and one of the network with nothing between its layers."""
+    """A row for each provider of a case, and one of the network with nothing between its layers.
+
+    Each network exists twice, made in one order and in the other, and rounds take turns: the one
+    that is made first alone loses a hundredth by where it lies.
+    """
     names, skipped = providers_of(part, compiled)
-    made = {name: Trained(part, case, name, quick) for name in names}
-    curves = gate(made, case)
-    made[IDLE] = Trained(part, case, IDLE, quick)
+    orders = [names, names[::-1]]
+    sets = [{name: Trained(part, case, name, quick) for name in order} for order in orders]
+    curves, _ = (gate(made, case, names[0]) for made in sets)
+    for made in sets:
+        made[IDLE] = Trained(part, case, IDLE, quick)
+    turns = Turns(sets)
+    steps = {name: (lambda name=name: turns.now[name].step()) for name in sets[0]}
     effort = Effort(1.0, 5, 30, 1e-3) if quick else Effort(30.0, 7, 150, 5e-3)
-    measured = interleave({name: trained.step for name, trained in made.items()}, effort)
+    measured = interleave(steps, effort, before_round=turns.next)
     rows: list[Row] = []
-    for name, trained in made.items():
+    for name, trained in sets[0].items():
         start = {"part": part, "case": case, "provider": name, "threads": torch.get_num_threads()}
         row = start | ceilings.figures(measured, name, names[0])
         if name != IDLE:

@@ -25,7 +25,8 @@ def made(part, case):
 
 @pytest.mark.parametrize(("part", "case"), CASES)
 def test_all_providers_train_alike(part, case):
-    curves = training.gate(made(part, case), case)
+    providers = made(part, case)
+    curves = training.gate(providers, case, next(iter(providers)))
     first, *_, last = next(iter(curves.values()))
     assert last < first
 
@@ -34,14 +35,14 @@ def test_a_reversal_that_does_not_reverse_is_not_timed():
     providers = made("adversarial", "MLP features")
     providers["fused"].model.domain[0].set_scale(0.0)
     with pytest.raises(AssertionError, match=r"idiom's gradient is .* from ours"):
-        training.gate(providers, "MLP features")
+        training.gate(providers, "MLP features", "fused")
 
 
 def test_another_loss_curve_is_not_timed():
     providers = made("convert", "MLP")
     providers["plain"].optimizer.param_groups[0]["lr"] = 10.0
     with pytest.raises(AssertionError, match="plain's loss curve is"):
-        training.gate(providers, "MLP")
+        training.gate(providers, "MLP", "converted")
 
 
 def test_the_reversal_launches_no_operation_of_its_own():
