@@ -21,7 +21,7 @@ from pyrevgrad.rules import plan
 from . import traffic
 from .cases import CURVED, Case
 from .placing import Turns
-from .providers import placed
+from .providers import pair_of, placed
 from .timing import Effort, Measured, figures, interleave, paired_ratios
 
 #: Rows whose gradient selects and scales; the target speaks of these.
@@ -57,9 +57,7 @@ class Kernel:
 
 def bound(kernel: Kernel, x: Tensor, g: Tensor) -> Callable[[], object]:
     """The operation of `kernel` with its arguments, as the binding would call it."""
-    half = x.dtype in backends.HALF_TYPES
-    pairs = backends.pairs_of(kernel.case.activation, kernel.case.rule, {})
-    pair = pairs.half if half else pairs.full
+    pair = pair_of(kernel.case, x.dtype)
     native = backends.choose(x, pair)
     if kernel.direction == "forward":
         if pair.keeps == "mask":

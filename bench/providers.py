@@ -56,14 +56,15 @@ class Skipped:
     reason: str
 
 
-def _pair(case: Case, dtype: torch.dtype) -> Pair:
+def pair_of(case: Case, dtype: torch.dtype) -> Pair:
+    """What serves a case on tensors of `dtype`."""
     pairs = backends.pairs_of(case.activation, case.rule, {})
     return pairs.half if dtype in backends.HALF_TYPES else pairs.full
 
 
 def _fused(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | Skipped:
     x = torch.empty(0, dtype=dtype, device=device)
-    serving = backends.choose(x, _pair(case, dtype)).name
+    serving = backends.choose(x, pair_of(case, dtype)).name
     if serving != "native":
         return Skipped("fused", f"the {serving} backend would serve it: see show_config()")
     function, rule = getattr(pyrevgrad, case.activation), case.rule
@@ -74,7 +75,7 @@ def _triton(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | 
     if device.type == "cpu":
         return Skipped("fused-triton", "Triton's kernels run on a GPU")
     x = torch.empty(0, dtype=dtype, device=device)
-    refused = triton_backend.refusal(x, _pair(case, dtype))
+    refused = triton_backend.refusal(x, pair_of(case, dtype))
     if refused:
         return Skipped("fused-triton", f"Triton does not serve {refused}")
     return _under("triton", "fused-triton", case)
