@@ -36,11 +36,7 @@ struct Row {
   static PYREVGRAD_HD auto NAME([[maybe_unused]] V ARGUMENT, \
                                 [[maybe_unused]] const Parameters<V>& p)
 
-// Vector types with a quicker way (fused, or approximate and refined) give their own.
-template <class V>
-PYREVGRAD_HD V multiply_add(V a, V b, V c) {
-  return a * b + c;
-}
+// Vector types with a quicker way (approximate and refined) give their own.
 template <class V>
 PYREVGRAD_HD V reciprocal_from_one(V x) {  // 1/x for x >= 1
   return V(1) / x;

@@ -1,16 +1,19 @@
-// Half types' formulas as the device evaluates them, on every finite number of the type.
+// Half types' formulas as the device evaluates them, on every finite number of the type, and
+// float32's logarithm.
 //
 //   brief_on_host FILE
 //
-// Writes float32 to FILE: by dtype (bfloat16, float16), error (up, down, by turns), activation (all,
-// then elu, celu and softplus with a first parameter of 0.3) and function (value, slope), 65536
-// results in the order of the stored patterns. The approximate
-// instructions are modelled by the exact function times 1 + the error that PTX's documentation
-// allows, subnormal results as 0; lg2, whose error is absolute near 1, plus it.
+// Writes float32 to FILE: by dtype (bfloat16, float16), error (up, down, by turns), activation
+// (all, then elu, celu and softplus with a first parameter of 0.3) and function (value, slope),
+// 65536 results in the order of the stored patterns. Behind them, by error, log(1 + u) in float32
+// for every 1024th number u from 0 to 1. The approximate instructions are modelled by the exact
+// function times 1 + the error that PTX's documentation allows, subnormal results as 0; lg2, whose
+// error is absolute near 1, plus it.
 #define PYREVGRAD_APPROXIMATE
 
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <vector>
 
 #include "../csrc/cuda/brief.h"
@@ -31,6 +34,9 @@ float off(double exact, double error) {
 }
 float power_of_two(float x) { return off(std::exp2(static_cast<double>(x)), 0x1p-22); }
 float reciprocal(float x) { return off(1 / static_cast<double>(x), 0x1p-23); }
+float quotient(float a, float b) {
+  return static_cast<float>(static_cast<double>(a) / b * (1 + sign() * 0x1p-22));
+}
 float tangent(float x) {
   const float made = static_cast<float>(std::tanh(static_cast<double>(x)) * (1 + sign() * 0x1p-11));
   return std::fabs(made) > 1 ? std::copysign(1.0f, made) : made;
@@ -72,6 +78,18 @@ void write_all(std::FILE* file) {
   }
 }
 
+void write_logarithms(std::FILE* file) {
+  std::vector<float> found;
+  for (quick::way = 0; quick::way < 3; ++quick::way) {
+    for (std::uint32_t bits = 0; bits <= 0x3f800000; bits += 1024) {
+      float u;
+      std::memcpy(&u, &bits, sizeof u);
+      found.push_back(log_one_plus(u));
+    }
+  }
+  std::fwrite(found.data(), sizeof(float), found.size(), file);
+}
+
 }  // namespace
 }  // namespace cuda
 }  // namespace pyrevgrad
@@ -81,5 +99,6 @@ int main(int count, char** arguments) {
   if (file == nullptr) return 1;
   pyrevgrad::cuda::write_all<pyrevgrad::Bfloat16>(file);
   pyrevgrad::cuda::write_all<pyrevgrad::Half>(file);
+  pyrevgrad::cuda::write_logarithms(file);
   return std::fclose(file);
 }

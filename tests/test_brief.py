@@ -1,4 +1,5 @@
-"""Half types' formulas as a GPU's approximate instructions give them, on all 65536 numbers.
+"""Half types' formulas as a GPU's approximate instructions give them, on all 65536 numbers; and
+float32's logarithm.
 
 Compiles tests/brief_on_host.cpp with csrc/cuda/brief.h, the instructions modelled with the errors
 of PTX's documentation. It may import grids.py and oracle.py.
@@ -46,8 +47,8 @@ def test_the_limits_are_those_of_activations_that_exist():
 
 
 @pytest.fixture(scope="module")
-def results(repository, tmp_path_factory) -> dict:
-    """{(dtype, activation, whether with GIVEN, value or slope): (three ways of erring, 65536)}."""
+def written(repository, tmp_path_factory) -> np.ndarray:
+    """All that tests/brief_on_host.cpp writes."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         pytest.skip("no C++ compiler")
@@ -57,7 +58,14 @@ def results(repository, tmp_path_factory) -> dict:
     command = (compiler, "-std=c++17", "-O1", "-ffp-contract=off", "-isystem", include, source)
     subprocess.run([*command, "-o", folder / "program"], check=True)
     subprocess.run([folder / "program", folder / "results"], check=True)
-    made = np.fromfile(folder / "results", np.float32).reshape(2, 3, len(CASES), 2, 65536)
+    return np.fromfile(folder / "results", np.float32)
+
+
+@pytest.fixture(scope="module")
+def results(written) -> dict:
+    """{(dtype, activation, whether with GIVEN, value or slope): (three ways of erring, 65536)}."""
+    shape = (2, 3, len(CASES), 2, 65536)
+    made = written[: np.prod(shape)].reshape(shape)
     return {
         (dtype, *case, what): made[i, :, j, k]
         for i, dtype in enumerate(FORMATS)
@@ -111,3 +119,12 @@ def test_nan_infinities_and_zeros_are_as_in_float32(results, dtype, name, given)
         np.testing.assert_array_equal(got[exact], wanted[exact])
         zero = exact & (wanted == 0) & (x[special] == 0)
         assert (np.signbit(got[zero]) == np.signbit(wanted[zero])).all()
+
+
+def test_the_logarithm_of_float32_is_within_six_units_in_the_last_place(written):
+    """Subnormal u too. The quotient in it errs by 2, as CUDA's documentation allows."""
+    u = np.arange(0, 0x3F800001, 1024, dtype=np.uint32).view(np.float32)
+    found = written[2 * 3 * len(CASES) * 2 * 65536 :].reshape(3, u.size).astype(np.float64)
+    wanted = np.log1p(u.astype(np.float64))
+    unit = np.spacing(wanted.astype(np.float32)).astype(np.float64)
+    assert (np.abs(found - wanted) <= 6 * unit).all()

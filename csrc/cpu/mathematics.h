@@ -41,19 +41,8 @@ INLINE F32 exponential_minus_one(F32 x) {
   return select(x == F32(0), x, fused(power, e.rest, power - F32(1)));
 }
 
-// For u in [0, 1], all that the formulas ask: log(1 + u) = 2·artanh(u / (2 + u)), by its series.
-INLINE F32 log_one_plus(F32 u) {
-  const F32 s = u / (F32(2) + u), z = s * s;
-  F32 q(1.0 / 15);
-  q = fused(q, z, F32(1.0 / 13));
-  q = fused(q, z, F32(1.0 / 11));
-  q = fused(q, z, F32(1.0 / 9));
-  q = fused(q, z, F32(1.0 / 7));
-  q = fused(q, z, F32(1.0 / 5));
-  q = fused(q, z, F32(1.0 / 3));
-  const F32 twice = s + s;
-  return fused(twice * z, q, twice);
-}
+// For u in [0, 1], all that the formulas ask.
+INLINE F32 log_one_plus(F32 u) { return twice_artanh(u / (F32(2) + u)); }
 
 // An odd polynomial over an even one on [-8, 8], coefficients as in Eigen's ptanh; x itself near 0,
 // and 1 where the nearest float is 1.
