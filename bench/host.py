@@ -26,6 +26,8 @@ SIZES, QUICK_SIZES = (1, 16, 1 << 10), (16, 1 << 10)
 REVERSALS = ("reverse_gradient", "nn.GradientReversal")
 CASES = ("relu/GUIDED", "relu/reverse", "tanh/reverse", "gelu/reverse", *REVERSALS)
 QUICK_CASES = ("relu/GUIDED", *REVERSALS)
+#: A compilation takes ten seconds, and what is left of a call does not depend on the formula.
+COMPILED, QUICK_COMPILED = ("relu/GUIDED", "gelu/reverse", "nn.GradientReversal"), ("relu/GUIDED",)
 #: At most so many times the forward and backward of F.relu, at 2^10 elements.
 GOAL, GOAL_ELEMENTS, GOAL_WHAT = 1.5, 1 << 10, "forward + backward"
 WHATS = ("no grad", "forward", GOAL_WHAT, "compiled")
@@ -158,7 +160,7 @@ def own_rows(recorder: str, quick: bool) -> list[Row]:
         for elements in sizes:
             for what, steps in _steps(found, elements).items():
                 rows += _rows(case, what, elements, steps, effort)
-        if recorder != "python" and not (quick and case != QUICK_CASES[0]):
+        if recorder != "python" and case in (QUICK_COMPILED if quick else COMPILED):
             rows += _compiled_rows(case, found, sizes, effort)
     return [{"recorder": recorder, **row} for row in rows]
 

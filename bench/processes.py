@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from . import cases, machine, memory
@@ -124,14 +125,19 @@ def measure_memory(
     every = cases.default_cases(True) if few else cases.all_cases()
     chosen = [case for case in every if matches(case.name)]
     kept = [*memory.hooked(chosen, dtypes), memory.view_row()]
-    resident = []
     variables = environment("default", "") | {"OMP_NUM_THREADS": "1"}
-    for name, names in _QUICK_RESIDENT if options.quick else _RESIDENT:
-        for provider in names:
-            if matches(name):
-                progress.say(f"memory: {name} by {provider}, in a process of its own")
-                case, elements = cases.Case(*name.split("/")), 1 << 24
-                resident.append(
-                    memory.in_own_process(case, provider, dtypes[0], elements, variables)
-                )
-    return kept, resident
+    wanted = [
+        (cases.Case(*name.split("/")), provider)
+        for name, names in (_QUICK_RESIDENT if options.quick else _RESIDENT)
+        for provider in names
+        if matches(name)
+    ]
+
+    def answered(one: tuple[cases.Case, str]) -> Row:
+        case, provider = one
+        progress.say(f"memory: {case.name} by {provider}, in a process of its own")
+        return memory.in_own_process(case, provider, dtypes[0], 1 << 24, variables)
+
+    # Bytes are counted, not time, so that every processor may take one.
+    with ThreadPoolExecutor(machine.usable_processors()) as pool:
+        return kept, list(pool.map(answered, wanted))

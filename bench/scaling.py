@@ -188,7 +188,7 @@ def layout_rows(shapes: Sequence[tuple[int, int, int]], effort: Effort) -> Itera
 
 def own_rows(quick: bool) -> list[Row]:
     """The rows of this process."""
-    effort = Effort(0.05, 3, 21, 3e-4) if quick else Effort(0.15, 5, 41, 1e-3)
+    effort = Effort(0.05, 3, 21, 3e-4) if quick else Effort(0.1, 5, 41, 1e-3)
     rows: list[Row] = []
     for threads in [n for n in (1, 2) if n <= machine.usable_processors()]:
         torch.set_num_threads(threads)

@@ -88,12 +88,14 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def large(told: dict[str, Any]) -> dict[str, Any]:
-    """`told` for few cases at the sizes from which results ask for huge pages, on one thread."""
+    """`told` for few cases on one thread, at the least and the largest size of which results ask
+    for huge pages."""
+    sizes = [size for size in told["sizes"] if size >= 1 << 20]
     return told | {
         "cases": [name for name in told["cases"] if name in _SPEAK_FOR_LARGE],
         "threads": told["threads"][:1],
         "dtypes": told["dtypes"][:1],
-        "sizes": [size for size in told["sizes"] if size >= 1 << 20],
+        "sizes": sizes[:1] + sizes[1:][-1:],
         "few_sizes": [size for size in told["few_sizes"] if size >= 1 << 20],
         "compile": [],
     }

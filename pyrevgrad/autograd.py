@@ -20,6 +20,7 @@ from .binding import NODES
 from .pairs import Pair
 from .reference import eager
 from .reference.eager import Reversal
+from .reference_backend import REFERENCE
 from .rules import EXACT
 from .transforms import TracingError, exported, exporting, refuse_modified, transformed
 
@@ -407,6 +408,8 @@ def _compiled(x: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
     _refuse_transform()
     backend = backends.choose(x, pair)
     if x.requires_grad and torch.is_grad_enabled():
+        if backend is REFERENCE and pair.by_output is not None:
+            pair = pair.by_output
         return _Call.apply(x, pair, scale, backend)
     return backend.value(x, pair)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import triton_backend
-from .activations import ACTIVATIONS, CUSTOM, Activation, find
+from .activations import ACTIVATIONS, CUSTOM, MASK, Activation, find
 from .binding import CURE
 from .checks import closest
 from .pairs import Pair, make_pair
@@ -277,15 +277,17 @@ def reference_for_batches() -> None:
 def choose(x: Tensor, pair: Pair) -> Any:
     """The forced backend or BackendError; else native, on CUDA then Triton, then the reference.
 
-    Under torch.compile the reference serves CUDA tensors, for the compiler to fuse.
+    Under torch.compile the reference, for the compiler to fuse; on the CPU native, as an opaque
+    operation, where only a mask of x would do, which the compiler would store as slow bytes.
     """
     name = _forced
     if name is not None:
         return _named(x, pair, name)
+    if torch.compiler.is_compiling():
+        mask = pair.keeps == MASK and pair.by_output is None
+        return _native if mask and pair.program is not None and x.is_cpu else REFERENCE
     if pair.program is not None and x.is_cpu:
         return _native
-    if torch.compiler.is_compiling():
-        return REFERENCE
     if x.is_cuda:
         return _choose_on_cuda(x, pair)
     if _native is None:

@@ -53,7 +53,9 @@ def configuration() -> dict[str, str]:
         if native.asks_for_huge_pages:
             built += "; huge pages for results of 4 MiB a thread or more"
     cpu = _cpu_serving()
-    compiled = f"cpu: {cpu}, as an opaque operation; elsewhere: reference, to be fused"
+    compiled = f"reference, to be fused; cpu, where only a mask of x would do: {cpu}, opaque"
+    if backends.forced() in ("native", "reference"):
+        compiled = f"{backends.forced()}"
     if backends.forced() == "triton":
         compiled = "none: triton does not serve it"
     lines = {

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .activations import CONSTANT, MASK, Activation
+from .activations import CONSTANT, MASK, OUTPUT, Activation
 from .rules import NOTHING, Rule, plan_kind
 
 _FLOAT32_MAX = (2 - 2**-23) * 2.0**127
@@ -50,6 +50,9 @@ class Pair:
         Whether an element of the low slope is blocked: 0, or a gate's.
     reads : tuple of str
         What a custom rule reads beside g.
+    by_output : Pair or None
+        The pair that keeps y in place of bits, for a compiler, which packs none; None where y does
+        not tell, or nothing is packed.
     program : torch.Tensor or None
         The pair as numbers for the native library.
     """
@@ -68,6 +71,7 @@ class Pair:
     flat: bool = False
     low_blocks: bool = False
     reads: tuple[str, ...] = ()
+    by_output: Pair | None = None
     program: Any = None
 
 
@@ -111,7 +115,23 @@ def make_pair(row: Activation, numbers: tuple[float, ...], rule: Rule, half: boo
     all_numbers = (*numbers, *interval, high, low, rule.threshold, rule.clip, rule.scale)
     if any(_in_float32(number) != number for number in (*all_numbers, *rule.custom[1:])):
         pair.in_float32 = _pair_in_float32(pair)
+    pair.by_output = _by_output(pair, half)
     return pair
+
+
+def _by_output(pair: Pair, half: bool) -> Pair | None:
+    row, rule = pair.row, pair.rule
+    if row.name == "relu" and pair.keeps == MASK and pair.bit == "positive" and not rule.custom:
+        # relu's own slope is that gate.
+        rule = replace(rule, slope="exact", input_gate=None)
+    elif pair.bit != "own":
+        return None
+    if not row.output_suffices(pair.numbers) or (half and row.input_in_half):
+        return None
+    found = replace(pair, rule=rule, keeps=OUTPUT, bit="none", in_float32=None)
+    if pair.in_float32 is not None:
+        found.in_float32 = _pair_in_float32(found)
+    return found
 
 
 def _in_float32(number: float) -> float:

@@ -256,18 +256,21 @@ def gradient(
     scale: Tensor | None,
     x: Tensor | None = None,
 ) -> Tensor:
-    """``passes and gate(g) ? (scale · slope) · g : +0`` in the compute type, gates held fixed."""
+    """``passes and gate(g) ? (scale · slope) · g : +0`` in the compute type, gates held fixed.
+
+    A condition is used once: one that is used twice, or is a conjunction, Inductor stores as bytes.
+    """
     rule = pair.rule
     if not math.isinf(rule.clip):
         g = torch.clamp(g, -rule.clip, rule.clip)
     tested = None
     if rule.gradient_gate == "gradient":
-        tested = ~(g <= 0)
+        tested = g <= 0
     elif rule.gradient_gate == "product":
-        tested = ~(slope * g <= 0)
+        tested = slope * g <= 0
     elif rule.gradient_gate == "output":
         assert y is not None
-        tested = ~(y * g <= rule.threshold)
+        tested = y * g <= rule.threshold
     if rule.custom:
         at = {"slope": slope, "x": x, "y": y}
         sent = RULES[rule.custom[0]](g, *(at[name] for name in pair.reads), *rule.custom[1:])
@@ -276,15 +279,15 @@ def gradient(
     else:
         product = (_scale(pair, scale, g) * slope) * g
     if tested is not None:
-        passes = tested if passes is None else passes & tested
+        product = torch.where(tested, 0.0, product)
     return product if passes is None else torch.where(passes, product, 0.0)
 
 
 def _two_slopes(passes: Tensor, pair: Pair, like: Tensor) -> tuple[Tensor, Tensor | None]:
     """The slope where `passes` holds and where it does not, and what blocks: a slope of 0."""
-    low = torch.full_like(like, pair.slope_low)
-    slope = torch.where(passes, pair.slope_high, low)
-    return slope, passes if pair.low_blocks else None
+    if pair.low_blocks:
+        return torch.full_like(like, pair.slope_high), passes
+    return torch.where(passes, pair.slope_high, torch.full_like(like, pair.slope_low)), None
 
 
 def _constant_slope(like: Tensor, pair: Pair) -> tuple[Tensor, Tensor | None]:
