@@ -267,4 +267,12 @@ class _Judge:
             f"the features get neither {-scale:g} times the plain gradient nor the plain one: is "
             "this the output of the domain head alone, or a sum with the label loss? Does every "
             "way from the features to the head pass the reversal once?"
+            + self._other_scale(features)
         )
+
+    def _other_scale(self, features: dict[str, float]) -> str:
+        """What to do where all features get the same factor, which is another λ perhaps."""
+        factor = next(iter(features.values()))
+        if not (math.isfinite(factor) and factor and self.all(features, factor)):
+            return ""
+        return f" All get {factor:+.4g} times it: give scale={abs(factor):.4g} if that is λ"

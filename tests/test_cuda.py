@@ -197,6 +197,75 @@ def test_captured_graph_follows_the_scale_and_the_data(name, rule_name):
         assert same_bits(y.cpu(), wanted_y.cpu()) and same_bits(gx.cpu(), wanted_gx.cpu())
 
 
+def layer_and_shape(kind):
+    """A reversal in float64, which no TF32 rounds, and the shape of its input."""
+    torch.manual_seed(0)
+    made = {
+        "GradientReversal": lambda: (pyrevgrad.nn.GradientReversal(0.5, record_norm=True), (5, 8)),
+        "ReversedLinear": lambda: (pyrevgrad.nn.ReversedLinear(8, 3, scale=0.5), (5, 8)),
+        "ReversedConv2d": lambda: (pyrevgrad.nn.ReversedConv2d(4, 3, 3, scale=0.5), (2, 4, 9, 9)),
+    }
+    layer, shape = made[kind]()
+    return layer.double(), shape
+
+
+def gradients(layer, x, g):
+    """y, and the gradients of x and of the parameters."""
+    y = layer(x)
+    return y, *torch.autograd.grad(y, [x, *layer.parameters()], g)
+
+
+each_layer = pytest.mark.parametrize(
+    "kind", ("GradientReversal", "ReversedLinear", "ReversedConv2d")
+)
+
+
+@each_layer
+def test_reversing_layers_moved_to_the_device_agree_with_the_cpu(kind):
+    layer, shape = layer_and_shape(kind)
+    x = torch.randn(shape, dtype=torch.float64)
+    g = torch.randn_like(layer(x))
+    wanted = gradients(layer, x.requires_grad_(), g)
+    layer.to(DEVICE)
+    there = x.detach().to(DEVICE).requires_grad_()
+    found = gradients(layer, there, g.to(DEVICE))
+    assert layer.scale.device.type == DEVICE.type
+    torch.testing.assert_close([tensor.cpu() for tensor in found], list(wanted))
+    layer.set_scale(2.0)
+    torch.testing.assert_close(gradients(layer, there, g.to(DEVICE))[1].cpu(), 4 * wanted[1])
+
+
+@needs_cuda
+@each_layer
+def test_reversing_layers_never_wait_for_the_device(kind):
+    layer, shape = layer_and_shape(kind)
+    layer.to(DEVICE)
+    x = torch.randn(shape, dtype=torch.float64, device=DEVICE).requires_grad_()
+    g = torch.randn_like(layer(x))
+    gradients(layer, x, g)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        y = layer(x)
+        layer.set_scale(0.25)
+        torch.autograd.grad(y, x, g)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_cuda
+@each_layer
+def test_captured_reversing_layers_follow_the_scale(kind):
+    layer, shape = layer_and_shape(kind)
+    layer.to(DEVICE)
+    x = torch.randn(shape, dtype=torch.float64, device=DEVICE).requires_grad_()
+    g = torch.randn_like(layer(x))
+    graph, found = captured(lambda: gradients(layer, x, g))
+    for number in (0.5, -3.0, 0.0):
+        layer.set_scale(number)
+        graph.replay()
+        torch.testing.assert_close(found, gradients(layer, x, g))
+
+
 @needs_cuda
 def test_kernels_run_on_the_stream_of_the_moment():
     """What a side stream prepares late is seen, which a kernel on another stream would not."""

@@ -97,7 +97,9 @@ def test_a_function_call_inside_forward_is_measured_too():
             return self.label_head(found), self.domain_head(reverse_gradient(found, 0.3))
 
     assert checked(Calls(None), scale=0.3).ok
-    assert checked(Calls(None), scale=0.6).verdict == "not proportional"
+    other = checked(Calls(None), scale=0.6)
+    assert other.verdict == "not proportional"
+    assert "All get -0.3 times it: give scale=0.3 if that is λ" in other.sentence
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import zoo
 from torch import nn
 
 import pyrevgrad
-from pyrevgrad import EXACT, swap
+from pyrevgrad import EXACT, GUIDED, swap
 from pyrevgrad.rules import RULES
 
 
@@ -154,3 +154,13 @@ def test_in_place_on_a_slice(kind, rule):
     swapped, _, _ = compare(plain, oracle, rule, x)
     assert [site.backward for site in swapped.report.replaced] == [1]
     assert pyrevgrad.assert_overridden(plain, RULES[rule], x).must_differ > 0
+
+
+def test_backward_hooks_of_the_user_are_no_activations(recwarn):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    model[0].register_full_backward_hook(lambda *_: None)
+    model[2].register_full_backward_pre_hook(lambda *_: None)
+    with swap(model, GUIDED, strict="all") as swapped:
+        model(torch.randn(3, 4, requires_grad=True)).sum().backward()
+    assert len(swapped.report.replaced) == 1 and not swapped.report.left
+    assert not recwarn.list

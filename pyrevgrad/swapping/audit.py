@@ -45,7 +45,10 @@ UNSEEN = (
     "thread of its own outside any module, or before the swap"
 )
 #: Custom Functions of PyTorch and of ours that are no activations.
-_KNOWN = ("CheckpointFunctionBackward", "_ViewBackward", "_AttachBackward")
+_KNOWN = (
+    "CheckpointFunctionBackward", "_ViewBackward", "_AttachBackward",
+    "BackwardHookFunctionBackward",  # what PyTorch sets about a module with a backward hook
+)  # fmt: skip
 
 #: PyTorch's own classes of nodes that are no activation's, once met.
 _ORDINARY: set[type] = set()
