@@ -20,7 +20,7 @@ help:
 	@echo 'make demo         train, draw and time on real digits; leaves out/demo/'
 	@echo 'make test         the tests and every example in the documentation'
 	@echo 'make triton-matrix  every Triton kernel, interpreted and compiled, with no GPU; an hour'
-	@echo 'make bench        the benchmarks, eleven minutes; make bench-quick for a first look'
+	@echo 'make bench        the benchmarks, ten minutes; make bench-quick for a first look'
 	@echo 'make bench-compare BASE=HEAD~1  is this slower than a commit, beyond noise?'
 	@echo 'make reproduce    domain adaptation over five seeds; leaves reproductions/results/'
 	@echo 'make gpu          on a machine with one: build, tests, compute-sanitizer, benchmarks'
