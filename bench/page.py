@@ -59,8 +59,8 @@ _METHOD = """\
   win.
 * **Providers.** `fused`: the native backend. `reference`: the same rule in plain PyTorch. `idiom`:
   what people write. `idiom+compile`: the same under `torch.compile`, compiled once for all sizes;
-  alone, as here, Inductor keeps its mask as a byte an element, whose store is slow on the CPU: a
-  form of which it keeps x or y, or each way compiled by itself, comes much nearer to `fused`.
+  alone, as here, Inductor keeps its mask as a byte an element, whose store is slow on the CPU; a
+  form that avoids it, as each way compiled by itself, would come nearer and has no row yet.
   `eager-best`: the strongest eager form known. `plain`: PyTorch's activation with its ordinary
   backward. `captum`, `zennit`, `grad-cam`: their guided backpropagation or DeconvNet of one
   `nn.ReLU`, sending back the same g; captum sets its hooks in every call, zennit's are set

@@ -53,10 +53,10 @@ def configuration() -> dict[str, str]:
         if native.asks_for_huge_pages:
             built += "; huge pages for results of 4 MiB a thread or more"
     cpu = _cpu_serving()
-    compiled = f"reference, to be fused; cpu, where only a mask of x would do: {cpu}, opaque"
-    if backends.forced() in ("native", "reference"):
-        compiled = f"{backends.forced()}"
-    if backends.forced() == "triton":
+    compiled = backends.forced() or "reference, to be fused"
+    if native is not None and not backends.forced():
+        compiled += "; on the CPU native, opaque, where only a mask of x would do"
+    if compiled == "triton":
         compiled = "none: triton does not serve it"
     lines = {
         "pyrevgrad": __version__,

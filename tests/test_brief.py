@@ -29,6 +29,8 @@ GIVEN = {
     "elu": {"alpha": 0.3}, "celu": {"alpha": 0.3}, "softplus": {"beta": 0.3, "threshold": 20.0},
 }  # fmt: skip
 CASES = [*((name, False) for name in SMOOTH), *((name, True) for name in GIVEN)]
+#: Half types' results: dtype, way of erring, case, value or slope, number.
+SHAPE = (2, 3, len(CASES), 2, 65536)
 each_case = pytest.mark.parametrize(("name", "given"), CASES)
 #: What float32 loses to cancellation or underflow in these formulas, whatever computes them.
 ABSOLUTE = 2e-6
@@ -64,8 +66,7 @@ def written(repository, tmp_path_factory) -> np.ndarray:
 @pytest.fixture(scope="module")
 def results(written) -> dict:
     """{(dtype, activation, whether with GIVEN, value or slope): (three ways of erring, 65536)}."""
-    shape = (2, 3, len(CASES), 2, 65536)
-    made = written[: np.prod(shape)].reshape(shape)
+    made = written[: np.prod(SHAPE)].reshape(SHAPE)
     return {
         (dtype, *case, what): made[i, :, j, k]
         for i, dtype in enumerate(FORMATS)
@@ -124,7 +125,7 @@ def test_nan_infinities_and_zeros_are_as_in_float32(results, dtype, name, given)
 def test_the_logarithm_of_float32_is_within_six_units_in_the_last_place(written):
     """Subnormal u too. The quotient in it errs by 2, as CUDA's documentation allows."""
     u = np.arange(0, 0x3F800001, 1024, dtype=np.uint32).view(np.float32)
-    found = written[2 * 3 * len(CASES) * 2 * 65536 :].reshape(3, u.size).astype(np.float64)
+    found = written[np.prod(SHAPE) :].reshape(3, u.size).astype(np.float64)
     wanted = np.log1p(u.astype(np.float64))
     unit = np.spacing(wanted.astype(np.float32)).astype(np.float64)
     assert (np.abs(found - wanted) <= 6 * unit).all()

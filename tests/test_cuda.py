@@ -209,6 +209,14 @@ def layer_and_shape(kind):
     return layer.double(), shape
 
 
+def on_the_device(kind):
+    """The layer, an input that needs a gradient, and what arrives."""
+    layer, shape = layer_and_shape(kind)
+    layer.to(DEVICE)
+    x = torch.randn(shape, dtype=torch.float64, device=DEVICE).requires_grad_()
+    return layer, x, torch.randn_like(layer(x))
+
+
 def gradients(layer, x, g):
     """y, and the gradients of x and of the parameters."""
     y = layer(x)
@@ -238,10 +246,7 @@ def test_reversing_layers_moved_to_the_device_agree_with_the_cpu(kind):
 @needs_cuda
 @each_layer
 def test_reversing_layers_never_wait_for_the_device(kind):
-    layer, shape = layer_and_shape(kind)
-    layer.to(DEVICE)
-    x = torch.randn(shape, dtype=torch.float64, device=DEVICE).requires_grad_()
-    g = torch.randn_like(layer(x))
+    layer, x, g = on_the_device(kind)
     gradients(layer, x, g)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -255,10 +260,7 @@ def test_reversing_layers_never_wait_for_the_device(kind):
 @needs_cuda
 @each_layer
 def test_captured_reversing_layers_follow_the_scale(kind):
-    layer, shape = layer_and_shape(kind)
-    layer.to(DEVICE)
-    x = torch.randn(shape, dtype=torch.float64, device=DEVICE).requires_grad_()
-    g = torch.randn_like(layer(x))
+    layer, x, g = on_the_device(kind)
     graph, found = captured(lambda: gradients(layer, x, g))
     for number in (0.5, -3.0, 0.0):
         layer.set_scale(number)

@@ -258,7 +258,7 @@ def gradient(
 ) -> Tensor:
     """``passes and gate(g) ? (scale · slope) · g : +0`` in the compute type, gates held fixed.
 
-    A condition is used once: one that is used twice, or is a conjunction, Inductor stores as bytes.
+    A condition is used once: one that is used twice Inductor stores as bytes, which is slow.
     """
     rule = pair.rule
     if not math.isinf(rule.clip):
