@@ -6,6 +6,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/pages.h"
+#include "cpu/writing.h"
 #include "operations.h"
 
 namespace pyrevgrad {
@@ -37,11 +38,9 @@ std::int64_t threads() {
   return count;
 }
 
-std::int64_t size_of(DType dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
-
 // Memory for a result that is written for the first time.
 void prepare(const Work& work, DType dtype) {
-  const std::int64_t bytes = work.size * size_of(dtype);
+  const std::int64_t bytes = work.size * cpu::size_of(dtype);
   if (work.output == work.input || bytes < cpu::kHugeFrom || !cpu::asks_for_huge_pages()) return;
   if (bytes >= cpu::kHugeFrom * threads()) cpu::ask_for_huge_pages(work.output, bytes);
 }
@@ -62,7 +61,7 @@ void compute_backward(const Work& work, const Tensor& gradient, const Tensor& sc
 }
 
 // What this build holds, for show_config(): the names in code order, then the instruction set, then
-// whether large results ask for huge pages.
+// whether large results ask for huge pages, then the bytes from which they pass the caches by.
 void describe(StableIValue* stack, std::uint64_t, std::uint64_t) {
   std::string text;
 #define PYREVGRAD_NAME(functor, name) text += name ",";
@@ -70,6 +69,7 @@ void describe(StableIValue* stack, std::uint64_t, std::uint64_t) {
 #undef PYREVGRAD_NAME
   text += cpu::kernels().capability;
   text += cpu::asks_for_huge_pages() ? ",1" : ",0";
+  text += "," + std::to_string(cpu::writing_here().streams_from);
   stack[0] = torch::stable::detail::from(text);
 }
 

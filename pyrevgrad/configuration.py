@@ -42,6 +42,10 @@ def _cuda_serving() -> str:
     return f"reference, as triton is not in use, nor native: {problem}"
 
 
+def _bytes(count: int) -> str:
+    return f"{count} bytes" if count % 2**20 else f"{count >> 20} MiB"
+
+
 def configuration() -> dict[str, str]:
     """What is built, what would run where, and why, as (topic, sentence)."""
     from . import __version__
@@ -52,6 +56,8 @@ def configuration() -> dict[str, str]:
         built = f"built; {native.capability} kernels"
         if native.asks_for_huge_pages:
             built += "; huge pages for results of 4 MiB a thread or more"
+        if native.streams_from:
+            built += f"; results from {_bytes(native.streams_from)} past the caches"
     cpu = _cpu_serving()
     compiled = backends.forced() or "reference, to be fused"
     if native is not None and not backends.forced():

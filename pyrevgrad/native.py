@@ -49,8 +49,9 @@ class Native:
         self._value_ = operations.value_.default
         self._value_and_mask_ = operations.value_and_mask_.default
         self._backward = operations.backward.default
-        *names, self.capability, huge_pages = operations.describe.default().split(",")
+        *names, self.capability, huge_pages, streams = operations.describe.default().split(",")
         self.asks_for_huge_pages = huge_pages == "1"
+        self.streams_from = int(streams)
         self.codes = {name: code for code, name in enumerate(names)}
         self.cuda_missing = _load_cuda()
         self._cuda_problems: dict[int, str] = {}

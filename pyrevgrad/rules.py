@@ -247,7 +247,8 @@ def reverse(scale: float | torch.Tensor = 1.0) -> Rule:
     >>> reverse(0.3)
     reverse(0.3)
     """
-    return EXACT.scaled(scale).scaled(-1.0)
+    number, tensor = check_scale(scale)
+    return Rule(scale=-number, tensor=tensor)
 
 
 def guided(form: str = "input") -> Rule:

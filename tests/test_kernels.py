@@ -363,6 +363,43 @@ def test_every_instruction_set_gives_the_same(name, capability, by_capability):
 
 
 @needs_native
+@pytest.mark.parametrize("capability", ("portable", "avx2", "avx512"))
+def test_what_is_written_past_the_caches_is_the_same(capability, by_capability, tmp_path):
+    if capability not in by_capability:
+        pytest.skip(f"this machine has no {capability}")
+    variables = {"PYREVGRAD_CPU_CAPABILITY": capability, "PYREVGRAD_STREAM_FROM": "1"}
+    ended = in_subprocess(RUN_EVERY_PAIR, tmp_path / "results.pt", **variables)
+    assert ended.returncode == 0, ended.stderr
+    made = torch.load(tmp_path / "results.pt", weights_only=True)
+    assert made.keys() == by_capability[capability].keys()
+    for case, results in made.items():
+        assert all(map(same_bits, results, by_capability[capability][case])), case
+
+
+@needs_native
+def test_from_which_size_results_pass_the_caches_is_told():
+    code = "import pyrevgrad; pyrevgrad.show_config()"
+    told = {
+        given: in_subprocess(code, PYREVGRAD_STREAM_FROM=given).stdout
+        for given in ("0", "1000", str(64 << 20))
+    }
+    assert "past the caches" not in told["0"]
+    assert "kernels" in told["1000"] and "; results from 1000 bytes past the caches" in told["1000"]
+    assert "; results from 64 MiB past the caches" in told[str(64 << 20)]
+
+
+@needs_native
+@pytest.mark.parametrize("given", ("yes", "-1", "32 MiB"))
+def test_no_number_of_bytes_is_refused(given):
+    ended = in_subprocess("import pyrevgrad", PYREVGRAD_STREAM_FROM=given)
+    assert ended.returncode != 0
+    assert (
+        f"PYREVGRAD_STREAM_FROM={given}: the bytes from which a result is written past the caches, "
+        "or 0 for never"
+    ) in ended.stderr
+
+
+@needs_native
 def test_an_instruction_set_that_is_not_there_is_refused():
     ended = in_subprocess("import pyrevgrad", PYREVGRAD_CPU_CAPABILITY="sse9")
     assert ended.returncode != 0

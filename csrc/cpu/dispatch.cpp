@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "writing.h"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -58,17 +60,19 @@ const KernelTable& choose() {
 
 struct Task {
   const Work* work;
+  Writing how;
   Kernel kernel;
 };
 
-void run(const Work& work, Kernel kernel, ParallelFor threads) {
+void run(const Work& work, DType dtype, Kernel kernel, ParallelFor threads) {
   if (work.size == 0) return;
-  if (work.size <= kGrain) return kernel(work, 0, work.size);
-  Task task{&work, kernel};
+  const Writing how = writing_of(work, work.size * size_of(dtype));
+  if (work.size <= kGrain) return kernel(work, how, 0, work.size);
+  Task task{&work, how, kernel};
   const auto part = [](std::int64_t first, std::int64_t last, void* context) {
     const Task& t = *static_cast<const Task*>(context);
     const std::int64_t end = last * kBlock;
-    t.kernel(*t.work, first * kBlock, end < t.work->size ? end : t.work->size);
+    t.kernel(*t.work, t.how, first * kBlock, end < t.work->size ? end : t.work->size);
   };
   threads((work.size + kBlock - 1) / kBlock, kGrain / kBlock, part, &task);
 }
@@ -93,7 +97,7 @@ void forward(const Work& work, DType dtype, ParallelFor threads) {
   const auto bit = work.mask == nullptr ? MaskBit::kNone : program.mask_bit;
   const Kernel kernel = kernels().forward[program.activation][dtype][static_cast<int>(bit)];
   if (kernel == nullptr) throw std::runtime_error("this activation has no mask of its own");
-  run(work, kernel, threads);
+  run(work, dtype, kernel, threads);
 }
 
 void backward(const Work& work, DType dtype, ParallelFor threads) {
@@ -101,13 +105,15 @@ void backward(const Work& work, DType dtype, ParallelFor threads) {
   const KernelTable& table = kernels();
   switch (program.keeps) {
     case Keeps::kNothing:
-      return run(work, by_gates(program, table.backward_nothing[dtype]), threads);
+      return run(work, dtype, by_gates(program, table.backward_nothing[dtype]), threads);
     case Keeps::kMask:
-      return run(work, by_gates(program, table.backward_mask[dtype]), threads);
+      return run(work, dtype, by_gates(program, table.backward_mask[dtype]), threads);
     case Keeps::kOutput:
-      return run(work, table.backward_output[program.activation][dtype][program.plain()], threads);
+      return run(work, dtype, table.backward_output[program.activation][dtype][program.plain()],
+                 threads);
     case Keeps::kInput:
-      return run(work, table.backward_input[program.activation][dtype][program.plain()], threads);
+      return run(work, dtype, table.backward_input[program.activation][dtype][program.plain()],
+                 threads);
   }
 }
 

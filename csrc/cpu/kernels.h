@@ -90,6 +90,14 @@ INLINE V fetched(const T* p) {
   }
 }
 
+// As store, past the caches, to a multiple of the vector's bytes.
+template <class V, class T>
+INLINE void stream(const V& x, T* p) {
+  alignas(64) T one[V::width];
+  store(x, one);
+  past_caches<sizeof(one)>(one, p);
+}
+
 // out = body(input, kept, bits in, bits out) over whole vectors, a block of 64 elements at a time
 // so that its mask is one load or store; what is left goes through a copy of one vector, so that
 // every element takes the same path wherever it lies.
@@ -99,13 +107,11 @@ INLINE V fetched(const T* p) {
 // lie like that beside their inputs. Eight copies of a dear body would only lengthen the build.
 enum class Cost { kCheap, kDear };
 
-// Lines of the output are asked for this many bytes ahead. A store waits for its line as a load
-// does, and the machine foresees loads better: with a mask as a third stream, .69 of a copy's
-// bandwidth without this and .90 with it at 2^16 float32, .90 and 1.24 at 2^24.
+// Where lines of the output are asked for, this many bytes ahead.
 constexpr std::int64_t kAhead = 2048, kLine = 64;
 
 template <class V, class T, bool reads_kept, MaskUse use, Cost cost, class Body>
-INLINE void sweep(const Work& work, std::int64_t first, std::int64_t last, Body body) {
+INLINE void sweep(const Work& work, Writing how, std::int64_t first, std::int64_t last, Body body) {
   constexpr int width = V::width, count = kBlock / width;
   constexpr std::uint64_t lanes = (std::uint64_t(1) << width) - 1;
   const T* input = static_cast<const T*>(work.input);
@@ -118,14 +124,18 @@ INLINE void sweep(const Work& work, std::int64_t first, std::int64_t last, Body 
     out |= static_cast<std::uint64_t>(bits) << j;
     return y;
   };
+  const auto put = [how](const auto& y, T* p)
+                       INLINE_LAMBDA { how.streams ? stream(y, p) : store(y, p); };
   std::int64_t i = first;
   for (; i + kBlock <= last; i += kBlock) {
     std::uint64_t in = 0, out = 0;
     if constexpr (use == MaskUse::kRead) __builtin_memcpy(&in, mask + i / 8, 8);
-    const char* line = reinterpret_cast<const char*>(output + i) + kAhead;
+    if (how.asks_ahead) {
+      const char* line = reinterpret_cast<const char*>(output + i) + kAhead;
 #pragma GCC unroll 8
-    for (std::int64_t j = 0; j < kBlock * std::int64_t(sizeof(T)); j += kLine) {
-      __builtin_prefetch(line + j, 1);
+      for (std::int64_t j = 0; j < kBlock * std::int64_t(sizeof(T)); j += kLine) {
+        __builtin_prefetch(line + j, 1);
+      }
     }
     if constexpr (cost == Cost::kDear && PYREVGRAD_UNROLLS && alternates<T>) {
       std::uint64_t ins[2] = {}, outs[2] = {};
@@ -137,7 +147,7 @@ INLINE void sweep(const Work& work, std::int64_t first, std::int64_t last, Body 
 #pragma GCC unroll 1
         for (int h = 0; h < 2; ++h) x[h] = run(x[h], k[h], j / 2, ins[h], outs[h]);
         a.even = x[0], a.odd = x[1];
-        store(a, output + i + j);
+        put(a, output + i + j);
       }
       if constexpr (use == MaskUse::kWrite) {
         out = to_even_places(outs[0]) | to_even_places(outs[1]) << 1;
@@ -148,17 +158,23 @@ INLINE void sweep(const Work& work, std::int64_t first, std::int64_t last, Body 
       for (int j = 0; j < count; ++j) x[j] = fetched<V>(input + i + j * width);
 #pragma GCC unroll 8
       for (int j = 0; j < count; ++j) x[j] = run(x[j], x[j], j * width, in, out);
+      if (how.streams) {
 #pragma GCC unroll 8
-      for (int j = 0; j < count; ++j) store(x[j], output + i + j * width);
+        for (int j = 0; j < count; ++j) stream(x[j], output + i + j * width);
+      } else {
+#pragma GCC unroll 8
+        for (int j = 0; j < count; ++j) store(x[j], output + i + j * width);
+      }
     } else {
 #pragma GCC unroll 1
       for (int j = 0; j < kBlock; j += width) {
         const V x = fetched<V>(input + i + j), k = reads_kept ? fetched<V>(kept + i + j) : x;
-        store(run(x, k, j, in, out), output + i + j);
+        put(run(x, k, j, in, out), output + i + j);
       }
     }
     if constexpr (use == MaskUse::kWrite) __builtin_memcpy(mask + i / 8, &out, 8);
   }
+  if (how.streams) end_of_stream();
   for (; i < last; i += width) {
     const int rest = last - i < width ? static_cast<int>(last - i) : width;
     const int bytes = (rest + 7) / 8;
@@ -204,7 +220,7 @@ template <class A, class T>
 constexpr bool compares_stored = A::chooses && !(A::scales && std::is_same_v<T, Half>);
 
 template <class A, class T, MaskBit bit>
-void forward(const Work& work, std::int64_t first, std::int64_t last) {
+void forward(const Work& work, Writing how, std::int64_t first, std::int64_t last) {
   using V = typename std::conditional_t<compares_stored<A, T>, Chosen<T>, Computed<T>>::V;
   const auto p = parameters<V>(work.program);
   [[maybe_unused]] const V low(work.program.low), high(work.program.high);
@@ -217,7 +233,7 @@ void forward(const Work& work, std::int64_t first, std::int64_t last) {
     if constexpr (bit == MaskBit::kInterval) bits = bits_of(inside(x, low, high));
     return A::value(x, p);
   };
-  sweep<V, T, false, use, cost>(work, first, last, body);
+  sweep<V, T, false, use, cost>(work, how, first, last, body);
 }
 
 // The gates that a backward by g alone or by a mask may meet: any, none (its low slope aside), none
@@ -255,12 +271,12 @@ INLINE void with_factor(double scale, double slope, Run run) {
 }
 
 template <class T, Gates gates>
-void backward_nothing(const Work& work, std::int64_t first, std::int64_t last) {
+void backward_nothing(const Work& work, Writing how, std::int64_t first, std::int64_t last) {
   using V = ForGates<T, gates>;
   const Program& program = work.program;
   const auto pass = program.slope_high == 0 ? !all<V>() : all<V>();
   const auto swept = [&](auto body) INLINE_LAMBDA {
-    sweep<V, T, false, MaskUse::kNone, cost_of<gates>>(work, first, last, body);
+    sweep<V, T, false, MaskUse::kNone, cost_of<gates>>(work, how, first, last, body);
   };
   if constexpr (gates == Gates::kAny) {
     const Rule<V> rule = rule_of<V>(program);
@@ -281,13 +297,13 @@ void backward_nothing(const Work& work, std::int64_t first, std::int64_t last) {
 }
 
 template <class T, Gates gates>
-void backward_mask(const Work& work, std::int64_t first, std::int64_t last) {
+void backward_mask(const Work& work, Writing how, std::int64_t first, std::int64_t last) {
   using V = ForGates<T, gates>;
   const Program& program = work.program;
   // A slope of exactly 0 blocks: select, so that inf and NaN become +0 too.
   [[maybe_unused]] const bool low_blocks = program.slope_low == 0;
   const auto swept = [&](auto body) INLINE_LAMBDA {
-    sweep<V, T, false, MaskUse::kRead, cost_of<gates>>(work, first, last, body);
+    sweep<V, T, false, MaskUse::kRead, cost_of<gates>>(work, how, first, last, body);
   };
   if constexpr (gates == Gates::kAny) {
     const Rule<V> rule = rule_of<V>(program);
@@ -320,7 +336,7 @@ INLINE V finished(V g, V slope, V y, M pass, bool identity, const Rule<V>& rule)
 }
 
 template <class A, class T, bool plain>
-void backward_output(const Work& work, std::int64_t first, std::int64_t last) {
+void backward_output(const Work& work, Writing how, std::int64_t first, std::int64_t last) {
   using V = typename Computed<T>::V;
   const auto p = parameters<V>(work.program);
   const Rule<V> rule = rule_of<V>(work.program);
@@ -338,11 +354,11 @@ void backward_output(const Work& work, std::int64_t first, std::int64_t last) {
     }
     return finished<plain>(g, slope, y, pass, identity, rule);
   };
-  sweep<V, T, true, MaskUse::kNone, Cost::kDear>(work, first, last, body);
+  sweep<V, T, true, MaskUse::kNone, Cost::kDear>(work, how, first, last, body);
 }
 
 template <class A, class T, bool plain>
-void backward_input(const Work& work, std::int64_t first, std::int64_t last) {
+void backward_input(const Work& work, Writing how, std::int64_t first, std::int64_t last) {
   using V = typename Computed<T>::V;
   const auto p = parameters<V>(work.program);
   const Rule<V> rule = rule_of<V>(work.program);
@@ -370,7 +386,7 @@ void backward_input(const Work& work, std::int64_t first, std::int64_t last) {
     }
     return finished<plain>(g, slope, y, pass, identity, rule);
   };
-  sweep<V, T, true, MaskUse::kNone, Cost::kDear>(work, first, last, body);
+  sweep<V, T, true, MaskUse::kNone, Cost::kDear>(work, how, first, last, body);
 }
 
 template <class A, class T, MaskBit bit>

@@ -27,8 +27,14 @@ struct Work {
   std::int64_t size;
 };
 
+// How a call's output is written: whether its lines are asked for ahead, and whether they are
+// written past the caches, which takes an output of whole lines.
+struct Writing {
+  bool asks_ahead, streams;
+};
+
 // Elements [first, last) of a call; `first` is a multiple of kBlock.
-using Kernel = void (*)(const Work&, std::int64_t first, std::int64_t last);
+using Kernel = void (*)(const Work&, Writing, std::int64_t first, std::int64_t last);
 constexpr std::int64_t kBlock = 64;
 
 #define PYREVGRAD_COUNT(functor, name) +1

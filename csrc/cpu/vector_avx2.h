@@ -28,6 +28,7 @@ struct F32 {
 };
 
 struct Alternate {
+  static constexpr int width = 2 * F32::width;
   F32 even, odd;
 };
 
@@ -143,6 +144,17 @@ INLINE F32 load(const Bfloat16* p) {
 INLINE F32 load(const Half* p) {
   return F32(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
+
+template <int bytes>
+INLINE void past_caches(const void* from, void* to) {
+  if constexpr (bytes == 16) {
+    _mm_stream_si128(static_cast<__m128i*>(to), *static_cast<const __m128i*>(from));
+  }
+  for (int i = 0; i < bytes / 32; ++i) {
+    _mm256_stream_si256(static_cast<__m256i*>(to) + i, static_cast<const __m256i*>(from)[i]);
+  }
+}
+INLINE void end_of_stream() { _mm_sfence(); }
 
 INLINE void store(F32 x, float* p) { _mm256_storeu_ps(p, x.v); }
 INLINE void store(F64 x, double* p) {

@@ -36,6 +36,7 @@ struct F32 {
 };
 
 struct Alternate {
+  static constexpr int width = 2 * F32::width;
   F32 even, odd;
 };
 
@@ -111,6 +112,17 @@ INLINE F32 load(const Bfloat16* p) {
 INLINE F32 load(const Half* p) {
   return F32(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
 }
+
+template <int bytes>
+INLINE void past_caches(const void* from, void* to) {
+  if constexpr (bytes == 64) {
+    _mm512_stream_si512(static_cast<__m512i*>(to), *static_cast<const __m512i*>(from));
+  } else {
+    static_assert(bytes == 32);
+    _mm256_stream_si256(static_cast<__m256i*>(to), *static_cast<const __m256i*>(from));
+  }
+}
+INLINE void end_of_stream() { _mm_sfence(); }
 
 INLINE void store(F32 x, float* p) { _mm512_storeu_ps(p, x.v); }
 INLINE void store(F64 x, double* p) { _mm512_storeu_pd(p, x.v); }

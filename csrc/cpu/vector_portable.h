@@ -127,6 +127,12 @@ INLINE F64 load(const double* p) {
   return r;
 }
 
+template <int bytes>
+INLINE void past_caches(const void* from, void* to) {
+  __builtin_memcpy(to, from, bytes);
+}
+INLINE void end_of_stream() {}
+
 INLINE void store(const F32& x, float* p) { __builtin_memcpy(p, &x.v, sizeof(x.v)); }
 INLINE void store(const F64& x, double* p) { __builtin_memcpy(p, &x.v, sizeof(x.v)); }
 [[gnu::noinline]] static void store(const F32& x, Bfloat16* p) {
