@@ -5,6 +5,7 @@ Imports summary, tables, sections and end_to_end; works from the records alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from . import end_to_end, sections, summary
@@ -51,16 +52,17 @@ _METHOD = """\
   threshold to the largest block freed, up to 32 MiB, and lies between the two. `faults`: page
   faults in one call of `fused`. Where Linux gives huge pages to who asks (`madvise`, above),
   `fused` asks for its results of 4 MiB a thread or more, so that they fault less; the bytes'
-  ceilings know nothing of that. *huge*: fresh, and torch told to ask for every tensor
-  (`THP_MEM_ALLOC_ENABLE=1`), so that all opponents have them too.
+  ceilings know nothing of that, nor of results that `fused` writes past the caches, which spares
+  reading their lines first (on AMD's processors; `info` says from which size). *huge*: fresh, and
+  torch told to ask for every tensor (`THP_MEM_ALLOC_ENABLE=1`), so that opponents have them too.
 * **Ceiling**, in brackets behind a ratio: the speed-up that the bytes read and written would give
   by themselves, derived provider by provider in `bench/traffic.py`. An opponent that computes
   slowly, or waits for page faults, is beaten by more; a ceiling below 1 says that no kernel could
   win.
 * **Providers.** `fused`: the native backend. `reference`: the same rule in plain PyTorch. `idiom`:
   what people write. `idiom+compile`: the same under `torch.compile`, compiled once for all sizes;
-  alone, as here, Inductor keeps its mask as a byte an element, whose store is slow on the CPU; a
-  form that avoids it, as each way compiled by itself, would come nearer and has no row yet.
+  alone, as here, Inductor keeps its mask as a byte an element, whose store is slow on the CPU.
+  `best+compile`: relu that keeps y, and a backward compiled by itself, which needs no such mask.
   `eager-best`: the strongest eager form known. `plain`: PyTorch's activation with its ordinary
   backward. `captum`, `zennit`, `grad-cam`: their guided backpropagation or DeconvNet of one
   `nn.ReLU`, sending back the same g; captum sets its hooks in every call, zennit's are set
@@ -134,8 +136,14 @@ def _versions(compared: list[Row], prefix: str) -> list[str]:
     ]
 
 
+def _elsewhere(paths: Sequence[str]) -> str:
+    """Where the pages of other machines are."""
+    links = (f"[{path.split('/')[-2]}]({path})" for path in paths)
+    return f"Other machines: {', '.join(links)}." if paths else ""
+
+
 def page(run: Row, others: dict[str, Row], compared: list[Row], pictures: list[str],
-         prefix: str) -> str:  # fmt: skip
+         prefix: str, elsewhere: Sequence[str] = ()) -> str:  # fmt: skip
     """The page that a reader starts with.
 
     Parameters
@@ -150,6 +158,8 @@ def page(run: Row, others: dict[str, Row], compared: list[Row], pictures: list[s
         Those that are there, of `PICTURES` and `OTHERS`.
     prefix : str
         What leads from the page to the folder of the records.
+    elsewhere : sequence of str
+        The paths of other machines' pages.
     """
     timings = run["timings"]
     kind = "a quick run: fewer sizes and rounds" if run["quick"] else "a full run"
@@ -162,6 +172,7 @@ def page(run: Row, others: dict[str, Row], compared: list[Row], pictures: list[s
         "faster. A *ceiling* is the ratio that the bytes moved would give by themselves.",
         summary.in_short(run),
         _machine_section(run),
+        _elsewhere(elsewhere),
         "## Wins",
         "Forward and backward: the median cell of size × threads × allocations × case, from 2¹⁶ "
         "elements the least and the most as well, and how many cells of how many `fused` won. "

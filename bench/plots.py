@@ -25,6 +25,7 @@ LOOKS = {
     "idiom": ("#D55E00", "s"),
     "eager-best": ("#E69F00", "^"),
     "idiom+compile": ("#CC79A7", "v"),
+    "best+compile": ("#5E3C99", "<"),
     "captum": ("#009E73", "D"),
     "zennit": ("#56B4E9", "P"),
     "grad-cam": ("#8C6D31", "X"),

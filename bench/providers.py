@@ -6,8 +6,10 @@ has passed it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +24,14 @@ from .idioms import differentiated
 
 #: In the order of the tables.
 NAMES = (
-    *("fused", "fused-triton", "reference", "idiom", "eager-best", "idiom+compile", "plain"),
+    *("fused", "fused-triton", "reference", "idiom", "eager-best"),
+    *("idiom+compile", "best+compile", "plain"),
     *("captum", "zennit", "grad-cam", "pytorch-revgrad", "numpy", "copy"),
 )
 #: Libraries that are installed or not.
 PEERS = tuple(peers.PACKAGES)
+#: Those that a compiler builds, which takes seconds a case.
+COMPILED = ("idiom+compile", "best+compile")
 OURS = ("fused", "fused-triton", "reference")
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -103,16 +108,13 @@ def _idiom(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | S
     return Provider("idiom", differentiated(apply))
 
 
-def _compiled(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | Skipped:
-    """The idiom under torch.compile: on the CPU for any size at once, one compilation a case and
-    dtype, which measured beside one a size was no slower from 2^10 to 2^22 elements; on a GPU for
-    the size at hand, since bounds that are unknown let Triton load no more than an element at once.
+def _compiler(case: Case, name: str, device: torch.device) -> Callable[..., Any] | Skipped:
+    """torch.compile for a case: on the CPU for any size at once, one compilation a case and dtype,
+    which measured beside one a size was no slower from 2^10 to 2^22 elements; on a GPU for the
+    size at hand, since bounds that are unknown let Triton load no more than an element at once.
     """
     if case.activation != "relu":
-        return Skipped("idiom+compile", "compiled for relu only: each case takes seconds to build")
-    apply = idioms.idiom(case.activation, case.rule_name, case.rule)
-    if apply is None:
-        return Skipped("idiom+compile", f"no eager idiom is written for {case.name}")
+        return Skipped(name, "compiled for relu only: each case takes seconds to build")
     import torch._dynamo
     import torch._inductor.config
 
@@ -120,8 +122,32 @@ def _compiled(case: Case, dtype: torch.dtype, device: torch.device) -> Provider 
     # the number of threads into the code, which its cache would not tell apart by itself.
     torch._dynamo.reset()
     torch._inductor.config.cpp.threads = torch.get_num_threads()
-    compiled = torch.compile(apply, dynamic=device.type == "cpu", fullgraph=True)
-    return Provider("idiom+compile", differentiated(compiled))
+    return functools.partial(torch.compile, dynamic=device.type == "cpu", fullgraph=True)
+
+
+def _compiled(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | Skipped:
+    compiler = _compiler(case, "idiom+compile", device)
+    if isinstance(compiler, Skipped):
+        return compiler
+    apply = idioms.idiom(case.activation, case.rule_name, case.rule)
+    if apply is None:
+        return Skipped("idiom+compile", f"no eager idiom is written for {case.name}")
+    return Provider("idiom+compile", differentiated(compiler(apply)))
+
+
+def _strongest_compiled(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | Skipped:
+    if device.type != "cpu":
+        reason = "on a GPU a mask of bytes is stored like anything else: see idiom+compile"
+        return Skipped("best+compile", reason)
+    compiler = _compiler(case, "best+compile", device)
+    if isinstance(compiler, Skipped):
+        return compiler
+    backward = idioms.strongest_backward(case.rule_name, case.rule)
+    if backward is None:
+        return Skipped("best+compile", f"no compiled backward is written for {case.name}")
+    compiled = compiler(backward)
+    apply = lambda x: idioms.StrongestCompiledRelu.apply(x, compiled)  # noqa: E731
+    return Provider("best+compile", differentiated(apply))
 
 
 def _strongest(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | Skipped:
@@ -168,6 +194,7 @@ _MAKERS: dict[str, Maker] = {
     "idiom": _idiom,
     "eager-best": _strongest,
     "idiom+compile": _compiled,
+    "best+compile": _strongest_compiled,
     "plain": _plain,
     "captum": _peer("captum", peers.captum),
     "zennit": _peer("zennit", peers.zennit),

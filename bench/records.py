@@ -62,29 +62,50 @@ def newest(results: Path) -> Path | None:
 
 
 def write_page(folder: Path, path: Path) -> bool:
-    """Write the page of a folder to `path` and its tables; False where there is no record."""
-    for place, made in pages(folder, path).items():
+    """Write the page of a folder to `path` and its tables, or, where `path` is the project's page,
+    every page of the project; False where there is no record of the folder."""
+    own = path.parent == folder
+    for place, made in (pages(folder, path) if own else project_pages(folder.parent, path)).items():
         place.write_text(made, encoding="utf-8")
     return (folder / SUITE).is_file()
 
 
-def _text(run: Row, folder: Path, prefix: str) -> str:
+def _text(run: Row, folder: Path, prefix: str, elsewhere: Sequence[str] = ()) -> str:
     """The page of a folder, to which `prefix` leads from it."""
     others = {name: read(folder / f"{name}.json") for name in page.OTHERS}
     found = {name: other for name, other in others.items() if other is not None}
     compared = [read(path) for path in sorted(folder.glob("compare-*.json"))]
     names = (*page.PICTURES, *page.OTHERS)
     pictures = [name for name in names if (folder / f"{name}.png").is_file()]
-    return page.page(run, found, compared, pictures, prefix)
+    return page.page(run, found, compared, pictures, prefix, elsewhere)
 
 
-def pages(folder: Path, path: Path) -> dict[Path, str]:
-    """What the page at `path` and the page of all tables should say; nothing without a record."""
+def pages(folder: Path, path: Path, elsewhere: Sequence[str] = ()) -> dict[Path, str]:
+    """What the page at `path` and the page of all tables should say; nothing without a record.
+
+    `elsewhere` are the paths of other machines' pages, from this one.
+    """
     run = read(folder / SUITE)
     if run is None:
         return {}
     prefix = "" if path.parent == folder else f"{folder.parent.name}/{folder.name}/"
-    return {path: _text(run, folder, prefix), folder / page.TABLES: page.tables_page(run)}
+    text = _text(run, folder, prefix, elsewhere)
+    return {path: text, folder / page.TABLES: page.tables_page(run)}
+
+
+def project_pages(results: Path, path: Path) -> dict[Path, str]:
+    """A page in the folder of each machine, and that of the newest record, which leads to the
+    others, at `path`; nothing without a record."""
+    own = {folder: folder / "README.md" for folder in sorted(results.glob("*"))}
+    made = {}
+    for folder, place in own.items():
+        made |= pages(folder, place)
+    latest = newest(results)
+    if latest is not None:
+        others = [folder for folder, place in own.items() if place in made or place.is_file()]
+        elsewhere = [f"{results.name}/{one.name}/README.md" for one in others if one != latest]
+        made |= pages(latest, path, elsewhere)
+    return made
 
 
 def drawn(folder: Path, names: Sequence[str], draw: Callable[[], object]) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 Row = dict[str, Any]
 
 OPPONENTS = (
-    *("plain", "idiom", "eager-best", "idiom+compile", "captum", "zennit", "grad-cam"),
-    *("pytorch-revgrad", "fused-triton", "reference", "numpy", "copy"),
+    *("plain", "idiom", "eager-best", "idiom+compile", "best+compile"),
+    *("captum", "zennit", "grad-cam", "pytorch-revgrad"),
+    *("fused-triton", "reference", "numpy", "copy"),
 )
 _DIGITS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 

@@ -79,6 +79,11 @@ TIMING = (
         _fixed(2.5),
     ),
     Target(
+        "guided relu faster than its strongest compiled form from 2¹⁶",
+        _relu("guided", "best+compile", 2**16),
+        _fixed(1.0),
+    ),
+    Target(
         "guided relu faster than the strongest eager form from 2¹⁶",
         _relu("guided", "eager-best", 2**16),
         _fixed(1.0),

@@ -22,7 +22,7 @@ pytest.importorskip("pytest_benchmark", reason="pip install pytest-benchmark")
 
 SIZES = [int(size) for size in os.environ.get("PYREVGRAD_BENCH_SIZES", "1024 1048576").split()]
 # A compilation takes longer than everything else here.
-PROVIDERS = tuple(name for name in providers.NAMES if name != "idiom+compile")
+PROVIDERS = tuple(name for name in providers.NAMES if name not in providers.COMPILED)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -140,6 +140,8 @@ def bytes_per_element(provider: str, case: Case, dtype: str, device: str = "cpu"
         "idiom": _idiom(case, s, cuda),
         "eager-best": _strongest(case, s, cuda),
         "idiom+compile": _compiled(case, s),
+        # x to y, then g and y to gx
+        "best+compile": 5 * s if case.activation == "relu" else None,
     }
     return counts.get(provider)
 

@@ -51,7 +51,7 @@ def offered(case: Case, dtype: str, settings: dict[str, Any]) -> list[Provider |
     compiled = settings["compile"]
     if compiled is not None and [case.name, dtype, torch.get_num_threads()] not in compiled:
         reason = "compiled for the cases whose targets speak of it; by --filter for any"
-        without.setdefault("idiom+compile", reason)
+        without = dict.fromkeys(providers.COMPILED, reason) | without
     return providers.build(case, getattr(torch, dtype), without)
 
 

@@ -25,6 +25,7 @@ POWERS = {1 << 16: "2¹⁶", 1 << 20: "2²⁰", 1 << 24: "2²⁴"}
 OPPONENTS = {
     "idiom": "the eager idiom",
     "idiom+compile": "the idiom, compiled",
+    "best+compile": "its strongest compiled form",
     "eager-best": "the strongest eager form",
     "plain": "PyTorch's own",
 }
@@ -35,23 +36,39 @@ Row = dict[str, Any]
 
 
 def text(results: Path) -> str:
-    """The figures section: a table for each record, or a sentence that there is none."""
-    records = sorted(results.glob("*/results.json")) if results.is_dir() else []
-    parts = [part(json.loads(path.read_text(encoding="utf-8"))) for path in records]
-    if not parts:
+    """The figures section: the newest record's table and where there is more, or a sentence that
+    there is none."""
+    found = sorted(results.glob("*/results.json")) if results.is_dir() else []
+    runs = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in found}
+    if not runs:
         return NONE_YET
-    page = results.parent / "README.md"
-    more = "\n\nThe method, wins, losses and whole networks: [bench/README.md](bench/README.md)."
-    return "\n\n".join(parts) + (more if page.is_file() else "")
+    newest = max(runs, key=lambda folder: runs[folder]["date"])
+    parts = [part(runs[newest])]
+    if (results.parent / "README.md").is_file():
+        link = "[bench/README.md](bench/README.md)"
+        parts.append(f"The method, wins, losses and whole networks: {link}.")
+    for folder, run in runs.items():
+        if folder != newest:
+            link = f"[its page](bench/results/{folder.name}/README.md)"
+            parts.append(f"{where_and_when(run)}: {link}.")
+    return "\n\n".join(parts)
+
+
+def where_and_when(run: Row) -> str:
+    """Of one record."""
+    machine = run["machine"]
+    changes = ", with changes" if machine["dirty"] else ""
+    return (
+        f"{'A quick run' if run['quick'] else 'Measured'} on {run['date'][:10]}: "
+        f"{machine['processor']}, torch {machine['torch']}, commit "
+        f"{(machine['commit'] or 'unknown')[:9]}{changes}"
+    )
 
 
 def part(run: Row) -> str:
     """One record: where and with what, the table, the targets."""
-    machine = run["machine"]
-    kind = "A quick run" if run["quick"] else "Measured"
     intro = (
-        f"{kind} on {run['date'][:10]}: {machine['processor']}, torch {machine['torch']}, commit "
-        f"{(machine['commit'] or 'unknown')[:9]}{', with changes' if machine['dirty'] else ''}. "
+        f"{where_and_when(run)}. "
         "Forward and backward, float32, one thread; how many times as fast as each opponent, in "
         "brackets the most that the byte counts allow. Fresh memory faults its pages in, reused "
         "memory does not; from 4 MiB (2²⁰) `fused` asks for huge pages, which fault less."

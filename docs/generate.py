@@ -265,7 +265,7 @@ def filled(text: str) -> str:
 
 
 def benchmark_pages() -> dict[str, str]:
-    """The pages made of the newest record of the benchmarks, by their path; none without one."""
+    """The pages made of the benchmarks' records, by their path; none without one."""
     if not any((ROOT / "bench" / "results").glob("*/results.json")):
         return {}
     # At the end of the path: the tables are those of the package that is installed.
@@ -273,8 +273,7 @@ def benchmark_pages() -> dict[str, str]:
     from bench import records
 
     results = ROOT / "bench" / "results"
-    folder = records.newest(results)
-    found = {} if folder is None else records.pages(folder, results.parent / "README.md")
+    found = records.project_pages(results, results.parent / "README.md")
     return {path.relative_to(ROOT).as_posix(): text for path, text in found.items()}
 
 

@@ -53,7 +53,7 @@ def test_a_short_run_writes_everything(tmp_path):
     out, copy = tmp_path / "out", tmp_path / "copy.json"
     arguments = [
         "--quick", "--filter", "relu/GUIDED", "--sizes", "2^10", "2^14", "--threads", "1",
-        "--allocations", "reused", "--without", "idiom+compile",
+        "--allocations", "reused", "--without", "idiom+compile", "best+compile",
         "--out", str(out), "--json", str(copy),
     ]  # fmt: skip
     done = subprocess.run(

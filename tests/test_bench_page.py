@@ -276,13 +276,27 @@ def test_the_page_holds_every_record_of_its_folder_and_says_how_to_make_the_othe
     assert (folder / "TABLES.md").read_text(encoding="utf-8").startswith("# Every table\n")
 
 
-def test_the_page_is_made_of_the_newest_record(tmp_path):
+def test_the_page_is_made_of_the_newest_record_and_leads_to_the_other_machines(tmp_path):
+    results, path = tmp_path / "results", tmp_path / "README.md"
     for name, date in (("old", "2026-01-02"), ("new", "2026-02-01"), ("older", "2025-12-30")):
-        (tmp_path / name).mkdir()
+        (results / name).mkdir(parents=True)
         record = json.dumps({**_suite(), "date": date})
-        (tmp_path / name / "results.json").write_text(record, encoding="utf-8")
-    assert records.newest(tmp_path) == tmp_path / "new"
+        (results / name / "results.json").write_text(record, encoding="utf-8")
+    (results / "a-gpu").mkdir()
+    (results / "a-gpu" / "README.md").write_text("made by another command", encoding="utf-8")
+    assert records.newest(results) == results / "new"
     assert records.newest(tmp_path / "nowhere") is None
+    assert records.write_page(results / "new", path)
+    links = ", ".join(f"[{name}](results/{name}/README.md)" for name in ("a-gpu", "old", "older"))
+    assert f"Other machines: {links}." in path.read_text(encoding="utf-8")
+    assert "\n* 2026-02-01, " in path.read_text(encoding="utf-8")
+    for name, date in (("old", "2026-01-02"), ("new", "2026-02-01")):
+        own = (results / name / "README.md").read_text(encoding="utf-8")
+        assert "[every table](TABLES.md)" in own and f"\n* {date}, " in own
+        assert "Other machines" not in own
+    gpu = (results / "a-gpu" / "README.md").read_text(encoding="utf-8")
+    assert gpu == "made by another command"
+    assert records.project_pages(tmp_path / "nowhere", path) == {}
 
 
 def test_the_suite_s_pictures_are_drawn_anew_and_the_networks_stay(tmp_path):
@@ -308,8 +322,8 @@ def test_pictures_of_whole_networks_are_small_and_the_same_from_the_same_rows(tm
 
 def test_the_recorded_pages_are_up_to_date():
     results = Path(__file__).resolve().parent.parent / "bench" / "results"
-    folder = records.newest(results)
-    if folder is None:
+    made = records.project_pages(results, results.parent / "README.md")
+    if not made:
         pytest.skip("nothing is recorded")
-    for path, text in records.pages(folder, results.parent / "README.md").items():
+    for path, text in made.items():
         assert path.read_text(encoding="utf-8") == text, "run python docs/generate.py"

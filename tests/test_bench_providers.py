@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 
 pytest.importorskip("bench", reason="the benchmark suite is in the repository only")
 
-from bench import cases, memory, peers, providers, traffic
+from bench import cases, idioms, memory, peers, providers, traffic
 from bench.cases import Case
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +52,9 @@ APPLIES = {
 
 
 @pytest.mark.parametrize("rule", list(cases.RULES))
-@pytest.mark.parametrize("name", [name for name in providers.NAMES if name != "idiom+compile"])
+@pytest.mark.parametrize(
+    "name", [name for name in providers.NAMES if name not in providers.COMPILED]
+)
 def test_every_provider_passes_its_gate_on_relu_or_says_why_it_does_not_run(name, rule):
     case = Case("relu", rule)
     x, g = providers.tensors(1000, torch.float32)
@@ -70,10 +73,31 @@ def test_every_provider_passes_its_gate_on_relu_or_says_why_it_does_not_run(name
     providers.check(provider, case, x, g, providers.expected(case, x, g)[name])
 
 
+@pytest.mark.parametrize("case", cases.RELU_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_what_is_compiled_as_the_strongest_form_sends_back_what_the_rule_does(case, dtype):
+    x, g = providers.tensors(1000, dtype)
+    backward = idioms.strongest_backward(case.rule_name, case.rule)
+    step = idioms.differentiated(lambda x: idioms.StrongestCompiledRelu.apply(x, backward))
+    provider = providers.Provider("best+compile", step)
+    providers.check(provider, case, x, g, providers.expected(case, x, g)["best+compile"])
+    assert traffic.ceiling("best+compile", case, "float32") == pytest.approx(20 / 16.25)
+
+
+def test_what_a_compiler_does_not_build_is_named():
+    for case, device, why in (
+        (Case("gelu", "GUIDED"), "cpu", "compiled for relu only"),
+        (Case("relu", "rectgrad"), "cpu", "no compiled backward is written for relu/rectgrad"),
+        (Case("relu", "GUIDED"), "cuda", "see idiom\\+compile"),
+    ):
+        made = providers._strongest_compiled(case, torch.float32, torch.device(device))
+        assert re.search(why, made.reason)
+
+
 @pytest.mark.parametrize("case", [Case("relu", "GUIDED"), Case("tanh", "reverse")])
 def test_no_provider_changes_the_gradients_that_come_after_it(case):
     x, g = providers.tensors(1000, torch.float32)
-    without = {"idiom+compile": "a compilation takes too long for a test"}
+    without = dict.fromkeys(providers.COMPILED, "a compilation takes too long for a test")
     passed, left_out = providers.gated(providers.build(case, x.dtype, without), case, x, g)
     assert not [name for name, row in left_out.items() if "refused" in row]
     for provider in passed.values():

@@ -104,7 +104,7 @@ def test_figures_come_from_the_records_and_losses_are_shown(figures, tmp_path):
     text = figures.text(tmp_path)
     assert "Measured on 2026-01-02: Abacus 9, torch 2.13.0, commit unknown." in text
     assert (
-        "| reversed relu | 2²⁰ | fresh memory | 100 µs | 3.00 (1.70) | – | – | 0.90 (1.20) |"
+        "| reversed relu | 2²⁰ | fresh memory | 100 µs | 3.00 (1.70) | – | – | – | 0.90 (1.20) |"
         in text
     )
     assert "1 of 2 targets met in every row. The others:" in text
@@ -112,6 +112,18 @@ def test_figures_come_from_the_records_and_losses_are_shown(figures, tmp_path):
         "* reversed relu is fast (float32, fresh): met in 1 of 4 rows, level with it within noise "
         "in 2" in text
     )
+
+
+def test_figures_of_the_newest_record_are_shown_and_the_others_linked(figures, tmp_path):
+    for name, date in (("abacus", "2026-01-02"), ("quipu", "2025-12-30")):
+        (tmp_path / name).mkdir()
+        found = record(date=f"{date}T03:04:05")
+        (tmp_path / name / "results.json").write_text(json.dumps(found), encoding="utf-8")
+    text = figures.text(tmp_path)
+    assert text.count("| reversed relu | 2²⁰ |") == 1
+    assert text.startswith("Measured on 2026-01-02: Abacus 9")
+    line = "Measured on 2025-12-30: Abacus 9, torch 2.13.0, commit unknown: [its page]"
+    assert text.endswith(f"\n\n{line}(bench/results/quipu/README.md).")
 
 
 def test_without_a_record_no_figure_is_printed(figures, tmp_path):
