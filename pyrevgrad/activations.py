@@ -118,7 +118,8 @@ class Activation:
         names = [parameter.name for parameter in self.parameters]
         for name in given:
             if name not in names:
-                raise TypeError(f"{self.name} has no parameter {name!r}: {closest(name, names)}")
+                known = _ELSEWHERE.get(f"{self.name} {name}") or closest(name, names)
+                raise TypeError(f"{self.name} has no parameter {name!r}: {known}")
         numbers = tuple(
             parameter.check(self.name, given.get(parameter.name, parameter.default))
             for parameter in self.parameters
@@ -325,6 +326,13 @@ ACTIVATIONS: dict[str, Activation] = {row.name: row for row in _ROWS}
 CUSTOM: dict[str, Activation] = {}
 
 
+#: Names and parameters that others have for a row of the table, and what is said of them.
+_ELSEWHERE = {
+    "swish": "PyTorch and this table call it 'silu'",
+    "gelu approximate": "the approximation by tanh is 'gelu_tanh'",
+}
+
+
 def find(name: object) -> Activation:
     """The row called `name`.
 
@@ -344,6 +352,6 @@ def find(name: object) -> Activation:
         raise TypeError(f"an activation is named by a string, not {type(name).__name__}")
     row = ACTIVATIONS.get(name) or CUSTOM.get(name)
     if row is None:
-        known = closest(name, [*ACTIVATIONS, *CUSTOM])
+        known = _ELSEWHERE.get(name) or closest(name, [*ACTIVATIONS, *CUSTOM])
         raise ValueError(f"unknown activation {name!r}: {known}")
     return row

@@ -292,6 +292,8 @@ def checked(x: Tensor, pairs: Pairs, scale: Tensor | None) -> Pair:
     """The pair for the dtype of `x`, or a TypeError or ValueError that says what is wrong."""
     if not _is_dense_float(x.dtype, x.layout, x.is_nested):
         name = pairs.full.row.name
+        if name == "identity":
+            name = "a reversal (or identity)"
         if x.dtype not in _TYPES:
             raise TypeError(
                 f"{name} takes float16, bfloat16, float32 or float64 tensors, got {x.dtype}"

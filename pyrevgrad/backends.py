@@ -10,7 +10,7 @@ import importlib
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -200,8 +200,7 @@ def forced() -> str | None:
     return _forced
 
 
-@contextmanager
-def backend(name: str) -> Iterator[None]:
+def backend(name: str) -> AbstractContextManager[None]:
     """Serve every call inside the block, in all threads, by the backend `name`, or raise.
 
     Parameters
@@ -222,8 +221,13 @@ def backend(name: str) -> Iterator[None]:
     ...     pyrevgrad.relu(torch.tensor([-1.0, 2.0]))
     tensor([0., 2.])
     """
-    global _forced
     _require(_check_name(name))
+    return _served_by(name)
+
+
+@contextmanager
+def _served_by(name: str) -> Iterator[None]:
+    global _forced
     block = [name]
     _blocks.append(block)
     _forced = name

@@ -65,7 +65,9 @@ def check_scale(value: object) -> tuple[float, torch.Tensor | None]:
     if _is_number(value):
         return check_number("scale", value), None
     if not hasattr(value, "requires_grad"):
-        raise TypeError(f"scale must be a number or a 0-dim tensor, not {type(value).__name__}")
+        cure = "; nn.GradientReversal takes a schedule" if hasattr(value, "state_dict") else ""
+        kind = type(value).__name__
+        raise TypeError(f"scale must be a number or a 0-dim tensor, not {kind}{cure}")
     tensor: Any = value
     if tensor.dim() != 0:
         raise ValueError(f"scale must be a 0-dim tensor, got shape {tuple(tensor.shape)}")

@@ -240,7 +240,8 @@ def reverse(scale: float | torch.Tensor = 1.0) -> Rule:
     Parameters
     ----------
     scale : float or 0-dim tensor
-        λ of the paper; a tensor is read when backward runs.
+        λ of the paper; a tensor is read when backward runs. Below 0 nothing is reversed:
+        ``reverse(-1.0)`` is `EXACT`.
 
     Examples
     --------
@@ -278,14 +279,30 @@ def guided(form: str = "input") -> Rule:
     return Rule(gradient_gate="gradient" if form == "slope" else "product")
 
 
-def clipped_straight_through(low: float = -1.0, high: float = 1.0) -> Rule:
+def clipped_straight_through(low: float | None = None, high: float | None = None) -> Rule:
     """Straight-through inside [low, high], zero outside (Hubara et al. 2016, equation 4).
+
+    Parameters
+    ----------
+    low, high : float
+        In the unit of x; −1 and 1, as in the paper, if neither is given.
+
+    Raises
+    ------
+    TypeError
+        One bound alone: 0.5 could mean [−0.5, 0.5] as well as [0.5, 1].
+    ValueError
+        `low` above `high`.
 
     Examples
     --------
     >>> clipped_straight_through(-1.0, 1.0).formula("sign")
     'gx = (x < -1.0 or x > 1.0) ? +0 : g'
     """
+    if low is None and high is None:
+        low, high = -1.0, 1.0
+    if low is None or high is None:
+        raise TypeError("clipped_straight_through takes both bounds, as (-0.5, 0.5), or neither")
     return Rule(slope="identity", input_gate=(low, high))
 
 

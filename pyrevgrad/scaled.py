@@ -100,8 +100,13 @@ class Scaled(nn.Module):
         return torch.full((), known, dtype=dtype, device=probe.device)
 
     def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *rest: Any) -> None:
-        super()._load_from_state_dict(state, prefix, metadata, *rest)
         saved = state.get(prefix + "scale")
+        if isinstance(saved, Tensor) and not saved.is_meta and saved.isnan().any():
+            # As `set_scale` refuses it; PyTorch raises with the errors of all modules.
+            errors = rest[-1]
+            errors.append(f"{prefix}scale is NaN, which is no λ; this layer is left as it was")
+            return
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
         if saved is None or self.scale is None:
             return
         if metadata.get("assign_to_params_buffers", False):

@@ -68,8 +68,8 @@ def test_blocks_nest_and_end_with_an_exception():
     ],
 )
 def test_an_unknown_backend_is_refused_with_the_close_names(name, message):
-    with pytest.raises(ValueError, match=message), pyrevgrad.backend(name):
-        pass
+    with pytest.raises(ValueError, match=message):
+        pyrevgrad.backend(name)  # even where it is not entered, which would do nothing
 
 
 def test_a_backend_that_is_not_there_is_refused_at_the_door():

@@ -81,6 +81,15 @@ def test_what_is_converted_what_is_skipped_and_why():
     assert "converted" in text and f"{before} bytes before" in text
 
 
+def test_a_model_without_activation_layers_is_said_to_have_none():
+    class Functional(nn.Module):
+        def forward(self, x):
+            return torch.relu(x)
+
+    done = convert(Functional(), torch.randn(2))
+    assert str(done) == "Functional has no activation layer (functions stay as they are)"
+
+
 def test_training_goes_on_as_before_bit_for_bit():
     plain = network()
     fused = copy.deepcopy(plain)

@@ -83,6 +83,20 @@ def test_what_is_no_tensor_is_refused(call, x, name):
         call(x)
 
 
+def test_what_a_reversal_refuses_names_the_reversal():
+    for call in (reverse_gradient, GradientReversal()):
+        with pytest.raises(TypeError, match=r"a reversal \(or identity\) takes float16, "):
+            call(torch.ones(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("call", [lambda s: reverse_gradient(X, s), reverse, GUIDED.scaled])
+def test_a_schedule_where_a_number_belongs_names_the_layer(call):
+    schedule = pyrevgrad.schedules.GaninSchedule(max_steps=2)
+    message = "not GaninSchedule; nn.GradientReversal takes a schedule"
+    with pytest.raises(TypeError, match=message):
+        call(schedule)
+
+
 # Names and parameters.
 
 
@@ -92,6 +106,7 @@ def test_what_is_no_tensor_is_refused(call, x, name):
         ("rleu", "unknown activation 'rleu': did you mean 'relu'"),
         ("leakyrelu", "unknown activation 'leakyrelu': did you mean 'leaky_relu'"),
         ("zzz", "unknown activation 'zzz': choose from .*relu.*tanh"),
+        ("swish", "unknown activation 'swish': PyTorch and this table call it 'silu'"),
     ],
 )
 @pytest.mark.parametrize("where", ["activation", "Activation", "plan", "formula"])
@@ -120,6 +135,12 @@ def test_an_activation_that_is_no_name_is_refused(where):
             {"negativ_slope": 1.0},
             TypeError,
             "leaky_relu has no parameter 'negativ_slope': did you mean 'negative_slope'?",
+        ),
+        (
+            "gelu",
+            {"approximate": "tanh"},
+            TypeError,
+            "gelu has no parameter 'approximate': the approximation by tanh is 'gelu_tanh'",
         ),
         ("elu", {"alpha": "1"}, TypeError, "elu: alpha must be a number, not str"),
         ("elu", {"alpha": True}, TypeError, "elu: alpha must be a number, not bool"),
@@ -184,7 +205,13 @@ def test_a_rule_that_is_none_is_refused(rule):
         (lambda: Rule(gradient_gate="gradien"), ValueError, "did you mean 'gradient'"),
         (lambda: Rule(input_gate="negative"), ValueError, "unknown input gate 'negative'"),
         (lambda: clipped_straight_through(1, -1), ValueError, "low must not be above high"),
-        (lambda: clipped_straight_through("a"), TypeError, "bound must be a number, not str"),
+        (lambda: clipped_straight_through("a", 1), TypeError, "bound must be a number, not str"),
+        (
+            lambda: clipped_straight_through(0.5),
+            TypeError,
+            r"both bounds, as \(-0.5, 0.5\), or nei",
+        ),
+        (lambda: clipped_straight_through(high=2.0), TypeError, "takes both bounds"),
         (lambda: rectgrad("0"), TypeError, "threshold must be a number, not str"),
         (lambda: rectgrad(math.nan), ValueError, "threshold must not be NaN"),
         (lambda: GUIDED.clipped(0.0), ValueError, "clip must be > 0, got 0.0"),

@@ -240,6 +240,16 @@ def test_a_loaded_scale_survives_a_way_over_meta():
     assert layer.to("meta").to_empty(device="cpu").scale.item() == 0.25
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_scale_of_nan_is_not_loaded(strict):
+    model = nn.Sequential(GradientReversal(0.25), nn.Linear(2, 2))
+    state = model.state_dict()
+    with pytest.raises(RuntimeError, match=r"0\.scale is NaN, which is no λ"):
+        model.load_state_dict(state | {"0.scale": torch.tensor(float("nan"))}, strict=strict)
+    assert model[0].scale.item() == 0.25
+    assert repr(model[0]) == "GradientReversal(scale=0.25)"
+
+
 # Copies.
 
 COPIES = {

@@ -247,7 +247,7 @@ def test_plan_takes_float32_and_the_exact_rule_where_none_are_given():
             lambda: clipped_straight_through(1.0, -1.0), ValueError,
             "low must not be above high, got 1.0 and -1.0",
         ),
-        (lambda: clipped_straight_through("a"), TypeError, "bound must be a number, not str"),
+        (lambda: clipped_straight_through("a", 1), TypeError, "bound must be a number, not str"),
         (lambda: rectgrad(math.nan), ValueError, "threshold must not be NaN"),
         (lambda: rectgrad(None), TypeError, "threshold must be a number, not NoneType"),
         (lambda: EXACT.clipped(0.0), ValueError, "clip must be > 0, got 0.0"),

@@ -32,6 +32,11 @@ def test_export_refuses_a_modified_rule(layer, strict):
         assert isinstance(caught.value, TracingError)
 
 
+def test_the_refusal_of_a_live_scale_names_no_number():
+    with pytest.raises(TracingError, match=r"the backward of reverse\(<tensor>\) by the plain"):
+        torch.jit.trace(pyrevgrad.nn.GradientReversal(0.5), torch.randn(3, requires_grad=True))
+
+
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("layer", MODIFIED, ids=repr)
 def test_export_serves_inference(layer, strict):

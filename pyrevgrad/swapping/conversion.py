@@ -65,6 +65,10 @@ class Conversion:
             f"kept for backward: {self.bytes_before} bytes before, {self.bytes_after} after "
             f"({saved:.0f} % less)"
         )
+        if not rows:
+            return (
+                f"{type(self.model).__name__} has no activation layer (functions stay as they are)"
+            )
         return "\n".join([*table(("layer", "", "reason"), rows), last])
 
 
