@@ -1,6 +1,7 @@
 """The generated page and picture of a run on a CUDA device: ``python -m bench.cuda_page GPU.json``.
 
-Imports tables and, for the picture, plots; works from the rows alone, where there need be no GPU.
+Imports records, tables and, for the picture, plots; works from the rows alone, where there need be
+no GPU.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from . import records
 from .tables import size_text, table, time_text
 
 Row = dict[str, Any]
@@ -133,6 +135,12 @@ def main() -> int:
         text += "\n![bandwidth of each kernel](kernels.png)\n"
     page.write_text(text, encoding="utf-8")
     print(f"written: {page}")
+    results = page.parent.parent
+    if results.name != "results":
+        return 0
+    # The project's page leads to each machine's.
+    for place, made in records.project_pages(results, results.parent / "README.md").items():
+        place.write_text(made, encoding="utf-8")
     return 0
 
 

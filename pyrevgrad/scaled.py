@@ -101,7 +101,9 @@ class Scaled(nn.Module):
 
     def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *rest: Any) -> None:
         saved = state.get(prefix + "scale")
-        if isinstance(saved, Tensor) and not saved.is_meta and saved.isnan().any():
+        # A fake tensor's value cannot be asked for.
+        real = type(saved) in (Tensor, nn.Parameter) and not saved.is_meta
+        if real and saved.isnan().any():
             # As `set_scale` refuses it; PyTorch raises with the errors of all modules.
             errors = rest[-1]
             errors.append(f"{prefix}scale is NaN, which is no λ; this layer is left as it was")

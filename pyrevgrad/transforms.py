@@ -95,9 +95,10 @@ exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def refuse_modified(pair: Pair, scale: Tensor | None, tracer: str) -> None:
     """TracingError for a modified rule while a gradient can be needed."""
     if torch.is_grad_enabled() and not (pair.exact and scale is None):
-        rule = pair.rule if scale is None else pair.rule.scaled(scale)
+        # No rule is made here: torch.export traces this, and cannot show one that has no source.
+        live = "" if scale is None else ", times a scale that is a tensor,"
         raise TracingError(
-            f"{tracer} would replace the backward of {rule} by the plain gradient; "
+            f"{tracer} would replace the backward of {pair.rule}{live} by the plain gradient; "
             "trace under torch.no_grad() for inference, or train the module itself "
             "(torch.compile keeps the rule)"
         )

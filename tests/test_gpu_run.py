@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ if not (ROOT / ".ci" / "gpu.py").is_file():
     pytest.skip("make gpu is in the repository only", allow_module_level=True)
 sys.path.append(str(ROOT))
 
-from bench import cuda_page, gpu, providers  # noqa: E402
+from bench import cuda_page, gpu, providers, records  # noqa: E402
 from pyrevgrad import backends  # noqa: E402
 
 needs_native = pytest.mark.skipif(backends._native is None, reason="no native library")
@@ -240,12 +241,18 @@ def test_the_figures_have_a_row_for_every_kernel_and_opponent(
     assert "* relu/GUIDED bfloat16: 1.000 times faster than idiom, target 2.3" in text
     # The record of `make gpu` is made into the same page where there is no device.
     parts = {"figures": {"found": {**run, **about, "proven": False}}}
-    file = driver.write(driver.record(driver.machine_of(FOUND, None), parts), tmp_path)
+    results = Path(__file__).resolve().parent.parent / "bench" / "results"
+    folder, project = tmp_path / "bench" / "results" / "abacus-9", tmp_path / "bench" / "README.md"
+    shutil.copytree(results, folder.parent)
+    file = driver.write(driver.record(driver.machine_of(FOUND, None), parts), folder)
     monkeypatch.setattr(sys, "argv", ["cuda_page", str(file)])
     assert cuda_page.main() == 0
-    text = (tmp_path / "README.md").read_text()
+    assert "[abacus-9](results/abacus-9/README.md)" in project.read_text()
+    for place, made in records.project_pages(folder.parent, project).items():
+        assert place.read_text() == made
+    text = (folder / "README.md").read_text()
     assert "native: has not run — FAILED" in text and "have not passed" in text
-    assert (tmp_path / "kernels.png").is_file() or "no picture" in capsys.readouterr().out
+    assert (folder / "kernels.png").is_file() or "no picture" in capsys.readouterr().out
     left_out = {row["provider"]: row for row in run["pairs"] if "median_s" not in row}
     assert all(row["skipped"] for row in left_out.values()) and "fused-triton" in left_out
     assert "relu/GUIDED bfloat16: 1.000 times faster than idiom, target 2.3" in run["missed"]

@@ -250,6 +250,18 @@ def test_a_scale_of_nan_is_not_loaded(strict):
     assert repr(model[0]) == "GradientReversal(scale=0.25)"
 
 
+@pytest.mark.parametrize("assign", [True, False])
+def test_a_state_of_fake_tensors_is_loaded(assign, tmp_path):
+    from torch._subclasses import FakeTensorMode
+
+    torch.save(GradientReversal(0.25).state_dict(), tmp_path / "state.pt")
+    with FakeTensorMode():
+        loaded = GradientReversal(0.5).load_state_dict(
+            torch.load(tmp_path / "state.pt"), assign=assign
+        )
+    assert not (loaded.missing_keys or loaded.unexpected_keys)
+
+
 # Copies.
 
 COPIES = {

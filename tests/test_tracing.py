@@ -33,8 +33,21 @@ def test_export_refuses_a_modified_rule(layer, strict):
 
 
 def test_the_refusal_of_a_live_scale_names_no_number():
-    with pytest.raises(TracingError, match=r"the backward of reverse\(<tensor>\) by the plain"):
+    message = r"the backward of reverse\(1.0\), times a scale that is a tensor, by the plain"
+    with pytest.raises(TracingError, match=message):
         torch.jit.trace(pyrevgrad.nn.GradientReversal(0.5), torch.randn(3, requires_grad=True))
+
+
+class WithALiveScale(nn.Module):
+    def forward(self, x, scale):
+        return pyrevgrad.relu(pyrevgrad.reverse_gradient(x, scale), GUIDED.scaled(scale))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_export_of_a_function_with_a_live_scale_says_why_it_refuses(strict):
+    given = (torch.randn(3, requires_grad=True), torch.tensor(0.5))
+    with pytest.raises(Exception, match="would replace the backward of"):
+        torch.export.export(WithALiveScale(), given, strict=strict)
 
 
 @pytest.mark.parametrize("strict", [True, False])

@@ -1,6 +1,7 @@
 #define PYREVGRAD_ISA avx2
 #define PYREVGRAD_TABLE kernels_avx2
 #define PYREVGRAD_UNROLLS true
+#define PYREVGRAD_STREAMS true
 #define PYREVGRAD_SIXTEEN
 #include "sixteen_avx2.h"
 #include "vector_avx2.h"

@@ -1,6 +1,7 @@
 #define PYREVGRAD_ISA avx512
 #define PYREVGRAD_TABLE kernels_avx512
 #define PYREVGRAD_UNROLLS true
+#define PYREVGRAD_STREAMS true
 #define PYREVGRAD_SIXTEEN
 #include "sixteen_avx512.h"
 #include "vector_avx512.h"

@@ -43,6 +43,7 @@ constexpr int kActivations = 0 PYREVGRAD_ACTIVATIONS(PYREVGRAD_COUNT);
 
 struct KernelTable {
   const char* capability;
+  bool streams;                              // whether it can write past the caches
   Kernel forward[kActivations][kDTypes][4];  // by MaskBit
   Kernel backward_nothing[kDTypes][4];       // any gates, none, low slope 0, g <= 0 too
   Kernel backward_mask[kDTypes][4];

@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "storage.h"
+#include "dispatch.h"
 
 namespace pyrevgrad::cpu {
 
@@ -40,6 +40,7 @@ inline const WritingHere& writing_here() {
 #endif
     const char* variable = std::getenv("PYREVGRAD_STREAM_FROM");
     if (variable != nullptr && *variable != '\0') here.streams_from = bytes_named(variable);
+    if (!kernels().streams) here.streams_from = 0;
     return here;
   }();
   return found;
