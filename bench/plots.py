@@ -194,7 +194,7 @@ def _roofline_panel(axis: Any, rows: list[Row]) -> None:
             slowest["bytes_per_element"],
             slowest["gigabytes_per_s"] / slowest["bytes_per_element"],
         ),
-        (0, -14), textcoords="offset points", ha="center", fontsize=8,
+        (8, 0), textcoords="offset points", ha="left", va="center", fontsize=8,
     )  # fmt: skip
     axis.set_xscale("log", base=2)
     axis.set_yscale("log", base=2)
@@ -227,7 +227,7 @@ def _bandwidth_panel(axis: Any, rows: list[Row]) -> None:
         )  # fmt: skip
     axis.set_ylim(bottom=0)
     axis.set_xlabel("elements")
-    axis.legend(fontsize=8, frameon=False, loc="upper right")
+    axis.legend(fontsize=8, frameon=False, loc="best")
     _size_axis(axis, sizes)
 
 
