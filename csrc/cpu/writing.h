@@ -18,8 +18,9 @@ struct WritingHere {
   // where the third cache serves.
   bool asks_ahead = true;
   // The bytes from which a result is written past the caches, so that its lines are not read first;
-  // 0: never. On Zen 4 that takes .6 of the time from 32 MiB, .7 with a reader that comes next; of
-  // less than 16 MiB the reader would have found most in the third cache. Not measured on Intel's.
+  // 0: never. On Zen 4, and memory that was written before, that takes a kernel .6 of the time from
+  // 32 MiB, .7 with a reader that comes next; of less than 16 MiB the reader would have found most
+  // in the third cache. Not measured on Intel's.
   std::int64_t streams_from = 0;
 };
 
