@@ -368,7 +368,8 @@ def test_what_is_written_past_the_caches_is_the_same(capability, by_capability, 
     if capability not in by_capability:
         pytest.skip(f"this machine has no {capability}")
     variables = {"PYREVGRAD_CPU_CAPABILITY": capability, "PYREVGRAD_STREAM_FROM": "1"}
-    ended = in_subprocess(RUN_EVERY_PAIR, tmp_path / "results.pt", **variables)
+    told = "from pyrevgrad import backends; assert backends.native().streams_from == 1"
+    ended = in_subprocess(told + RUN_EVERY_PAIR, tmp_path / "results.pt", **variables)
     assert ended.returncode == 0, ended.stderr
     made = torch.load(tmp_path / "results.pt", weights_only=True)
     assert made.keys() == by_capability[capability].keys()

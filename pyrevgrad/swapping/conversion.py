@@ -60,15 +60,14 @@ class Conversion:
     def __str__(self) -> str:
         rows = [(name, "converted", "") for name in self.converted]
         rows += [(name, "skipped", reason) for name, reason in self.skipped.items()]
+        if not rows:
+            model = type(self.model).__name__
+            return f"{model} has no activation layer (functions stay as they are)"
         saved = 100 * (1 - self.bytes_after / self.bytes_before) if self.bytes_before else 0.0
         last = (
             f"kept for backward: {self.bytes_before} bytes before, {self.bytes_after} after "
             f"({saved:.0f} % less)"
         )
-        if not rows:
-            return (
-                f"{type(self.model).__name__} has no activation layer (functions stay as they are)"
-            )
         return "\n".join([*table(("layer", "", "reason"), rows), last])
 
 
