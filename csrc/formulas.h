@@ -259,6 +259,15 @@ struct Silu : Row<Kind::kInput> {
   }
 };
 
+struct QuickGelu : Row<Kind::kInput> {
+  static constexpr double alpha = 1.702;
+  PYREVGRAD_FORMULA(value, x) { return x * logistic(V(alpha) * x); }
+  PYREVGRAD_FORMULA(slope, x) {
+    const V s = logistic(V(alpha) * x);
+    return s + V(alpha) * (x * s * (V(1) - s));
+  }
+};
+
 // tanh(log(1 + e^x)) = n / (n + 2) with n = e^x·(e^x + 2); at x >= 20 that is 1 in both types.
 struct Mish : Row<Kind::kInput> {
   template <class V>
@@ -336,6 +345,7 @@ struct Heaviside : Row<Kind::kConstant> {
   X(Gelu, "gelu")                \
   X(GeluTanh, "gelu_tanh")       \
   X(Silu, "silu")                \
+  X(QuickGelu, "quick_gelu")     \
   X(Mish, "mish")                \
   X(Hardswish, "hardswish")      \
   X(Hardsigmoid, "hardsigmoid")  \

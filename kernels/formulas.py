@@ -278,6 +278,17 @@ def silu_slope(x):
 
 
 @triton.jit
+def quick_gelu_value(x):
+    return x * logistic(1.702 * x)
+
+
+@triton.jit
+def quick_gelu_slope(x):
+    s, rest = logistic_and_rest(1.702 * x)
+    return s + 1.702 * (x * s * rest)
+
+
+@triton.jit
 def mish_power(x):
     """n = eˣ·(eˣ + 2), for tanh(log(1 + eˣ)) = n / (n + 2); at x >= 20 that is 1 in both types."""
     e = exponential(tl.where(x > 20.0, 20.0, x))
@@ -377,6 +388,7 @@ FORMULAS: dict[str, Formula] = {
     "gelu": Formula(gelu_value, gelu_slope),
     "gelu_tanh": Formula(gelu_tanh_value, gelu_tanh_slope),
     "silu": Formula(silu_value, silu_slope),
+    "quick_gelu": Formula(quick_gelu_value, quick_gelu_slope),
     "mish": Formula(mish_value, mish_slope),
     "hardswish": Formula(hardswish_value, hardswish_slope, flat=hardswish_flat),
     "hardsigmoid": Formula(hardsigmoid_value, passes=hardsigmoid_passes),

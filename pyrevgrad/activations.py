@@ -286,6 +286,11 @@ _ROWS = (
         torch_name="nn.functional.silu", rectifier=True,
     ),
     Activation(
+        "quick_gelu", "x·s, s = 1 / (1 + e^(−1.702·x))", "s + 1.702·x·s·(1 − s)", INPUT,
+        ((_NAN, _NAN), (_INF, _NAN), (_NAN, _NAN), (0.0, 0.5), (-0.0, 0.5)),
+        rectifier=True,
+    ),
+    Activation(
         "mish", "x·t, t = tanh(log(1 + eˣ))", "t + x·σ(x)·(1 − t²), σ(x) = 1 / (1 + e⁻ˣ)", INPUT,
         ((_NAN, _NAN), (_INF, _NAN), (_NAN, _NAN), (0.0, 0.6), (-0.0, 0.6)),
         torch_name="nn.functional.mish", rectifier=True,

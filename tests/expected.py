@@ -72,6 +72,7 @@ _FUNCTIONS = {
     "identity": lambda x: x * 1.0,
     "relu_squared": lambda x: F.relu(x) * F.relu(x),
     "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
     "logsigmoid": lambda x: -F.softplus(-x),

@@ -120,6 +120,10 @@ FORMULAS = {
     ),
     "gelu_tanh": Formula(lambda x: x * (1 + _tangent(x)) / 2, _gelu_tanh_slope),
     "silu": Formula(lambda x: x * _sigmoid(x), lambda x: _sigmoid(x) * (1 + x * (1 - _sigmoid(x)))),
+    "quick_gelu": Formula(
+        lambda x: x * _sigmoid(1.702 * x),
+        lambda x: _sigmoid(1.702 * x) + 1.702 * x * _sigmoid(1.702 * x) * _sigmoid(-1.702 * x),
+    ),
     "mish": Formula(
         lambda x: x * _mish_tangent(x),
         lambda x: _mish_tangent(x) + x * (_sigmoid(x) * (1 - _mish_tangent(x) ** 2)),

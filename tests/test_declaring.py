@@ -377,10 +377,25 @@ def test_a_layer_with_parameters_is_refused_in_training_and_attributed():
     torch.testing.assert_close(columns[:, 1], wanted)
 
 
-def test_layers_of_other_libraries_are_known_by_their_names():
-    theirs = {"__module__": "transformers.activations", "__qualname__": "NewGELUActivation"}
-    model = network(type("NewGELUActivation", (Hand,), theirs)())
-    assert len(gradients(model, x_of(), GUIDED)[2].replaced) == 2
+class Quick(nn.Module):
+    """quick_gelu, as CLIP and all that follow it write it."""
+
+    def forward(self, x):
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Swish(nn.Module):
+    def forward(self, x):
+        return x * torch.sigmoid(x)
+
+
+@pytest.mark.parametrize("path", calls._KNOWN)
+def test_layers_of_other_libraries_are_known_by_their_names(path):
+    module, _, name = path.rpartition(".")
+    hand = {"gelu_tanh": Hand, "quick_gelu": Quick, "silu": Swish}[calls._KNOWN[path]]
+    model, x = network(type(name, (hand,), {"__module__": module, "__qualname__": name})()), x_of()
+    assert len(gradients(model, x, GUIDED)[2].replaced) == 2
+    pyrevgrad.assert_overridden(model, reverse(0.5), x)
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,11 @@ def _silu_slope(x: Tensor) -> Tensor:
     return s * (1 + x * (1 - s))
 
 
+def _quick_gelu_slope(x: Tensor) -> Tensor:
+    s = torch.sigmoid(1.702 * x)
+    return s + 1.702 * (x * s * (1 - s))
+
+
 def _shrinks(x: Tensor, lambd: float) -> Tensor:
     return ~(x.abs() <= lambd)
 
@@ -180,6 +185,7 @@ FORMULAS: dict[str, Formula] = {
     ),
     "gelu_tanh": Formula(lambda x: x * _gelu_share(x), slope=_gelu_tanh_slope),
     "silu": Formula(lambda x: x / (1 + torch.exp(-x)), slope=_silu_slope),
+    "quick_gelu": Formula(lambda x: x * torch.sigmoid(1.702 * x), slope=_quick_gelu_slope),
     "mish": Formula(
         lambda x: x * _mish_tangent(x),
         slope=lambda x: (

@@ -359,6 +359,10 @@ _KNOWN = {
     "transformers.activations.FastGELUActivation": "gelu_tanh",
     "transformers.activations.AccurateGELUActivation": "gelu_tanh",
     "transformers.models.bloom.modeling_bloom.BloomGelu": "gelu_tanh",
+    "transformers.activations.QuickGELUActivation": "quick_gelu",
+    "open_clip.transformer.QuickGELU": "quick_gelu",
+    "clip.model.QuickGELU": "quick_gelu",
+    "timm.layers.activations.QuickGELU": "quick_gelu",
     "efficientnet_pytorch.utils.MemoryEfficientSwish": "silu",
 }
 
