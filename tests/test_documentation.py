@@ -92,7 +92,10 @@ def record(**changes):
             {**row, "provider": "eager-best", "refused": "wrong gradient"},
         ],
         "targets": [{**target, "met": 2, "of": 2}, {**target, "met": 1, "level": 2, "of": 4}],
-        "memory_targets": [],
+        "memory_targets": [
+            {"target": "as planned", "met": 5, "of": 5},
+            {"target": "nearly", "met": 1, "level": 1, "of": 2},
+        ],
         **changes,
     }
 
@@ -103,13 +106,10 @@ def test_figures_come_from_the_records_and_losses_are_shown(figures, tmp_path):
     (folder / "results.json").write_text(json.dumps(record()), encoding="utf-8")
     text = figures.text(tmp_path)
     assert "Measured on 2026-01-02: Abacus 9, torch 2.13.0, commit unknown." in text
-    assert "| reversed relu | 2²⁰ | fresh memory | 100 µs | 3.00 (1.70) | 0.90 (1.20) |" in text
+    assert "| reversed relu | 2²⁰ | 100 µs / – | 3.00 / – (1.70) | 0.90 / – (1.20) |" in text
     assert "compiled" not in text, "an opponent that was not timed has no column"
-    assert "1 of 2 targets met in every row. The others:" in text
-    assert (
-        "* reversed relu is fast (float32, fresh): met in 1 of 4 rows, level with it within noise "
-        "in 2" in text
-    )
+    assert "Of 3 floors that the project set itself 1 were met in every cell, 1 more" in text
+    assert "* reversed relu is fast: missed in 1 of 6 cells, level in 2" in text
 
 
 def test_figures_of_the_newest_record_are_shown_and_the_others_linked(figures, tmp_path):
@@ -117,8 +117,10 @@ def test_figures_of_the_newest_record_are_shown_and_the_others_linked(figures, t
         (tmp_path / name).mkdir()
         found = record(date=f"{date}T03:04:05")
         (tmp_path / name / "results.json").write_text(json.dumps(found), encoding="utf-8")
+    (tmp_path / "abacus" / "speedup.png").touch()
     text = figures.text(tmp_path)
     assert text.count("| reversed relu | 2²⁰ |") == 1
+    assert "](bench/results/abacus/speedup.png)" in text
     assert text.startswith("Measured on 2026-01-02: Abacus 9")
     line = "Measured on 2025-12-30: Abacus 9, torch 2.13.0, commit unknown: [its page]"
     assert text.endswith(f"\n\n{line}(bench/results/quipu/README.md).")
