@@ -244,6 +244,19 @@ def test_rectifiers_are_named_where_there_is_no_relu_at_all():
     assert GuidedBackprop(model, where=None).attribute(torch.randn(2, 4), 0).shape == (2, 4)
 
 
+def test_the_cure_holds_for_custom_rectifiers_too():
+    pyrevgrad.custom(
+        "shifted_relu_of_attribution",
+        lambda x: torch.where(x > 1, x, 0.0),
+        lambda x: (x > 1).to(x.dtype),
+        rectifier=True,
+    )
+    act = pyrevgrad.nn.Activation("shifted_relu_of_attribution")
+    model = nn.Sequential(nn.Linear(4, 3), act)
+    with pytest.raises(SwapError, match="where=None to take every rectifier"):
+        GuidedBackprop(model).attribute(torch.randn(2, 4), 0)
+
+
 def test_a_model_without_relu_raises():
     model = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
     with pytest.raises(SwapError, match="replaced no activation"):
@@ -292,6 +305,43 @@ def test_rectgrad_passes_what_is_above_the_percentile_of_its_sample():
     threshold = np.percentile(product, 70, axis=1, keepdims=True)
     sent = np.where((product > threshold) & (pre > 0), g, 0.0)
     np.testing.assert_allclose(found, sent @ model[0].weight.detach().numpy(), rtol=1e-12)
+
+
+class Sequence(nn.Module):
+    """A layer that wants the sequence first, given samples first."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x.transpose(0, 1)).transpose(0, 1)
+
+
+def test_rectgrad_takes_one_sample_whole_wherever_its_dimensions_stand():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0).double().eval()
+    first = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).double().eval()
+    first.load_state_dict(layer.state_dict())
+    x = torch.randn(3, 5, 8).double()
+    whole = RectGrad(first, percentile=60).attribute(x, target=(1, 2))
+    for sample, wanted in zip(x, whole, strict=True):
+        found = RectGrad(Sequence(layer), percentile=60).attribute(sample[None], target=(1, 2))
+        torch.testing.assert_close(found[0], wanted)
+    sentence = (
+        r"F\.relu meets 5 along the first dimension .* given 3 samples; give one sample a call"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        RectGrad(Sequence(layer), percentile=60).attribute(x, target=(1, 2))
+
+
+def test_rectgrad_of_activations_of_one_dimension_and_of_none():
+    model = zoo.Layer(lambda x: torch.relu(x.sum(1))[:, None].expand(-1, 2))
+    assert torch.equal(RectGrad(model).attribute(torch.ones(3, 4), 1), torch.zeros(3, 4))
+    single = zoo.Layer(lambda x: torch.relu(x.sum()).expand(1, 2))
+    assert torch.equal(RectGrad(single).attribute(torch.ones(1, 4), 1), torch.zeros(1, 4))
+    with pytest.raises(ValueError, match="meets 1 along the first dimension"):
+        RectGrad(single).attribute(torch.ones(3, 4), 1)
 
 
 def test_rectgrad_with_a_constant_threshold():

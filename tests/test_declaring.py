@@ -398,6 +398,13 @@ def test_layers_of_other_libraries_are_known_by_their_names(path):
     pyrevgrad.assert_overridden(model, reverse(0.5), x)
 
 
+def test_a_declaration_is_taken_back():
+    pyrevgrad.declare(Leaky, "leaky_relu", negative_slope=0.2)
+    pyrevgrad.declare(Leaky, None)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), Leaky(), nn.Linear(8, 2)).double()
+    assert [site.path for site in gradients(model, x_of(), GUIDED)[2].replaced] == ["1"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "sentence"),
     [
@@ -405,6 +412,8 @@ def test_layers_of_other_libraries_are_known_by_their_names(path):
         ((nn.Module, "gelu"), TypeError, "declare takes a class of layers"),
         ((Hand, "gelu_tnh"), ValueError, "did you mean 'gelu_tanh'"),
         ((Hand, 3), TypeError, "named by a string"),
+        ((nn.Softmax, "sigmoid"), TypeError, "Softmax of PyTorch is no activation of each element"),
+        ((Hand, None), ValueError, "declare: nothing was declared of Hand"),
     ],
 )
 def test_wrong_declarations(arguments, error, sentence):

@@ -30,7 +30,7 @@ def kept_bytes(model, x):
     """The storages that hang on the graph, by a walk over the nodes that show theirs."""
     storages = {}
     method = GuidedBackprop(model)
-    with method._swapped(True):
+    with method._swapped(True, 2):
         waiting = [model(x.clone().requires_grad_() * 1).grad_fn]
         seen = set()
         while waiting:

@@ -38,6 +38,13 @@ def test_the_report_names_path_kind_line_and_runs():
     assert "Tensor.relu_" in text and "nn.Sigmoid" in text
 
 
+def test_a_name_that_reads_as_a_pattern_is_a_name_first():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ModuleDict({"a[0]": nn.ReLU(), "a0": nn.ReLU()}))
+    with swap(model, GUIDED, where="1.a[0]") as swapped:
+        model[1]["a0"](model[1]["a[0]"](model[0](torch.randn(2, 4)))).sum().backward()
+    assert [site.path for site in swapped.report.replaced] == ["1.a[0]"]
+
+
 @pytest.mark.parametrize("layer", [nn.ReLU6(), nn.ReLU6(inplace=True), nn.Hardtanh(0, 6)])
 def test_a_relu6_is_one_site_though_pytorch_calls_hardtanh(layer):
     model = nn.Sequential(nn.Linear(4, 4), layer).double()

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ..activations import ACTIVATIONS
+from ..activations import ACTIVATIONS, CUSTOM
 from ..rules import DECONVNET, GUIDED, Rule
 from ..swapping.holding import Swap
 from ..swapping.interception import substitute
@@ -137,13 +137,15 @@ class ModifiedGradient(Attribution):
         self.layer = None if layer is None else find_layer(model, layer)
         self.report: Report | None = None
 
-    def _substitution(self) -> Callable[..., Tensor]:
+    def _substitution(self, samples: int) -> Callable[..., Tensor]:
+        """What computes an activation for so many samples."""
         return substitute
 
     @contextmanager
-    def _swapped(self, sparing: bool) -> Any:
+    def _swapped(self, sparing: bool, samples: int) -> Any:
         with alone(self.model), as_found(self.model):
-            swap = Swap(self.model, self.rule, self.where, True, self._substitution(), sparing)
+            taking = self._substitution(samples)
+            swap = Swap(self.model, self.rule, self.where, True, taking, sparing)
             self.report = swap.report
             try:
                 with swap:
@@ -160,7 +162,7 @@ class ModifiedGradient(Attribution):
         if others and self.where is is_relu:
             listed = "\n".join(f"  {site}" for site in others)
             kinds = ", ".join(sorted({site.kind for site in others}))
-            served = any(site.kind in ACTIVATIONS for site in others)
+            served = any(site.kind in ACTIVATIONS or site.kind in CUSTOM for site in others)
             cure = "where=None to take every rectifier" if served else ""
             leave = "where=lambda site: site.kind == 'relu' to leave them plain"
             raise SwapError(
@@ -223,13 +225,14 @@ class ModifiedGradient(Attribution):
         The rest as `attribute`.
         """
         given, extra = as_tuple(inputs), extra_arguments(additional_forward_args)
+        samples = len(given[0]) if given[0].dim() else 1
         kept: list[Tensor] = []
 
         def chosen(output: Any) -> Tensor:
             return select(output if self.layer is None else last_of(kept))
 
         def run(sparing: bool) -> tuple[Tensor, ...]:
-            with self._swapped(sparing), kept_output(self.layer, kept, of_input):
+            with self._swapped(sparing, samples), kept_output(self.layer, kept, of_input):
                 return gradient(self.model, given, extra, chosen, create_graph)
 
         try:

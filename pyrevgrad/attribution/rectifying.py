@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,22 +23,27 @@ class _ByPercentile(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, value: Callable[[Tensor], Tensor], pair: Any, percentile: float
+        ctx: Any,
+        x: Tensor,
+        value: Callable[[Tensor], Tensor],
+        pair: Any,
+        percentile: float,
+        samples: int,
     ) -> Tensor:
         y = value(x)
         ctx.save_for_backward(x, y)
-        ctx.pair, ctx.percentile = pair, percentile
+        ctx.pair, ctx.percentile, ctx.samples = pair, percentile, samples
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         x, y = ctx.saved_tensors
         with torch.no_grad():
-            importance = (y * g).flatten(1)
+            importance = (y * g).reshape(ctx.samples, -1)
             threshold = percentile_of(importance, ctx.percentile)
             passes = ~(importance <= threshold).view(g.shape)
         gx = eager.gradient_of_input(g, x, ctx.pair, None)
-        return torch.where(passes, gx, 0.0), None, None, None
+        return torch.where(passes, gx, 0.0), None, None, None, None
 
 
 def percentile_of(rows: Tensor, percentile: float) -> Tensor:
@@ -58,14 +64,17 @@ class RectGrad(ModifiedGradient):
         As `GuidedBackprop`.
     percentile : float
         τ is this percentile of y·g in each layer and sample, linear between ranks: 98 in the paper.
-        Where it is below 0, see `pyrevgrad.rectgrad`.
+        Where it is below 0, see `pyrevgrad.rectgrad`. A sample is an index of the activation's
+        first dimension, or all of it where the inputs are one sample; where the first dimension
+        is the sequence, as by default in `torch.nn.TransformerEncoder`, give one sample a call.
     threshold : float, optional
         A constant τ for all layers, in the unit of y·g, instead of a percentile.
 
     Raises
     ------
     ValueError
-        `percentile` is outside [0, 100].
+        `percentile` is outside [0, 100]; in a call of many samples, an activation whose first
+        dimension is not as long.
 
     Examples
     --------
@@ -88,13 +97,25 @@ class RectGrad(ModifiedGradient):
         super().__init__(model, rectgrad(0.0 if threshold is None else threshold), where, layer)
         self.percentile = percentile if threshold is None else None
 
-    def _substitution(self) -> Callable[..., Tensor]:
-        return substitute if self.percentile is None else self._by_percentile
+    def _substitution(self, samples: int) -> Callable[..., Tensor]:
+        if self.percentile is None:
+            return substitute
+        # Replicas have a part of the samples each.
+        parallel = any(isinstance(part, nn.DataParallel) for part in self.model.modules())
+        return functools.partial(self._by_percentile, None if parallel else samples)
 
-    def _by_percentile(self, call: Call, x: Tensor, rule: Rule) -> Tensor:
+    def _by_percentile(self, samples: int | None, call: Call, x: Tensor, rule: Rule) -> Tensor:
+        first = x.shape[0] if x.dim() else 1
+        samples = first if samples is None else samples
+        if samples not in (1, first):
+            raise ValueError(
+                f"RectGrad takes a percentile in each sample, and {call.shown} meets {first} along "
+                f"the first dimension of its input where the model was given {samples} samples; "
+                "give one sample a call, or a threshold"
+            )
         pairs = backends.pairs_of(call.kind, EXACT, call.params)
         value = call.value or plain(call.kind, call.params)
         assert self.percentile is not None
         at = x.clone() if call.inplace else x
-        y = _ByPercentile.apply(at, value, pairs.full, float(self.percentile))
+        y = _ByPercentile.apply(at, value, pairs.full, float(self.percentile), samples)
         return x.copy_(y) if call.inplace else y

@@ -1,7 +1,8 @@
 """What the graph of a forward says: activations that ran inside the model and that no swap saw.
 
-An independent check of the interception: scripted functions, compiled regions, lambdas in other
-threads and custom Functions leave their nodes here. Imports torch.
+A check of the interception by other means: scripted functions, compiled regions, lambdas in other
+threads and custom Functions leave their nodes here, and what was in place on a view does not.
+Imports torch.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.utils._pytree import tree_leaves
 
 from .seeing import SEEN
 
-#: The nodes that activations leave, without PyTorch's number: the kind, whether a rectifier.
+#: The nodes that activations leave, without PyTorch's number: the kind, whether a rectifier, which
+#: a hardtanh is whose lower bound is 0.
 NODES = {
     "ReluBackward": ("relu", True),
     "LeakyReluBackward": ("leaky_relu", True),
@@ -32,7 +33,16 @@ NODES = {
     "ThresholdBackward": ("threshold", True),
     "RreluWithNoiseBackward": ("rrelu", True),
     "PreluKernelBackward": ("prelu", True),
+    "HardtanhBackward": ("hardtanh", False),
+    "HardsigmoidBackward": ("hardsigmoid", False),
+    "HardshrinkBackward": ("hardshrink", False),
+    "SoftshrinkBackward": ("softshrink", False),
+    "LogSigmoidBackward": ("logsigmoid", False),
+    "SigmoidBackward": ("sigmoid", False),
+    "TanhBackward": ("tanh", False),
 }
+#: Clamps, which are relu by another name where the lower bound is 0, or a loss's own.
+CLAMPS = ("ClampBackward", "ClampMinBackward")
 #: Nodes of whole regions that were built elsewhere.
 REGIONS = {
     "CompiledFunctionBackward": (
@@ -44,11 +54,9 @@ UNSEEN = (
     "a {name} is in the graph, made by a call that the swap cannot see: in a scripted function, a "
     "thread of its own outside any module, or before the swap"
 )
-#: Custom Functions of PyTorch and of ours that are no activations.
-_KNOWN = (
-    "CheckpointFunctionBackward", "_ViewBackward", "_AttachBackward",
-    "BackwardHookFunctionBackward",  # what PyTorch sets about a module with a backward hook
-)  # fmt: skip
+BETWEEN = "a {name} is in the graph between two calls of the model, made by code that is none of it"
+#: Whose custom Functions are no activations: PyTorch's checkpoints and hooks, and our own.
+_OURS = ("torch.", "pyrevgrad.")
 
 #: PyTorch's own classes of nodes that are no activation's, once met.
 _ORDINARY: set[type] = set()
@@ -56,11 +64,13 @@ _ORDINARY: set[type] = set()
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """A node that no swap saw: its kind, what it is, whether it is an activation for certain."""
+    """A node that no swap saw: its kind, what it is, whether it is an activation for certain, and
+    one that damps negative inputs."""
 
     kind: str
     text: str
     certain: bool
+    rectifier: bool = True
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -80,8 +90,6 @@ def bare(name: str) -> str:
 
 def unseen(inputs: Any, outputs: Any) -> list[Finding]:
     """The activations between `inputs` and `outputs` that no swap has marked."""
-    if torch._C._are_functorch_transforms_active():
-        return []
     known = {tensor.grad_fn for tensor in _tensors(inputs)}
     waiting = [tensor.grad_fn for tensor in _tensors(outputs)]
     found: dict[Finding, None] = {}
@@ -91,28 +99,71 @@ def unseen(inputs: Any, outputs: Any) -> list[Finding]:
             continue
         known.add(node)
         if type(node) not in _ORDINARY:
-            finding = _judged(node)
+            finding = _judged(node, UNSEEN)
             if finding is not None:
                 found[finding] = None
         waiting += [parent for parent, _ in node.next_functions]
     return list(found)
 
 
-def _judged(node: Any) -> Finding | None:
+def mark_outputs(outputs: Any, token: str) -> None:
+    """Note where a call of a swapped model ended, for `between`."""
+    for tensor in _tensors(outputs):
+        if tensor.grad_fn is not None:
+            tensor.grad_fn.metadata[token] = True  # type: ignore[index]
+
+
+def between(inputs: Any, token: str) -> list[Finding]:
+    """The activations that no swap has marked from earlier calls' ends to these inputs."""
+    users: dict[Any, list[Any]] = {}
+    waiting: list[Any] = [tensor.grad_fn for tensor in _tensors(inputs)]
+    known, ends = set(waiting), []
+    while waiting:
+        node = waiting.pop()
+        if node is None:
+            continue
+        if token in node.metadata:
+            ends.append(node)
+            continue
+        for parent, _ in node.next_functions:
+            users.setdefault(parent, []).append(node)
+            if parent not in known:
+                known.add(parent)
+                waiting.append(parent)
+    found: dict[Finding, None] = {}
+    met = set(ends)
+    while ends:
+        for node in users.get(ends.pop(), ()):
+            if node not in met:
+                met.add(node)
+                ends.append(node)
+                finding = _judged(node, BETWEEN)
+                if finding is not None:
+                    found[finding] = None
+    return list(found)
+
+
+def _judged(node: Any, told: str) -> Finding | None:
     name = bare(node.name())
     custom = isinstance(node, BackwardCFunction)
-    if name not in NODES and name not in REGIONS and not custom:
+    if not (custom or name in NODES or name in REGIONS or name in CLAMPS):
         if type(node).__name__ == node.name():
             _ORDINARY.add(type(node))
         return None
-    if SEEN in node.metadata or name in _KNOWN:
+    if SEEN in node.metadata:
         return None
     if name in REGIONS:
         return Finding(name, REGIONS[name], True)
     if name in NODES:
-        kind, _ = NODES[name]
-        return Finding(kind, UNSEEN.format(name=name), True)
-    if getattr(type(node), "_forward_cls", node).__module__.startswith("pyrevgrad."):
+        kind, rectifier = NODES[name]
+        rectifier = rectifier or (kind == "hardtanh" and node._saved_min_val == 0)
+        return Finding(kind, told.format(name=name), True, rectifier)
+    if name in CLAMPS:
+        low = node._saved_min
+        if not isinstance(low, int | float) or low != 0:
+            return None
+        return Finding("clamp", told.format(name=f"{name} of min=0"), False)
+    if getattr(type(node), "_forward_cls", type(node)).__module__.startswith(_OURS):
         return None
     function = name.removesuffix("Backward")
     return Finding(function, f"a custom autograd.Function called {function}", False)

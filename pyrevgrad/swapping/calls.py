@@ -66,6 +66,9 @@ _FUSED = (
     "that the model calls by itself can be replaced"
 )
 _GATED = "it multiplies one half of its input by a gate made of the other"
+_NO_THRESHOLD = "no row of the activation table is a threshold other than (0, 0)"
+#: Why a layer of a kind is left, said before it runs.
+OF_LAYERS = {"prelu": _LEARNED, "rrelu": _RANDOM, "threshold": _NO_THRESHOLD, "glu": _GATED}
 
 #: (kind, names of the arguments after the input, where PyTorch has it). A trailing underscore means
 #: in place.
@@ -307,7 +310,7 @@ def _threshold(call: Call, given: dict[str, Any]) -> Call:
     if given.get("threshold") == 0 and given.get("value") == 0:
         call.kind, call.value = "relu", partial(torch.threshold, threshold=0.0, value=0.0)
         return _resolved(call, {})
-    call.refusal = "no row of the activation table is a threshold other than (0, 0)"
+    call.refusal = _NO_THRESHOLD
     return call
 
 

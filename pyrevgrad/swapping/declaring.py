@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from ..activations import find
-from . import calls
+from . import calls, places
 
 
-def declare(layer: type[nn.Module], activation: str, **params: float) -> None:
+def declare(layer: type[nn.Module], activation: str | None, **params: float) -> None:
     """Say that a class of layers computes one activation, so that a swap takes it as one.
 
     For activations that somebody wrote by hand, as ``x * torch.sigmoid(1.702 * x)``, which a swap
@@ -20,15 +20,17 @@ def declare(layer: type[nn.Module], activation: str, **params: float) -> None:
     ----------
     layer : type
         A class of `torch.nn.Module` whose forward takes one tensor and returns f of each element.
-    activation : str
-        A name of the activation table, or one that `pyrevgrad.custom` made.
+    activation : str or None
+        A name of the activation table, or one that `pyrevgrad.custom` made. None takes back what
+        was declared of `layer`.
     **params : float
         The activation's parameters.
 
     Raises
     ------
     TypeError, ValueError
-        `layer` is no class of modules; a name or parameter that the table does not have.
+        `layer` is no class of modules, or one of PyTorch's that is no elementwise activation; a
+        name or parameter that the table does not have; nothing was declared that None takes back.
 
     Notes
     -----
@@ -50,5 +52,11 @@ def declare(layer: type[nn.Module], activation: str, **params: float) -> None:
     """
     if not (isinstance(layer, type) and issubclass(layer, nn.Module) and layer is not nn.Module):
         raise TypeError(f"declare takes a class of layers, not {layer!r}")
+    if activation is None:
+        if calls.DECLARED.pop(layer, None) is None:
+            raise ValueError(f"declare: nothing was declared of {layer.__name__}")
+        return
+    if layer in places.SILENT:
+        raise TypeError(f"declare: {layer.__name__} of PyTorch is no activation of each element")
     find(activation).resolve(params)
     calls.DECLARED[layer] = activation, dict(params)

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from .. import autograd
 from ..rules import Rule
 from . import audit, interception, places, recomputation
-from .calls import Call, declared, layer_is_rectifier, layer_kind
+from .calls import OF_LAYERS, Call, declared, layer_is_rectifier, layer_kind
 from .interception import Interceptor
 from .places import Place
 from .refusals import SwapError, SwapWarning, modules_of
 from .seeing import is_quiet, mark, quiet
 from .selection import Selection, described
 from .sites import Report, Site
+from .unseen import Unseen
 from .verification import Recorder, Verification, verified
 
 Substitution = Callable[[Call, Tensor, Rule], Tensor]
@@ -32,12 +33,6 @@ _SAME_VALUES = (
     "ToCopyBackward", "ViewBackward", "ReshapeAliasBackward", "ExpandBackward", "AliasBackward",
     "UnsqueezeBackward", "SqueezeBackward",
 )  # fmt: skip
-_FOR_LAYERS = {
-    "prelu": "its slope is learned, and no row of the activation table has a gradient for it",
-    "rrelu": "its slopes are drawn at random in training; under model.eval() it is leaky_relu",
-    "threshold": "no row of the activation table is a threshold other than (0, 0)",
-    "glu": "it multiplies one half of its input by a gate made of the other",
-}
 
 
 class Swap:
@@ -66,7 +61,7 @@ class Swap:
             raise ValueError(f"strict must be True, False or 'all', got {strict!r}")
         named = modules_of(model)
         self.model, self.rule, self.strict = model, rule, strict
-        self._selection = Selection(named, rule, where)
+        self.selection = Selection(named, rule, where)
         self.report = Report(type(model).__name__, rule, described(where))
         self.interceptor = Interceptor(self)
         self._substitution = substitution
@@ -86,6 +81,7 @@ class Swap:
             for module, names in aliases.items()
             if module is model or not places.calls_no_activation(module)
         ]
+        self.unseen = Unseen(self, aliases)
         self._register_layers()
         self.hold()
         self.live = True
@@ -100,14 +96,14 @@ class Swap:
             site = Site(place.path, kind, place.module, place.aliases)
             site.spelling = f"nn.{type(place.module).__name__}"
             site.rectifier = layer_is_rectifier(kind, place.module)
-            refusal = _FOR_LAYERS.get(kind)
+            refusal = OF_LAYERS.get(kind)
             said = declared(place.module)
             if said is not None:
                 site.params, site.spelling = dict(said[1]), type(place.module).__name__
                 refusal = self.refusal_of_declared(place.module)
                 place.declared = said
-            self._selection.decide(site, refusal)
-            self._add((place.path, kind), site)
+            self.selection.decide(site, refusal)
+            self.add((place.path, kind), site)
 
     def refusal_of_declared(self, module: nn.Module) -> str | None:
         """Why a layer that is declared to be an activation is not taken for one, or None."""
@@ -117,10 +113,14 @@ class Swap:
             "it has parameters, which would get no gradient; freeze them by requires_grad_(False)"
         )
 
-    def _add(self, key: Any, site: Site) -> Site:
+    def add(self, key: Any, site: Site) -> None:
+        """List a site under `key`."""
         self._sites[key] = site
         self.report.sites.append(site)
-        return site
+
+    def lists(self, key: Any) -> bool:
+        """Whether a site stands under `key`."""
+        return key in self._sites
 
     # What the interceptor asks and tells.
 
@@ -138,11 +138,11 @@ class Swap:
             if site is None:
                 site = Site(place.path, call.kind, place.module, place.aliases)
                 site.spelling = call.shown
-                self._add(key, site)
+                self.add(key, site)
             if not site.source:
                 site.source, site.params = source, dict(call.params)
                 site.rectifier = call.rectifier
-                self._selection.decide(site, call.refusal)
+                self.selection.decide(site, call.refusal)
         return site
 
     def is_parameter(self, x: Tensor) -> bool:
@@ -162,7 +162,7 @@ class Swap:
             if key not in self._sites:
                 site = Site(place.path, call.kind, place.module, place.aliases, dict(call.params))
                 site.spelling, site.source, site.reason = call.shown, source, reason
-                self._add(key, site)
+                self.add(key, site)
             self._sites[key].forward += 1
 
     def note_uncertain(self, key: Any, place: Place, pattern: str, source: str) -> None:
@@ -176,7 +176,7 @@ class Swap:
                 if type(place.module).__module__.partition(".")[0] != "torch" and place.path:
                     name = type(place.module).__name__
                     site.reason += f"; if {name} is one, say so by pyrevgrad.declare({name}, ...)"
-                self._add(key, site)
+                self.add(key, site)
                 warnings.warn(f"swap left {site}: {site.reason}", SwapWarning, stacklevel=4)
             site.forward += 1
 
@@ -188,7 +188,7 @@ class Swap:
                 other = Site(site.path, site.kind, site.module, site.aliases, dict(site.params))
                 other.spelling, other.source, other.reason = site.spelling, site.source, reason
                 other.meant = True
-                self._add(key, other)
+                self.add(key, other)
             self._sites[key].forward += 1
 
     def count_forward(self, site: Site) -> None:
@@ -216,31 +216,11 @@ class Swap:
         self.calls += forward
         # While `verify` takes the plain gradients, what the forward showed stands already.
         if not self.interceptor.thread.suspended:
-            for finding in audit.unseen((args, kwargs), result):
-                self._note_finding(place, finding)
+            self.unseen.left(place, (args, kwargs), result)
         problem = self._problem(forward and place.module is self.model)
         if problem is not None:
             self._restore()
             raise SwapError(problem)
-
-    def _note_finding(self, place: Place, finding: audit.Finding) -> None:
-        key = (place.path, finding.kind, finding.text)
-        if key in self._sites or self._explained(finding):
-            return
-        site = Site(place.path, finding.kind, place.module, place.aliases)
-        site.spelling, site.reason = finding.kind, finding.text
-        site.forward, site.certain = 1, finding.certain
-        site.meant = finding.certain
-        self._add(key, site)
-        if not finding.certain:
-            site.reason += "; the swap cannot tell whether it is an activation"
-            warnings.warn(f"swap left {site}: {site.reason}", SwapWarning, stacklevel=6)
-
-    def _explained(self, finding: audit.Finding) -> bool:
-        """Whether a fused operation, listed already, leaves such nodes."""
-        return any(
-            site.kind == f"fused {finding.kind}" and site.forward for site in self.report.left
-        )
 
     # The strict checks.
 
@@ -296,6 +276,7 @@ class Swap:
             if not self.live:
                 return False
             self.live = False
+            self.unseen.forget()
             recomputation.LIVE[:] = [swap for swap in recomputation.LIVE if swap is not self]
             if not recomputation.LIVE:
                 autograd.watcher = None
@@ -311,6 +292,8 @@ class Swap:
             Under `strict`, when nothing was replaced or something was missed.
         """
         if self._restore():
+            if self.calls:
+                self.unseen.finished()
             problem = self._problem(True)
             if problem is not None:
                 raise SwapError(problem)

@@ -22,7 +22,7 @@ from ..rules import Rule
 from ..transforms import TracingError
 from . import calls, sparing
 from .calls import Call
-from .patterns import FOLLOWED, Patterns
+from .patterns import Patterns, followed
 from .places import Place
 from .refusals import SwapError
 from .seeing import SEEN, is_quiet, mark, quiet
@@ -31,6 +31,10 @@ from .sites import Site
 NOT_COMPILED = (
     "pyrevgrad.swap: a swapped model runs uncompiled, so fullgraph=True is refused; call the model "
     "and not its compiled form"
+)
+COMPILED_AROUND = (
+    "pyrevgrad.swap: a function compiled by torch.compile calls a part of a swapped model, and "
+    "what it calls itself cannot be seen; call the model, or a function that is not compiled"
 )
 NOT_TRACED = (
     "torch.fx.symbolic_trace would replace the backward of a swapped model by the plain gradient; "
@@ -47,6 +51,7 @@ _DISPATCHING = tuple(
 )
 #: By the code's id, since not all code can be hashed; the code is kept, so that no other gets it.
 _rooms: dict[int, tuple[Any, str]] = {}
+MOST_KEPT = 4096
 
 
 class _Resumed(threading.local):
@@ -88,6 +93,8 @@ def _room(code: Any) -> tuple[Any, str]:
         room = "swap"
     else:
         room = "library" if file.startswith(_LIBRARIES) or "<frozen" in file else "author"
+    if len(_rooms) >= MOST_KEPT:
+        _rooms.clear()
     _rooms[id(code)] = code, room
     return code, room
 
@@ -139,6 +146,11 @@ class Interceptor(TorchFunctionMode):
     ) -> Any:
         if any(isinstance(part, torch.fx.Proxy) for part in args):
             raise TracingError(NOT_TRACED)
+        if _is_dynamo_compiling():
+            if place.module is not self.swap.model:
+                raise SwapError(COMPILED_AROUND)
+        elif not self.thread.suspended:
+            self.swap.unseen.entered(place)
         result = self.resume([place], lambda: function(*args, **kwargs))
         if _resumed.swaps is None:
             self.swap.after_call(place, forward, args, kwargs, result)
@@ -184,6 +196,8 @@ class Interceptor(TorchFunctionMode):
         # called from here, as by a backward that recomputes, must put it on again.
         thread.active = False
         try:
+            name = followed(function)
+            origins = [] if name is None else self.patterns.origins(args, kwargs)
             spelling = calls.spelling_of(function) if places else None
             call = None if spelling is None else calls.read(spelling, args, kwargs)
             if call is not None:
@@ -192,8 +206,8 @@ class Interceptor(TorchFunctionMode):
                 result = sparing.call(function, args, kwargs)
             else:
                 result = function(*args, **kwargs)
-            if function in FOLLOWED:
-                pattern = self.patterns.follow(function, args, kwargs, result)
+            if name is not None:
+                pattern = self.patterns.follow(name, args, kwargs, origins, result)
                 if pattern is not None and places:
                     self._note_pattern(pattern, places[-1])
             return result

@@ -6,93 +6,128 @@ It follows which tensors are functions of one other tensor alone. Imports torch.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
 
 
 @dataclass(frozen=True)
 class _Origin:
-    """The tensor that this one is an elementwise function of, and whether it saturates."""
+    """The tensor that this one is a function of, what saturates between, what was added last."""
 
     source: object
-    gate: str | None
+    gate: str | None = None
+    added: float | None = None
 
 
-def _named(*names: str) -> dict[Any, str]:
-    made = {}
-    for name in names:
-        for room in (Tensor, torch, torch.special, torch.nn.functional):
-            function = getattr(room, name, None)
-            if function is not None:
-                made[function] = name.strip("_")
+_GATES = {
+    "sigmoid", "expit", "tanh", "erf", "hardsigmoid", "softplus", "relu6", "hardtanh", "clamp",
+    "clip", "clamp_min", "clamp_max", "gt", "ge", "lt", "le", "heaviside",
+}  # fmt: skip
+_PRODUCTS = {"mul", "multiply", "rmul", "imul"}
+_SUMS = {"add", "radd", "iadd"}
+_CARRIERS = {
+    *_SUMS, "sub", "rsub", "isub", "div", "true_divide", "truediv", "rdiv", "rtruediv", "itruediv",
+    "pow", "square", "neg", "exp", "log1p", "expm1", "float", "half", "double", "bfloat16", "to",
+    "type", "type_as", "clone", "logical_not", "cube",
+}  # fmt: skip
+_CHOICES = {"where", "masked_fill"}
+_MAXIMA = {"maximum", "max", "fmax"}
+#: What makes a tensor of one number, which says nothing of where data come from.
+_CONSTANTS = {"zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros"}
+_RELU6 = {"relu6", "hardtanh", "clamp", "clip"}
+_ALL = _GATES | _PRODUCTS | _CARRIERS | _CHOICES | _MAXIMA | _CONSTANTS
+
+
+def _functions() -> dict[Any, str]:
+    made: dict[Any, str] = {}
+    for name in _ALL:
+        for spelled in (name, f"{name}_", f"__{name}__"):
+            for room in (Tensor, torch, torch.special, torch.nn.functional, torch._C._nn):
+                function = getattr(room, spelled, None)
+                if callable(function):
+                    made[function] = name
     return made
 
 
-_GATES = _named(
-    "sigmoid", "sigmoid_", "tanh", "tanh_", "erf", "erf_", "hardsigmoid", "softplus",
-    "gt", "ge", "lt", "le", "__gt__", "__ge__", "heaviside",
-)  # fmt: skip
-_PRODUCTS = _named("mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__")
-_CARRIERS = _named(
-    "add", "add_", "sub", "sub_", "rsub", "div", "div_", "true_divide", "pow", "square", "neg",
-    "exp", "float", "half", "double", "bfloat16", "to", "type", "type_as", "clone", "logical_not",
-    "__radd__", "__rsub__", "__rdiv__", "__rtruediv__", "__pow__", "__truediv__", "cube",
-)  # fmt: skip
-_WHERE = _named("where")
-_MAXIMA = _named("maximum", "max", "fmax")
-#: The functions that `Patterns.follow` looks at.
-FOLLOWED = {**_GATES, **_PRODUCTS, **_CARRIERS, **_WHERE, **_MAXIMA}
+_FUNCTIONS = _functions()
+
+
+def followed(function: Any) -> str | None:
+    """The name under which `Patterns.follow` knows a function or an operator of ATen's, or None."""
+    name = _FUNCTIONS.get(function)
+    if name is not None or not isinstance(function, OpOverload | OpOverloadPacket):
+        return name
+    packet = function if isinstance(function, OpOverloadPacket) else function._overloadpacket
+    space, _, bare = packet._qualified_op_name.partition("::")
+    return bare.rstrip("_") if space == "aten" and bare.rstrip("_") in _ALL else None
 
 
 class Patterns:
-    """What was computed from what, while the tensors live."""
+    """What was computed from what, while the tensors live and are not written into."""
 
     def __init__(self) -> None:
-        self._origins: dict[int, tuple[weakref.ref[Tensor], _Origin]] = {}
+        self._origins: dict[int, tuple[weakref.ref[Tensor], int, _Origin]] = {}
 
-    def follow(self, function: Any, args: Any, kwargs: Any, result: Any) -> str | None:
-        """Note where `result` of a function of `FOLLOWED` comes from; the name of a pattern if this
-        call completes one."""
+    def origins(self, args: Any, kwargs: Any) -> list[_Origin]:
+        """Where the tensors that a function is given come from; to be asked before it runs, since
+        it may write into one."""
+        return [self._origin(tensor) for tensor in _tensors((*args, *kwargs.values()))]
+
+    def follow(
+        self, name: str, args: Any, kwargs: Any, origins: list[_Origin], result: Any
+    ) -> str | None:
+        """Note where `result` comes from; the name of a pattern if this call completes one."""
         if not isinstance(result, Tensor):
             return None
-        tensors = [arg for arg in args if isinstance(arg, Tensor)]
-        if not tensors:
+        if name in _CONSTANTS:
+            self._keep(result, _Origin(None))
             return None
-        if function in _MAXIMA:
-            return "max(x, 0) written by hand" if _with_zero(args) else None
-        origins = [self._origin(tensor) for tensor in tensors]
-        if any(origin.source is not origins[0].source for origin in origins):
+        varying = [origin for origin in origins if origin.source is not None]
+        if name in _MAXIMA:
+            constant = len(varying) < len(origins) or _with_zero((*args, *kwargs.values()))
+            return "max(x, 0) written by hand" if len(origins) == 2 and constant else None
+        if not varying or any(origin.source is not varying[0].source for origin in varying):
             return None
-        gates = [origin.gate for origin in origins if origin.gate is not None]
-        if function in _PRODUCTS or function in _WHERE:
-            if gates and len(gates) < len(origins):
-                self._keep(result, _Origin(object(), None))
-                shown = "where(gate of x, x, …)" if function in _WHERE else f"x·{gates[0]}(x)"
+        gates = [origin.gate for origin in varying if origin.gate is not None]
+        if name in _PRODUCTS or name in _CHOICES:
+            if gates and len(gates) < len(varying):
+                self._keep(result, _Origin(object()))
+                shown = "where(gate of x, x, …)" if name in _CHOICES else f"x·{gates[0]}(x)"
                 return f"{shown} written by hand"
-            if function in _WHERE:
+            if name in _CHOICES:
                 return None
-        gate = _GATES.get(function) or (gates[0] if gates else None)
-        self._keep(result, _Origin(origins[0].source, gate))
+        gate = name if name in _GATES else (gates[0] if gates else None)
+        added = _constant_of(args, kwargs) if name in _SUMS else None
+        self._keep(result, _Origin(varying[0].source, gate, added))
+        if name in _RELU6 and varying[0].added == 3.0 and _to_six(name, args, kwargs):
+            return f"{name}(x + 3), the hard sigmoid written by hand"
         return None
 
     def parameter_of(self, tensor: Tensor) -> Tensor | None:
         """The parameter that `tensor` was computed of alone, if it was."""
-        kept = self._origins.get(id(tensor))
-        if kept is None or kept[0]() is not tensor or not isinstance(kept[1].source, weakref.ref):
+        kept = self._kept(tensor)
+        if kept is None or not isinstance(kept.source, weakref.ref):
             return None
-        return kept[1].source()
+        return kept.source()
+
+    def _kept(self, tensor: Tensor) -> _Origin | None:
+        reference, version, origin = self._origins.get(id(tensor), (None, 0, None))
+        same = reference is not None and reference() is tensor and version == _version(tensor)
+        return origin if same else None
 
     def _origin(self, tensor: Tensor) -> _Origin:
-        kept = self._origins.get(id(tensor))
-        if kept is not None and kept[0]() is tensor:
-            return kept[1]
-        # A token and not the id, which another tensor may take over.
-        own = isinstance(tensor, torch.nn.Parameter)
-        self._keep(tensor, _Origin(weakref.ref(tensor) if own else object(), None))
-        return self._origins[id(tensor)][1]
+        kept = self._kept(tensor)
+        if kept is None:
+            # A token and not the id, which another tensor may take over.
+            own = isinstance(tensor, torch.nn.Parameter)
+            kept = _Origin(weakref.ref(tensor) if own else object())
+            self._keep(tensor, kept)
+        return kept
 
     def _keep(self, tensor: Tensor, origin: _Origin) -> None:
         key, origins = id(tensor), self._origins
@@ -101,14 +136,40 @@ class Patterns:
             if origins.get(key, (None,))[0] is reference:
                 del origins[key]
 
-        origins[key] = (weakref.ref(tensor, forget), origin)
+        origins[key] = (weakref.ref(tensor, forget), _version(tensor), origin)
 
 
-def _with_zero(args: Any) -> bool:
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written into; nobody counts that of inference tensors."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _constant_of(args: Any, kwargs: Any) -> float | None:
+    """The number that a sum adds to its tensor."""
+    numbers = [part for part in (*args, kwargs.get("other")) if isinstance(part, int | float)]
+    return float(numbers[0]) if len(numbers) == 1 and "alpha" not in kwargs else None
+
+
+def _to_six(name: str, args: Any, kwargs: Any) -> bool:
+    """Whether a clamp is between 0 and 6."""
+    given = (*args, *kwargs.values())
+    numbers = [part for part in given if isinstance(part, int | float) and part is not False]
+    return name == "relu6" or [part for part in numbers if part is not True] == [0, 6]
+
+
+def _with_zero(operands: Any) -> bool:
     """Whether one of two operands of a maximum is a constant zero."""
-    if len(args) < 2 or not isinstance(args[1], Tensor):
+    if len(operands) < 2 or not all(isinstance(part, Tensor) for part in operands[:2]):
         return False
     return any(
         part.numel() == 1 and not part.requires_grad and part.device.type == "cpu" and part == 0
-        for part in args[:2]
+        for part in operands[:2]
     )

@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from . import seeing
+from .refusals import ModelError
 
 #: The attribute of a module that holds its places, outermost swap first.
 KEY = "_pyrevgrad_places"
@@ -27,7 +28,8 @@ _made: dict[type, tuple[tuple[tuple[str, Any], ...], type]] = {}
 MOST_KEPT = 256
 
 
-_SILENT = {
+#: Layers of PyTorch's whose forward is one operation, no activation of each element.
+SILENT = {
     getattr(nn, name)
     for name in (
         *("Linear", "Bilinear", "Identity", "Flatten", "Unflatten", "Embedding", "EmbeddingBag"),
@@ -54,38 +56,43 @@ class Place:
 
 
 class Announcing(nn.Module):
-    """What a derived class adds: repr shows the swap, and a copy is a plain model of its own.
+    """A base of the derived classes: the hooks of the authors' bases are for classes of theirs.
 
     A Module itself, so that a derived class has the layout of the one that it stands for.
     """
 
-    _pyrevgrad_original: type
-
     def __init_subclass__(cls) -> None:
-        # The bases' own hooks are for classes that their authors wrote.
         pass
 
-    def extra_repr(self) -> str:
-        """The module's own line, and what the swap does here."""
-        parts = [super().extra_repr()]
-        parts += [place.swap.describe(place) for place in self.__dict__.get(KEY, ())]
-        return ", ".join(part for part in parts if part)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        with as_it_was(self) as module:
-            made = copy.deepcopy(module, memo)
-        memo[id(self)] = made
-        return made
+def _extra_repr(self: Any) -> str:
+    """The module's own line, and what the swap does here."""
+    parts = [type(self)._pyrevgrad_original.extra_repr(self)]
+    parts += [place.swap.describe(place) for place in self.__dict__.get(KEY, ())]
+    return ", ".join(part for part in parts if part)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        with as_it_was(self) as module:
-            reduced = module.__reduce_ex__(protocol)
-            # The state may be the dictionary itself, which gets its places back below.
-            parts = [dict(part) if part is module.__dict__ else part for part in reduced]
-            if parts[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
-                # pickle would compare the class with that of the swapped module.
-                parts[0] = object.__new__
-            return tuple(parts)
+
+def _deepcopy(self: Any, memo: dict[int, Any]) -> Any:
+    """A plain model of its own."""
+    with as_it_was(self) as module:
+        made = copy.deepcopy(module, memo)
+    memo[id(self)] = made
+    return made
+
+
+def _reduce_ex(self: Any, protocol: Any) -> Any:
+    """What a plain model is pickled as."""
+    with as_it_was(self) as module:
+        reduced = module.__reduce_ex__(protocol)
+        # The state may be the dictionary itself, which gets its places back below.
+        parts = [dict(part) if part is module.__dict__ else part for part in reduced]
+        if parts[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
+            # pickle would compare the class with that of the swapped module.
+            parts[0] = object.__new__
+        return tuple(parts)
+
+
+_ADDED = {"extra_repr": _extra_repr, "__deepcopy__": _deepcopy, "__reduce_ex__": _reduce_ex}
 
 
 class as_it_was:
@@ -111,10 +118,12 @@ _LAZY = inspect.CO_GENERATOR | inspect.CO_COROUTINE
 
 def _own_methods(cls: type) -> Iterator[tuple[str, Callable[..., Any]]]:
     """The methods that the authors of `cls` wrote, from which calls may be made."""
-    seen = set()
+    seen: set[str] = set()
     for base in cls.__mro__:
         if base is nn.Module:
-            return
+            # Classes mixed in behind it add to it, and cannot change what it has.
+            seen.update(vars(nn.Module))
+            continue
         for name, value in vars(base).items():
             if name in seen or not isinstance(value, types.FunctionType):
                 continue
@@ -193,7 +202,16 @@ def _derive(cls: type, methods: tuple[tuple[str, Any], ...]) -> type:
     body: dict[str, Any] = {name: _announced(name, method, entry) for name, method in methods}
     body["__module__"], body["__qualname__"] = cls.__module__, cls.__qualname__
     body["__doc__"], body["_pyrevgrad_original"] = cls.__doc__, cls
-    return types.new_class(cls.__name__, (Announcing, cls), exec_body=lambda ns: ns.update(body))
+    body |= _ADDED
+    bases = (Announcing, cls) if _laid_out_as_a_module(cls) else (cls,)
+    return types.new_class(cls.__name__, bases, exec_body=lambda ns: ns.update(body))
+
+
+def _laid_out_as_a_module(cls: type) -> bool:
+    """Whether instances begin as a Module's do: not where ABC or Generic comes before it."""
+    while cls.__base__ is not object and cls.__base__ is not None:
+        cls = cls.__base__
+    return cls is nn.Module
 
 
 def _set_class(module: nn.Module, cls: type) -> None:
@@ -203,7 +221,7 @@ def _set_class(module: nn.Module, cls: type) -> None:
 
 def calls_no_activation(module: nn.Module) -> bool:
     """Whether a module is a layer of PyTorch's whose forward is one operation, no activation."""
-    return type(module) in _SILENT
+    return type(module) in SILENT
 
 
 #: Held while classes change: two swaps may share a module.
@@ -217,12 +235,15 @@ def announce(places: list[Place]) -> None:
     with _changing:
         try:
             for place in places:
-                module = place.module
-                if not isinstance(module, Announcing):
-                    cls = type(module)
-                    if cls not in derived:
-                        derived[cls] = _derived(cls)
-                    _set_class(module, derived[cls])
+                module, cls = place.module, type(place.module)
+                if "_pyrevgrad_original" not in cls.__dict__:
+                    try:
+                        if cls not in derived:
+                            derived[cls] = _derived(cls)
+                        _set_class(module, derived[cls])
+                    except Exception as error:
+                        said = f"the swap cannot hold a {cls.__qualname__}, whose class takes"
+                        raise ModelError(f"{said} no subclass made at run time: {error}") from error
                 module.__dict__.setdefault(KEY, []).append(place)
                 done.append(place)
         except BaseException:

@@ -91,7 +91,9 @@ class Selection:
         return selector
 
     def _by_name(self, pattern: str) -> Selector:
-        if not any(fnmatchcase(name, pattern) for name in self._modules):
+        # A name may have the signs of a pattern, as a key of a ModuleDict.
+        exact = pattern in self._modules
+        if not exact and not any(fnmatchcase(name, pattern) for name in self._modules):
             known = [name for name in self._modules if name]
             raise ValueError(
                 f"where: the model has no module named {pattern!r}: {closest(pattern, known)}"
@@ -101,7 +103,8 @@ class Selection:
             if pattern in site.aliases and _is_layer(site.module):
                 return ITSELF
             around = (name for path in site.aliases for name in prefixes(path))
-            return INSIDE if any(fnmatchcase(name, pattern) for name in around) else None
+            inside = (name == pattern if exact else fnmatchcase(name, pattern) for name in around)
+            return INSIDE if any(inside) else None
 
         return selector
 
