@@ -365,6 +365,7 @@ BY_HAND = {
     "hard sigmoid by clamp": lambda h: (3 + h).clamp(min=0, max=6) / 6,
     "swish by expit": lambda h: h * torch.special.expit(h),
     "swish, in place": lambda h: h.clone().mul_(h.sigmoid()),
+    "swish of what is clamped": lambda h: (c := h.clamp(max=7.0)) * torch.sigmoid(1.702 * c),
     "relu by where": lambda h: h.where(h > 0, torch.zeros_like(h)),
     "relu by maximum": lambda h: torch.maximum(h, other=torch.zeros_like(h)),
     "relu by masked_fill": lambda h: h.masked_fill(h < 0, 0.0),

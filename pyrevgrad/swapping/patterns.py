@@ -24,9 +24,10 @@ class _Origin:
     added: float | None = None
 
 
+_CLAMPS = {"relu6", "hardtanh", "clamp", "clip"}
 _GATES = {
-    "sigmoid", "expit", "tanh", "erf", "hardsigmoid", "softplus", "relu6", "hardtanh", "clamp",
-    "clip", "clamp_min", "clamp_max", "gt", "ge", "lt", "le", "heaviside",
+    *_CLAMPS, "sigmoid", "expit", "tanh", "erf", "hardsigmoid", "softplus", "gt", "ge", "lt", "le",
+    "heaviside",
 }  # fmt: skip
 _PRODUCTS = {"mul", "multiply", "rmul", "imul"}
 _SUMS = {"add", "radd", "iadd"}
@@ -39,7 +40,6 @@ _CHOICES = {"where", "masked_fill"}
 _MAXIMA = {"maximum", "max", "fmax"}
 #: What makes a tensor of one number, which says nothing of where data come from.
 _CONSTANTS = {"zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros"}
-_RELU6 = {"relu6", "hardtanh", "clamp", "clip"}
 _ALL = _GATES | _PRODUCTS | _CARRIERS | _CHOICES | _MAXIMA | _CONSTANTS
 
 
@@ -101,10 +101,13 @@ class Patterns:
                 return f"{shown} written by hand"
             if name in _CHOICES:
                 return None
+        if name in _CLAMPS and varying[0].added is None:
+            # A clamp of x itself is an activation or a bound; of x + 3, the gate of hardswish.
+            return None
         gate = name if name in _GATES else (gates[0] if gates else None)
         added = _constant_of(args, kwargs) if name in _SUMS else None
         self._keep(result, _Origin(varying[0].source, gate, added))
-        if name in _RELU6 and varying[0].added == 3.0 and _to_six(name, args, kwargs):
+        if name in _CLAMPS and varying[0].added == 3.0 and _to_six(name, args, kwargs):
             return f"{name}(x + 3), the hard sigmoid written by hand"
         return None
 
