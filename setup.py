@@ -23,13 +23,13 @@ try:
 except ImportError:
     # Python's own environments come without it from 3.12 on.
     sys.exit(
-        "pyrevgrad is built by setuptools 77.0.3 or newer, and this Python has none: "
+        "pyrevgrad is built by setuptools 70.1 or newer, and this Python has none: "
         "pip install setuptools"
     )
 
-if int(setuptools.__version__.split(".")[0]) < 77:
+if tuple(map(int, re.findall(r"\d+", setuptools.__version__)[:2])) < (70, 1):
     sys.exit(
-        "pyrevgrad is built by setuptools 77.0.3 or newer, and this is "
+        "pyrevgrad is built by setuptools 70.1 or newer, and this is "
         f"{setuptools.__version__}: pip install --upgrade setuptools"
     )
 
@@ -440,6 +440,7 @@ class HonestWheel(bdist_wheel):
 
 
 setuptools.setup(
+    license="MIT",
     ext_modules=[
         setuptools.Extension("pyrevgrad._native", list(SOURCES), py_limited_api=True),
         setuptools.Extension("pyrevgrad._autograd", [NODES]),

@@ -17,7 +17,7 @@ import sysconfig
 OLDEST_PYTHON = (3, 10)
 OLDEST_TORCH = (2, 10)
 TESTED_TORCH = "torch==2.13.0"
-SETUPTOOLS = "setuptools>=77.0.3"
+SETUPTOOLS = "setuptools>=70.1"
 
 
 def torch_version():

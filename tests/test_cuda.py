@@ -99,7 +99,8 @@ def test_value_is_within_a_few_ulp_of_the_oracle(name):
         x = x[x.isfinite()]
         y = pyrevgrad.activation(x.to(DEVICE), name).cpu()
         rtol = 8 * torch.finfo(dtype).eps
-        atol = min(TOLERANCES[dtype][1], 4 * torch.finfo(dtype).eps)
+        # Where gelu cancels: 8 times half of the 2 ulp that a GPU's erf may be off.
+        atol = min(TOLERANCES[dtype][1], 8 * torch.finfo(dtype).eps)
         wanted = torch.from_numpy(expected_value(name, array(x))).to(dtype)
         torch.testing.assert_close(y.double(), wanted.double(), rtol=rtol, atol=atol)
 

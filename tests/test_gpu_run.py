@@ -184,6 +184,24 @@ def test_what_several_commands_left_is_put_together_where_there_is_no_device(
         rehearsal("--assemble", first, second)
 
 
+def test_figures_are_proven_by_tests_of_the_same_commit_on_another_machine(
+    driver, rehearsal, tmp_path
+):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert rehearsal("--only", "figures", "--anyway", "--out", first) == 1
+    assert json.loads((first / "gpu.json").read_text())["proven"] is False
+    driver.shutil.rmtree(tmp_path / "build")
+    rehearsal("--only", "native", "triton", "memcheck", "racecheck", "--out", second)
+    assert rehearsal("--assemble", first, second) == 0
+    assert json.loads(rehearsal.written.read_text())["proven"] is True
+
+
+def test_packages_that_the_caller_brings_are_found_in_what_is_run(driver, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "brought")
+    path = driver.environment(FOUND)["PYTHONPATH"].split(driver.os.pathsep)
+    assert path[0] == str(driver.PACKAGE) and path[-1] == "brought"
+
+
 def test_no_figure_is_taken_before_the_tests_unless_asked_for(rehearsal, tmp_path):
     assert rehearsal("--only", "figures", "--out", tmp_path / "out") == 1
     assert "kernels" not in json.loads((tmp_path / "out" / "gpu.json").read_text())
