@@ -44,6 +44,8 @@ def text(results: Path) -> str:
         return NONE_YET
     newest = max(runs, key=lambda folder: runs[folder]["date"])
     parts = [part(runs[newest])]
+    if (newest / "networks.json").is_file():
+        parts.append(networks(json.loads((newest / "networks.json").read_text(encoding="utf-8"))))
     if (newest / "speedup.png").is_file():
         picture = f"bench/results/{newest.name}/speedup.png"
         parts.append(f"![Their time over ours, from 2¹⁰ to 2²⁴ elements]({picture})")
@@ -73,7 +75,7 @@ def part(run: Row) -> str:
     intro = (
         f"{where_and_when(run)}. "
         "Forward and backward, float32, one thread, with results in fresh / in reused memory: how "
-        "many times as fast as each opponent, in brackets the most that the byte counts allow. "
+        "many times as fast as each opponent, in brackets what the bytes moved would give alone. "
         "Fresh memory faults its pages in, reused memory does not; from 4 MiB (2²⁰) `fused` asks "
         "for huge pages, which fault less."
     )
@@ -125,6 +127,17 @@ def ratio(rows: list[Row]) -> str:
     said = " / ".join(f"{row['speedup']:.2f}" if "speedup" in row else "–" for row in rows)
     ceiling = timed[0].get("ceiling")
     return f"{said} ({ceiling:.2f})" if ceiling else said
+
+
+def networks(run: Row) -> str:
+    """Guided backpropagation of whole networks, beside its bytes' ceiling and the floor."""
+    told = []
+    for row in run["rows"]:
+        if row["provider"] in ("plain", "captum") and row["speedup"]:
+            floor = f", floor {row['floor']:g}" if row["floor"] else ""
+            over = OPPONENTS.get(row["provider"], row["provider"])
+            told.append(f"{row['network']} {ratio([row])} over {over}{floor}")
+    return f"Guided backpropagation of whole networks: {'; '.join(told)}."
 
 
 def floors(run: Row) -> str:

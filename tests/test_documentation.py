@@ -126,6 +126,18 @@ def test_figures_of_the_newest_record_are_shown_and_the_others_linked(figures, t
     assert text.endswith(f"\n\n{line}(bench/results/quipu/README.md).")
 
 
+def test_whole_networks_are_told_with_their_floor(figures):
+    rows = [
+        {"network": "vgg", "provider": "fused", "speedup": None, "ceiling": None, "floor": None},
+        {"network": "vgg", "provider": "captum", "speedup": 1.1, "ceiling": 1.05, "floor": 1.3},
+        {"network": "vgg", "provider": "plain", "speedup": 0.9, "ceiling": None, "floor": None},
+        {"network": "vgg", "provider": "zennit", "speedup": 1.2, "ceiling": None, "floor": None},
+    ]
+    assert figures.networks({"rows": rows}).endswith(
+        "networks: vgg 1.10 (1.05) over captum, floor 1.3; vgg 0.90 over PyTorch's own."
+    )
+
+
 def test_without_a_record_no_figure_is_printed(figures, tmp_path):
     text = figures.text(tmp_path)
     assert text.startswith("No figures are recorded yet.")
