@@ -212,6 +212,36 @@ def test_a_run_in_the_way_is_kept(tmp_path, capsys):
     assert "batch_size 32 (now 8)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("first", "other", "message"),
+    [
+        (("--data", "moons"), ("--data", "moons", "--method", "none"), "domain_weight 1.0 (now"),
+        (("--data", "moons"), ("--data", "moons", "--method", "cdan"), "model 'DANN' (now"),
+        (("--data", "moons"), ("--data", "moons", "--weight", 3), "domain_weight 1.0 (now 3.0)"),
+        (("--data", "moons"), ("--data", "moons", "--rate", 0.001), "lr [0.1] (now [0.001])"),
+        (("--data", "moons"), ("--data", "moons", "--scale", 2), "schedule high 1.0 (now 2.0)"),
+        (
+            ("--data", "digits", "--shift", "rotated"), ("--data", "digits", "--shift", "blended"),
+            "target checksum of the data",
+        ),
+    ],
+)  # fmt: skip
+def test_resume_refuses_what_another_command_trained(tmp_path, capsys, first, other, message):
+    assert run(tmp_path, *first, "--epochs", 1) == 0
+    before = (tmp_path / "metrics.csv").read_bytes()
+    assert run(tmp_path, *other, "--epochs", 1, "--resume") == 2
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "metrics.csv").read_bytes() == before
+
+
+def test_epochs_are_added_to_a_run_of_constant_λ(tmp_path):
+    options = ("--data", "moons", "--schedule", "constant")
+    assert run(tmp_path / "whole", *options, "--epochs", 3) == 0
+    assert run(tmp_path / "parts", *options, "--epochs", 1) == 0
+    assert run(tmp_path / "parts", *options, "--epochs", 3, "--resume") == 0
+    assert table(tmp_path / "parts") == table(tmp_path / "whole")
+
+
 def test_a_diverging_run_says_where_and_what_to_try(tmp_path, capsys):
     assert run(tmp_path, "--data", "moons", "--epochs", 3, "--rate", 1e30) == 1
     said = capsys.readouterr().err

@@ -202,7 +202,8 @@ def test_a_nan_in_one_process_stops_both_and_a_bare_model_is_refused(tmp_path):
     launched(tmp_path, "nan")
     for rank in range(2):
         text = (tmp_path / f"{rank}.txt").read_text()
-        assert text.startswith("DivergedError: at step 6 (epoch 2) the loss is not finite"), text
+        said = "DivergedError: at step 7 (epoch 2, both counted from 1) the loss is not finite"
+        assert text.startswith(said), text
         assert f"the last good checkpoint, of the end of epoch 1, is {tmp_path / 'run.pt'}" in text
         assert ("in another process" in text) == (rank == 0)
         refused = (tmp_path / f"bare {rank}.txt").read_text()

@@ -1,18 +1,23 @@
 """Batches of one domain: tensors or a dataset in an order of our own, or a loader as it comes.
 
-Imports torch and NumPy alone.
+Imports the random states beside it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
+
+from .checkpoints import random_state, set_random_state
+
+_CPU = torch.device("cpu")
 
 
 class Ordered:
@@ -59,11 +64,17 @@ class Ordered:
 
 
 class Loaded:
-    """Batches of a loader, which decides on their order; begun anew at each epoch."""
+    """Batches of a loader, which decides on their order; one pass follows another.
+
+    A pass may go on over the end of an epoch. To continue within it, the loader begins again with
+    the random states that it began with, and the batches that were taken are passed over.
+    """
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader
+        self.passes = self.taken = 0
         self._iterator: Iterator[Any] | None = None
+        self._began_with: dict[str, Any] = {}
 
     @property
     def per_pass(self) -> int | None:
@@ -73,24 +84,34 @@ class Loaded:
         except TypeError:
             return None
 
-    def begin(self, epoch: int) -> None:
+    def begin(self) -> None:
         """Start a pass over the loader."""
         sampler: Any = getattr(self.loader, "sampler", None)
         if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(epoch)
+            sampler.set_epoch(self.passes)
+        states = [generator.get_state() for generator in self.generators]
+        self._began_with = {"random": random_state(_CPU), "generators": states}
         self._iterator = iter(self.loader)
+        self.passes, self.taken = self.passes + 1, 0
 
     def next(self) -> Any:
         """The next batch; StopIteration at the end of the pass."""
         assert self._iterator is not None
-        return next(self._iterator)
-
-    def endless(self, epoch: int) -> Any:
-        """The next batch, of another pass where this one is over."""
         try:
-            return self.next()
+            batch = next(self._iterator)
         except StopIteration:
-            self.begin(epoch)
+            self._iterator = None
+            raise
+        self.taken += 1
+        return batch
+
+    def endless(self) -> Any:
+        """The next batch, of another pass where this one is over."""
+        if self._iterator is not None:
+            with suppress(StopIteration):
+                return self.next()
+        # At once, so that no other draw comes between the pass's beginning and its order.
+        self.begin()
         try:
             return self.next()
         except StopIteration:
@@ -98,10 +119,45 @@ class Loaded:
                 "a loader has no batch, and each domain must be in every step"
             ) from None
 
+    def settle(self) -> None:
+        """End a pass all of whose batches were taken, so that none is read again on resuming."""
+        if self._iterator is not None and self.taken == self.per_pass:
+            next(self._iterator, None)
+            self._iterator = None
+
     @property
-    def generator(self) -> torch.Generator | None:
-        """The loader's own generator of random numbers, whose state a checkpoint keeps."""
-        return getattr(self.loader, "generator", None)
+    def generators(self) -> list[torch.Generator]:
+        """The generators of its own, whose states a checkpoint keeps."""
+        batches = getattr(self.loader, "batch_sampler", None)
+        sampler = getattr(self.loader, "sampler", None)
+        holders = (self.loader, sampler, batches, getattr(batches, "sampler", None))
+        found = [getattr(holder, "generator", None) for holder in holders]
+        return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+    def state(self) -> dict[str, Any]:
+        """Where in which pass it stands."""
+        if self._iterator is None:
+            return {"passes": self.passes, "taken": 0}
+        return {"passes": self.passes, "taken": self.taken, **self._began_with}
+
+    def go_to(self, state: dict[str, Any]) -> None:
+        """Stand where `state` did; random states are then those after passing batches over."""
+        self.passes = state["passes"]
+        if not state["taken"]:
+            return
+        set_random_state(state["random"], _CPU)
+        for generator, saved in zip(self.generators, state["generators"], strict=True):
+            generator.set_state(saved)
+        self.passes -= 1
+        self.begin()
+        for _ in range(state["taken"]):
+            try:
+                self.next()
+            except StopIteration:
+                raise ValueError(
+                    f"a loader ended after {self.taken} batches, where {state['taken']} had been "
+                    "taken of it: it cannot continue"
+                ) from None
 
 
 Batches = Ordered | Loaded

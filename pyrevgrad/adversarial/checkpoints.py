@@ -16,7 +16,7 @@ from typing import Any
 import numpy
 import torch
 
-FORMAT = 1
+FORMAT = 2
 
 
 @contextmanager
@@ -60,40 +60,83 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
+def check_writable(path: Path) -> None:
+    """OSError, before anything is trained, where no file could be written at `path`."""
+    if path.is_dir():
+        raise IsADirectoryError(f"checkpoint {path} is a folder: name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = _beside(path)
+        with open(partial, "wb"):
+            pass
+        partial.unlink()
+    except OSError as error:
+        raise OSError(f"checkpoint {path} cannot be written: {error}") from error
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Save `content` so that `path` always holds a whole file."""
+    """Save `content` so that `path` always holds a whole file, and one that can be read.
+
+    Raises
+    ------
+    ValueError
+        It holds something that `read` would refuse; the file of before stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _beside(path)
     try:
         with open(partial, "wb") as file:
             torch.save({"format": FORMAT, **content}, file)
             file.flush()
             os.fsync(file.fileno())
+        try:
+            # By mmap no weight is read, only what holds them.
+            torch.load(partial, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:
+            reason = next((line for line in str(error).splitlines() if "global" in line), error)
+            raise ValueError(
+                f"a checkpoint holds tensors, numbers and text, so that {path} could not be read "
+                "again: look at what after_epoch adds to its record, and at the state of the "
+                f"optimizer and the scheduler ({reason})"
+            ) from error
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def read(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Load what `write` saved, for a training with the same `settings`.
+def without_numpy(content: Any) -> Any:
+    """NumPy's scalars as Python's, in lists and dicts of any depth."""
+    if isinstance(content, numpy.generic):
+        return content.item()
+    if type(content) is dict:
+        return {without_numpy(key): without_numpy(part) for key, part in content.items()}
+    if type(content) in (list, tuple):
+        return type(content)(without_numpy(part) for part in content)
+    return content
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Load what `write` saved.
 
     Raises
     ------
     ValueError
-        A file that is none of ours, or of a training with other settings.
+        A file that is none of ours.
     """
     try:
         # On the CPU, where the random states belong; load_state_dict moves the rest.
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} is no checkpoint that can be read: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or "format" not in content:
         raise ValueError(f"{path} is no checkpoint of pyrevgrad's fit")
-    saved = content["settings"]
-    other = [name for name in settings if saved.get(name) != settings[name]]
-    if other:
-        listed = ", ".join(f"{name} {saved.get(name)!r} (now {settings[name]!r})" for name in other)
+    if content["format"] != FORMAT:
         raise ValueError(
-            f"{path} is of a training with {listed}: the same training cannot continue"
+            f"{path} is a checkpoint of another version of pyrevgrad, and cannot be continued "
+            f"(format {content['format']}, here {FORMAT})"
         )
     return content

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 class DivergedError(RuntimeError):
@@ -12,7 +13,7 @@ class DivergedError(RuntimeError):
     Attributes
     ----------
     step, epoch : int
-        Where, counted from 0.
+        Where, counted from 0; the message counts from 1, as the history does.
     checkpoint : Path or None
         The last good checkpoint.
     """
@@ -20,6 +21,10 @@ class DivergedError(RuntimeError):
     def __init__(self, message: str, step: int, epoch: int, checkpoint: Path | None) -> None:
         super().__init__(message)
         self.step, self.epoch, self.checkpoint = step, epoch, checkpoint
+
+    def __reduce__(self) -> Any:
+        # Between processes an error is made anew from what it was called with.
+        return type(self), (str(self), self.step, self.epoch, self.checkpoint)
 
 
 @dataclass

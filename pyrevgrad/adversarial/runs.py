@@ -1,6 +1,6 @@
-"""One run of training: its data, its state, an epoch, and what a checkpoint keeps of it.
+"""One run of training: its data, its state, an epoch, when it ends.
 
-Imports the networks, batches, scores and checkpoints beside it.
+Imports the networks, batches and scores beside it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from ..schedules import GaninLearningRate
-from . import checkpoints
 from .batches import Batches, Loaded, domains, parts_of
 from .networks import DANN, Losses
 from .processes import Processes
@@ -44,6 +43,9 @@ class Run:
         if not isinstance(network, DANN):
             raise TypeError(f"fit trains a DANN, not {type(network).__name__}")
         self.network: DANN = network
+        scale = float(network.reversal.readings()["scale"])
+        if not math.isfinite(scale):
+            raise ValueError(f"λ of the network's reversal is {scale}: give one that is finite")
         self.processes = Processes(model)
         if batch_size % self.processes.count:
             raise ValueError(
@@ -53,8 +55,9 @@ class Run:
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.step = 0
         self.history = History()
+        self.asked: Path | None = None
         self.saved: Path | None = None
-        self._best: tuple[float, dict[str, Any] | None] = (math.inf, None)
+        self.best: tuple[float, dict[str, Any] | None] = (math.inf, None)
 
     def take_data(self, source: Any, target: Any, validation: Any, scores: Any) -> None:
         """Make batches of what the user gave."""
@@ -73,6 +76,7 @@ class Run:
 
     def take_optimizer(self, optimizer: Any, scheduler: Any) -> None:
         """Use the user's optimizer, or the paper's."""
+        self.paper_rate = optimizer is None
         if optimizer is None:
             if scheduler is not None:
                 raise ValueError("a scheduler comes with the optimizer that it was made for")
@@ -96,6 +100,11 @@ class Run:
         self.patience, self.keep_best = patience, keep_best
 
     @property
+    def loaded(self) -> list[Loaded]:
+        """The loaders that are trained on."""
+        return [part for part in (*self.sources, *self.targets) if isinstance(part, Loaded)]
+
+    @property
     def steps(self) -> int | None:
         """How many steps all epochs take, if that is known."""
         per_epoch = self.sources[0].per_pass
@@ -117,12 +126,14 @@ class Run:
         kind = torch.float32 if self.device.type == "mps" else torch.float64
         sums = torch.zeros(2, len(MEANS), dtype=kind, device=self.device)
         self._first_bad = torch.full((), -1, dtype=torch.long, device=self.device)
-        for batches in self._steps(number):
+        for batches in self._steps():
             losses = self._take_step(*batches)
             found = torch.stack([value.detach().to(kind) for value in losses])
             sums += torch.stack([found.nan_to_num(), ~found.isnan()])
             self.step += 1
             bar.update(1)
+        for part in self.loaded:
+            part.settle()
         self._look(None)
         self._check_weights()
         means = self.processes.mean(sums[0] / sums[1]).tolist()
@@ -135,28 +146,27 @@ class Run:
         self._compare(record)
         return record
 
-    def _steps(self, number: int) -> Iterator[tuple[list[Any], list[Any]]]:
+    def _steps(self) -> Iterator[tuple[list[Any], list[Any]]]:
         """The batches of each step of an epoch, of the sources and of the targets."""
         every = [*self.sources, *self.targets]
-        for part in every:
-            if isinstance(part, Loaded):
-                part.begin(number)
         first, start = self.sources[0], self.step
         steps = None if isinstance(first, Loaded) else first.per_pass
+        if isinstance(first, Loaded):
+            first.begin()
         while steps is None or self.step - start < steps:
             found = []
             for part in every:
                 try:
-                    found.append(self._next(part, part is first, number))
+                    found.append(self._next(part, part is first))
                 except StopIteration:
                     if self.step == start:
                         raise ValueError("source has no batch") from None
                     return
             yield found[: len(self.sources)], found[len(self.sources) :]
 
-    def _next(self, part: Batches, first: bool, number: int) -> Any:
+    def _next(self, part: Batches, first: bool) -> Any:
         if isinstance(part, Loaded):
-            return part.next() if first else part.endless(number)
+            return part.next() if first else part.endless()
         return part.at(self.step)
 
     def _take_step(self, sources: list[Any], targets: list[Any]) -> Losses:
@@ -208,11 +218,12 @@ class Run:
     def _diverged(self, what: str, step: int) -> None:
         epoch = len(self.history.epochs)
         kept = "no checkpoint was asked for"
+        if self.asked is not None:
+            kept = f"no checkpoint had been written to {self.asked}"
         if self.saved is not None:
             kept = f"the last good checkpoint, of the end of epoch {epoch}, is {self.saved}"
-        raise DivergedError(
-            f"at step {step} (epoch {epoch + 1}) {what}; {kept}", step, epoch, self.saved
-        )
+        place = f"at step {step + 1} (epoch {epoch + 1}, both counted from 1)"
+        raise DivergedError(f"{place} {what}; {kept}", step, epoch, self.saved)
 
     def _standing(self) -> dict[str, float]:
         readings = self.network.reversal.readings()
@@ -223,71 +234,12 @@ class Run:
 
     def _compare(self, record: dict[str, float]) -> None:
         loss = record.get("validation_loss", math.nan)
-        if loss < self._best[0]:
+        if loss < self.best[0]:
             self.history.best_epoch = len(self.history.epochs) - 1
             state = copy.deepcopy(self.network.state_dict()) if self.keep_best else None
-            self._best = loss, state
+            self.best = loss, state
 
     def finish(self) -> None:
         """End with the best weights, if they were to be kept."""
-        if self.keep_best and self._best[1] is not None:
-            self.network.load_state_dict(self._best[1])
-
-    # Checkpoints.
-
-    def _settings(self) -> dict[str, Any]:
-        """What must be the same in a training that continues."""
-        data = [getattr(part, "samples", None) for part in (*self.sources, *self.targets)]
-        return {
-            "model": type(self.network).__name__,
-            "optimizer": type(self.optimizer).__name__,
-            "scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
-            "schedule": repr(self.network.schedule),
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-            "samples": data,
-            "processes": self.processes.count,
-        }
-
-    def _generators(self) -> list[torch.Generator]:
-        parts = [part for part in (*self.sources, *self.targets) if isinstance(part, Loaded)]
-        return [part.generator for part in parts if part.generator is not None]
-
-    def save(self, path: Path) -> None:
-        """Write everything that continuing needs; the first process writes for all."""
-        states = [generator.get_state() for generator in self._generators()]
-        drawn = self.processes.gathered((checkpoints.random_state(self.device), states))
-        schedule = self.network.schedule
-        if self.processes.rank == 0:
-            content = {
-                "settings": self._settings(),
-                "model": self.network.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-                "schedule": None if schedule is None else schedule.state_dict(),
-                "step": self.step,
-                "epochs": self.history.epochs,
-                "best": (self.history.best_epoch, *self._best),
-                "random": drawn,
-            }
-            checkpoints.write(path, content)
-        self.processes.wait()
-        self.saved = path
-
-    def load(self, path: Path) -> None:
-        """Continue from what `save` wrote."""
-        content = checkpoints.read(path, self._settings())
-        self.network.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(content["scheduler"])
-        if self.network.schedule is not None:
-            self.network.schedule.load_state_dict(content["schedule"])
-        self.step, self.history.epochs = content["step"], content["epochs"]
-        self.history.best_epoch, *best = content["best"]
-        self._best = best[0], best[1]
-        state, generators = content["random"][self.processes.rank]
-        checkpoints.set_random_state(state, self.device)
-        for generator, saved in zip(self._generators(), generators, strict=True):
-            generator.set_state(saved)
-        self.saved = path
+        if self.keep_best and self.best[1] is not None:
+            self.network.load_state_dict(self.best[1])

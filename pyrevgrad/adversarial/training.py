@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from . import checkpoints
+from .continuing import Continuing
 from .records import History
 from .runs import Run
 
@@ -38,7 +39,8 @@ def fit(
     """Train `model` on labelled source and unlabelled target.
 
     A step takes one batch of each domain, descends ``losses.loss``, then steps `scheduler` and the
-    schedule of λ. An epoch is one pass over the (first) source; shorter domains begin again.
+    schedule of λ. An epoch is one pass over the (first) source; shorter domains begin again, and
+    longer ones go on in the next epoch.
 
     Parameters
     ----------
@@ -73,7 +75,13 @@ def fit(
         A file, written after every epoch. Its place is taken only by a whole new one.
     resume : bool
         Whether to continue from `checkpoint` if it is there; the result is what one run would have
-        given, bit for bit on the CPU. A file that is there is an error otherwise.
+        given, bit for bit on the CPU. A file that is there is an error otherwise. So is one of
+        another training: other options or classes of the network, the optimizer, the scheduler or
+        λ, or other data (by shape and by a checksum of at most 4096 elements of each tensor; of
+        datasets by their size). `epochs` may grow where neither the learning rate nor λ follows
+        from it; the default learning rate does. Of a loader that stands within a pass, the batches
+        taken are read once more and passed over. That is exact where it draws its order when a
+        pass begins, or from a generator that is its own, as PyTorch's samplers do.
     progress : bool
         Whether to show a bar, which needs tqdm.
     after_epoch : callable, optional
@@ -86,12 +94,17 @@ def fit(
     Raises
     ------
     DivergedError
-        The loss is NaN or infinite. On the CPU the weights are still those before that step.
+        The loss, or at an epoch's end a weight, is NaN or infinite. On the CPU a loss is looked at
+        before its backward, so that the weights are those before that step. A gradient that is
+        not finite under a finite loss has spoilt them by the time that the next look finds it.
     ValueError, TypeError
         Labels out of range, a domain or loader without samples, shapes that do not fit, a
-        checkpoint of another training, `resume` without a `checkpoint`.
+        checkpoint of another training or one that could not be read again, `resume` without a
+        `checkpoint`, a λ that is infinite.
     FileExistsError
         A checkpoint is there, and `resume` is not asked for.
+    OSError
+        A checkpoint could not be written there, found before the training begins.
     ImportError
         `progress` without tqdm.
 
@@ -111,26 +124,40 @@ def fit(
     run.take_data(source, target, validation, scores)
     run.take_optimizer(optimizer, scheduler)
     run.take_patience(patience, keep_best)
-    path = None if checkpoint is None else Path(checkpoint)
-    there = run.processes.any(path is not None and path.exists(), run.device)
-    if there and not resume:
-        raise FileExistsError(
-            f"{path} is there: pass resume=True to continue from it, or another path"
-        )
+    saved, there = _checkpoint(run, checkpoint, resume)
     bar = _bar(progress, run)
     with bar, checkpoints.seeded(run.seed + run.processes.rank, run.device):
-        if path is not None and there:
-            run.load(path)
+        if saved is not None and there:
+            saved.load()
             bar.update(run.step)
         while run.goes_on():
             record = run.epoch(bar)
-            if path is not None:
-                run.save(path)
+            if saved is not None:
+                saved.save()
             bar.set_postfix_str(_shown(record), refresh=False)
             if after_epoch is not None:
                 after_epoch(record)
     run.finish()
     return run.history
+
+
+def _checkpoint(run: Run, checkpoint: Any, resume: bool) -> tuple[Continuing | None, bool]:
+    """What saves the run, if that is asked for, and whether there is a file to continue from."""
+    path = None if checkpoint is None else Path(checkpoint)
+    refused = None
+    if path is not None and run.processes.rank == 0:
+        try:
+            checkpoints.check_writable(path)
+        except OSError as error:
+            refused = error
+    if run.processes.any(refused is not None, run.device):
+        raise refused or OSError(f"checkpoint {path} cannot be written")
+    there = run.processes.any(path is not None and path.exists(), run.device)
+    if there and not resume:
+        raise FileExistsError(
+            f"{path} is there: pass resume=True to continue from it, or another path"
+        )
+    return None if path is None else Continuing(run, path), there
 
 
 def _shown(record: dict[str, float]) -> str:

@@ -1,0 +1,397 @@
+"""What a resumed training must share with the one before, and what of its loaders is continued."""
+
+import copy
+import itertools
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from adversaries import Killed, data, kill_after, network, same, train, weights
+from torch import nn
+from torch.utils.data import (
+    DataLoader,
+    RandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+
+from pyrevgrad.adversarial import (
+    CDAN,
+    DANN,
+    DivergedError,
+    GaninLearningRate,
+    GaninSchedule,
+    LinearSchedule,
+    fit,
+)
+
+(X, Y), T = data()
+
+
+def sgd(rate=0.1, **options):
+    return lambda model: {"optimizer": torch.optim.SGD(model.parameters(), rate, **options)}
+
+
+def cosine(steps):
+    def made(model):
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        return {"optimizer": optimizer, "scheduler": scheduler}
+
+    return made
+
+
+def two_groups(rate):
+    def made(model):
+        groups = [{"params": model.features.parameters(), "lr": rate}]
+        groups += [{"params": part.parameters()} for part in (model.label_head, model.domain_head)]
+        return {"optimizer": torch.optim.SGD(groups, 0.1)}
+
+    return made
+
+
+def conditional(**options):
+    torch.manual_seed(0)
+    return CDAN(nn.Linear(4, 3), nn.Linear(3, 2), nn.Linear(6, 1), **options)
+
+
+def loader(n=50, size=10, **options):
+    return DataLoader(TensorDataset(X[:n], Y[:n]), size, **options)
+
+
+def options_of(options, model):
+    return options(model) if callable(options) else dict(options)
+
+
+#: The network and options of a training, and of one that is none of its continuations.
+OTHERS = {
+    "λ": (network, {}, lambda: network(2.0), {}, r"scale 0\.5 \(now 2\.0\)"),
+    "schedule": (
+        lambda: network(GaninSchedule(12)), {}, lambda: network(GaninSchedule(12, gamma=5)), {},
+        r"schedule gamma 10\.0 \(now 5\.0\)",
+    ),
+    "kind of schedule": (
+        lambda: network(GaninSchedule(12)), {}, lambda: network(LinearSchedule(12)), {},
+        r"schedule 'GaninSchedule' \(now 'LinearSchedule'\)",
+    ),
+    "schedule or number": (
+        lambda: network(GaninSchedule(12)), {}, network, {},
+        r"schedule 'GaninSchedule' \(now None\)",
+    ),
+    "weight": (network, {}, lambda: network(domain_weight=3), {}, r"domain_weight 1\.0 \(now 3\.0"),
+    "average": (
+        network, {}, lambda: network(domain_average="samples"), {},
+        r"domain_average 'domains' \(now 'samples'\)",
+    ),
+    "entropy": (
+        conditional, {}, lambda: conditional(entropy=True), {}, r"entropy False \(now True\)"
+    ),
+    "rate": (network, sgd(), network, sgd(0.01), r"optimizer lr \[0\.1\] \(now \[0\.01\]\)"),
+    "a group's rate": (
+        network, two_groups(0.01), network, two_groups(0.02),
+        r"optimizer lr \[0\.01, 0\.1, 0\.1\] \(now \[0\.02, 0\.1, 0\.1\]\)",
+    ),
+    "momentum": (
+        network, sgd(), network, sgd(momentum=0.5), r"optimizer momentum 0 \(now 0\.5\)"
+    ),
+    "optimizer": (
+        network, sgd(), network,
+        lambda model: {"optimizer": torch.optim.Adam(model.parameters(), 0.1)},
+        r"optimizer 'SGD' \(now 'Adam'\)",
+    ),
+    "scheduler": (network, cosine(9), network, cosine(12), r"scheduler T_max 9 \(now 12\)"),
+    "inputs": (
+        network, {}, network, {"source": (X * 100, Y)}, "source checksum of the data .* "
+    ),
+    "labels": (network, {}, network, {"source": (X, 1 - Y)}, "source checksum of the data"),
+    "target": (network, {}, network, {"target": T + 1}, "target checksum of the data"),
+    "validation": (
+        network, {"validation": (X, Y)}, network, {"validation": (X, 1 - Y)},
+        "validation checksum of the data",
+    ),
+    "loader's batches": (
+        network, {"target": loader()}, network, {"target": loader(size=5)},
+        r"target batches 5 \(now 10\), target batch_size 10 \(now 5\)",
+    ),
+    "loader's data": (
+        network, {"target": loader(30)}, network, {"target": loader(40)},
+        r"target shapes \[\[30, 4\]\] \(now \[\[40, 4\]\]\)",
+    ),
+    "generator gone": (
+        network, {"target": loader(shuffle=True, generator=torch.Generator())}, network,
+        {"target": loader(shuffle=True)}, r"generators of loaders 1 \(now 0\)",
+    ),
+    "generator gained": (
+        network, {"target": loader(shuffle=True)}, network,
+        {"target": loader(shuffle=True, generator=torch.Generator())},
+        r"generators of loaders 0 \(now 1\)",
+    ),
+    "another network": (
+        network, sgd(), lambda: wider(network()), sgd(),
+        r"it holds \(8, 4\) torch.float32 for features.0.weight, which is \(9, 4\)",
+    ),
+    "other parameters": (
+        network, sgd(), network,
+        lambda model: {"optimizer": torch.optim.SGD(model.features.parameters(), 0.1)},
+        "is of an optimizer with .* parameters in its groups",
+    ),
+}  # fmt: skip
+
+
+def wider(model):
+    model.features = nn.Sequential(nn.Linear(4, 9), *model.features[1:])
+    return model
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_resume_refuses_another_training_and_leaves_the_network_alone(tmp_path, what):
+    first, options, second, others, message = OTHERS[what]
+    path = tmp_path / "run.pt"
+    model = first()
+    with pytest.raises(Killed):
+        train(model, checkpoint=path, after_epoch=kill_after(1), **options_of(options, model))
+    model = second()
+    before = weights(model)
+    with pytest.raises(ValueError, match=message):
+        train(model, checkpoint=path, resume=True, **options_of(others, model))
+    assert all(map(torch.equal, weights(model), before))
+
+
+def test_a_training_continues_though_its_own_loop_changed_λ_and_the_rate(tmp_path):
+    def run(path, until=None):
+        model = network(0.1)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+        def after_epoch(record):
+            model.reversal.scale = 0.1 * (record["epoch"] + 1)
+            optimizer.param_groups[0]["lr"] /= 2
+
+        def step(record):
+            after_epoch(record)
+            if record["epoch"] == until:
+                raise Killed
+
+        return model, lambda: train(
+            model, optimizer=optimizer, checkpoint=path, resume=True, after_epoch=step
+        )
+
+    path = tmp_path / "run.pt"
+    _, killed = run(path, until=2)
+    with pytest.raises(Killed):
+        killed()
+    model, again = run(path)
+    again()
+    assert model.reversal.scale == pytest.approx(0.4)
+
+
+def test_epochs_are_added_under_a_rate_of_ones_own_as_one_run_would_have(tmp_path):
+    path, whole, parts = tmp_path / "run.pt", network(), network()
+    train(whole, epochs=5, **sgd()(whole))
+    train(parts, epochs=2, checkpoint=path, **sgd()(parts))
+    train(parts, epochs=5, checkpoint=path, resume=True, **sgd()(parts))
+    assert same(whole, parts)
+
+
+def test_epochs_are_not_added_under_the_default_rate(tmp_path):
+    path = tmp_path / "run.pt"
+    train(network(), epochs=2, checkpoint=path)
+    message = r"max_steps 8 \(now 20\).* give an optimizer and a scheduler of your own"
+    with pytest.raises(ValueError, match=message):
+        train(network(), epochs=5, checkpoint=path, resume=True)
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    own = {"optimizer": optimizer, "scheduler": GaninLearningRate(optimizer, 8)}
+    assert len(train(model, epochs=5, checkpoint=path, resume=True, **own).epochs) == 5
+    with pytest.raises(ValueError, match="is of 5 epochs already, and epochs is 3"):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        own = {"optimizer": optimizer, "scheduler": GaninLearningRate(optimizer, 8)}
+        train(model, epochs=3, checkpoint=path, resume=True, **own)
+
+
+def test_keep_best_is_refused_where_the_best_weights_were_not_kept(tmp_path):
+    path = tmp_path / "run.pt"
+    options = {"checkpoint": path, "validation": (X, Y)}
+    with pytest.raises(Killed):
+        train(network(), after_epoch=kill_after(2), **options)
+    with pytest.raises(ValueError, match=r"without keep_best=True, and the weights of its best"):
+        train(network(), resume=True, keep_best=True, **options)
+    train(network(), resume=True, **options)
+
+
+# Loaders.
+
+
+def numbered(n):
+    return TensorDataset(torch.arange(n, dtype=torch.float32)[:, None], torch.arange(n) % 2)
+
+
+class Seen(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def forward(self, x):
+        self.rows.append(x[:, 0].tolist())
+        return x
+
+
+def targets_of(target, **options):
+    watch = Seen()
+    model = DANN(watch, nn.Linear(1, 2), nn.Linear(1, 1), together=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    fit(model, numbered(60).tensors, target, batch_size=20, optimizer=optimizer, progress=False,
+        **options)  # fmt: skip
+    return watch.rows[1::2]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_longer_target_loader_is_used_up(shuffle):
+    rows = targets_of(DataLoader(numbered(200), 20, shuffle=shuffle), epochs=10)
+    for start in (0, 10, 20):
+        assert sorted(itertools.chain(*rows[start : start + 10])) == list(range(200))
+    if shuffle:
+        assert rows[:10] != rows[10:20]
+
+
+ORDERS = {
+    "as it lies": dict,
+    "shuffled": lambda: {"shuffle": True},
+    "own generator": lambda: {"shuffle": True, "generator": torch.Generator().manual_seed(4)},
+    "sampler's generator": lambda: {
+        "sampler": WeightedRandomSampler(
+            torch.ones(70), 70, generator=torch.Generator().manual_seed(4)
+        )
+    },
+    "batch sampler's generator": lambda: {
+        "batch_sampler": torch.utils.data.BatchSampler(
+            RandomSampler(range(70), generator=torch.Generator().manual_seed(4)), 20, False
+        )
+    },
+    "drawn bit by bit": lambda: {
+        "sampler": RandomSampler(
+            range(70), replacement=True, generator=torch.Generator().manual_seed(4)
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("stop", [1, 3, 4])
+def test_a_loader_continues_within_its_pass(tmp_path, order, stop):
+    def target():
+        options = ORDERS[order]()
+        if "batch_sampler" not in options:
+            options["batch_size"] = 20
+        return DataLoader(numbered(70), **options)
+
+    wanted = targets_of(target(), epochs=6)
+    path = tmp_path / "run.pt"
+    with pytest.raises(Killed):
+        targets_of(target(), epochs=6, checkpoint=path, after_epoch=kill_after(stop))
+    rest = targets_of(target(), epochs=6, checkpoint=path, resume=True)
+    assert rest == wanted[3 * stop :]
+
+
+def test_a_source_whose_sampler_owns_the_generator_continues_bit_for_bit(tmp_path):
+    def options():
+        draw = torch.Generator().manual_seed(7)
+        sampler = WeightedRandomSampler(torch.arange(50.0) + 1, 60, generator=draw)
+        return {"source": DataLoader(TensorDataset(X, Y), 16, sampler=sampler), "epochs": 4}
+
+    whole, parts, path = network(dropout=0.5), network(dropout=0.5), tmp_path / "run.pt"
+    train(whole, **options())
+    with pytest.raises(Killed):
+        train(copy.deepcopy(parts), checkpoint=path, after_epoch=kill_after(2), **options())
+    train(parts, checkpoint=path, resume=True, **options())
+    assert not same(parts, network()) and same(whole, parts)
+
+
+def test_a_loader_that_has_become_shorter_is_refused(tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __init__(self, n):
+            self.n = n
+
+        def __iter__(self):
+            return iter(T[: self.n])
+
+    path = tmp_path / "run.pt"
+    with pytest.raises(Killed):
+        train(
+            network(), target=DataLoader(Stream(30), 3), checkpoint=path, after_epoch=kill_after(2)
+        )
+    with pytest.raises(ValueError, match="ended after 4 batches, where 8 had been taken of it"):
+        train(network(), target=DataLoader(Stream(12), 3), checkpoint=path, resume=True)
+
+
+# Files.
+
+
+def test_numbers_of_numpy_are_saved_as_pythons_own(tmp_path):
+    path, model = tmp_path / "run.pt", network()
+
+    def mine(record):
+        record.update(mine=np.float64(record["epoch"]))
+        if record["epoch"] == 2:
+            raise Killed
+
+    rate = np.float64(0.1)
+    with pytest.raises(Killed):
+        train(model, checkpoint=path, after_epoch=mine, **sgd(rate)(model))
+    model = network()
+    found = train(model, checkpoint=path, resume=True, **sgd(rate)(model)).epochs
+    assert (found[0]["mine"], type(found[0]["mine"])) == (1.0, float)
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    path = tmp_path / "run.pt"
+    with pytest.raises(ValueError, match="look at what after_epoch adds to its record"):
+        train(network(), checkpoint=path, after_epoch=lambda r: r.update(mine=np.zeros(3)))
+    good = torch.load(path, weights_only=True)
+    assert len(good["epochs"]) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
+
+
+def never(record):
+    raise AssertionError("an epoch was trained")
+
+
+def test_a_checkpoint_that_cannot_be_written_is_found_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "run.pt", "/proc/no/such/run.pt"):
+        with pytest.raises(OSError, match=r"run\.pt cannot be written"):
+            train(network(), checkpoint=path, after_epoch=never)
+    for resume in (False, True):
+        with pytest.raises(IsADirectoryError, match="is a folder: name a file in it"):
+            train(network(), checkpoint=tmp_path, resume=resume, after_epoch=never)
+
+
+def test_a_file_of_an_earlier_version_is_named_as_such(tmp_path):
+    path = tmp_path / "run.pt"
+    train(network(), checkpoint=path)
+    torch.save({**torch.load(path), "format": 1}, path)
+    with pytest.raises(ValueError, match="of another version of pyrevgrad"):
+        train(network(), checkpoint=path, resume=True)
+
+
+# Divergence.
+
+
+def test_a_divergence_in_the_first_epoch_says_that_nothing_was_written_yet(tmp_path):
+    path, model = tmp_path / "run.pt", network()
+    with pytest.raises(DivergedError, match=r"no checkpoint had been written to .*run\.pt"):
+        train(model, (X * math.nan, Y), checkpoint=path)
+
+
+def test_a_diverged_error_passes_between_processes(tmp_path):
+    error = DivergedError("at step 7", 6, 1, tmp_path / "run.pt")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is DivergedError and str(again) == "at step 7"
+    assert (again.step, again.epoch, again.checkpoint) == (6, 1, tmp_path / "run.pt")
+
+
+def test_an_infinite_λ_is_refused_before_training():
+    with pytest.raises(ValueError, match="λ of the network's reversal is inf"):
+        train(network(math.inf), after_epoch=never)
