@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
-from numbers import Real
-from typing import TYPE_CHECKING, Any
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeGuard
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,11 @@ def closest(word: object, known: Iterable[str]) -> str:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_whole(value: object) -> TypeGuard[SupportsIndex]:
+    """Whether `value` is a whole number, Python's or NumPy's; a bool is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_number(what: str, value: object, *, low: float | None = None) -> float:

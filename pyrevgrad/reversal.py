@@ -27,7 +27,8 @@ class GradientReversal(Scaled):
     scale : float, 0-dim Tensor or Schedule
         λ >= 0 reverses. Kept as the buffer `scale`, a 0-dim float64 tensor that is saved and loaded
         with the model and that no dtype cast touches; a tensor's value is copied. Set it with
-        ``layer.scale = 0.3`` or ``layer.set_scale(...)``; a schedule sets it at each ``step()``.
+        ``layer.scale = 0.3`` or ``layer.set_scale(...)``. A schedule sets it at each ``step()``,
+        whatever was set by hand in between, until ``layer.schedule = None``.
     record_norm : bool
         Whether each backward leaves the 2-norm of the reversed gradient, ``‖−scale · g‖``, in
         `gradient_norm`, at the price of one reduction. Of several forwards in one step, the
@@ -79,6 +80,8 @@ class GradientReversal(Scaled):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "scale" and isinstance(value, Schedule):
             name = "schedule"
+        if name == "schedule" and not isinstance(value, Schedule | None):
+            raise TypeError(f"schedule must be a Schedule or None, not {type(value).__name__}")
         super().__setattr__(name, value)
         if name == "schedule" and value is not None:
             value.follow(self)

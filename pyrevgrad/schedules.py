@@ -6,23 +6,25 @@ Imports PyTorch's scheduler of learning rates and checks of single values.
 from __future__ import annotations
 
 import math
+import operator
 import weakref
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .checks import check_finite
+from .checks import check_finite, is_whole
 
 __all__ = ["ConstantSchedule", "GaninLearningRate", "GaninSchedule", "LinearSchedule", "Schedule"]
 
 
 def _check_steps(max_steps: object) -> int:
-    if isinstance(max_steps, bool) or not isinstance(max_steps, int):
+    if not is_whole(max_steps):
         raise TypeError(f"max_steps must be an int, not {type(max_steps).__name__}")
-    if max_steps < 1:
-        raise ValueError(f"max_steps must be >= 1, got {max_steps}")
-    return max_steps
+    steps = operator.index(max_steps)
+    if steps < 1:
+        raise ValueError(f"max_steps must be >= 1, got {steps}")
+    return steps
 
 
 class Schedule:
@@ -137,7 +139,8 @@ class GaninSchedule(Schedule):
         self.high = check_finite("high", high)
 
     def at(self, progress: float) -> float:
-        rise = 2.0 / (1.0 + math.exp(-self.gamma * progress)) - 1.0
+        # e^700 is finite, and so far off already that the value is `low`'s mirror image.
+        rise = 2.0 / (1.0 + math.exp(min(-self.gamma * progress, 700.0))) - 1.0
         return self.low + (self.high - self.low) * rise
 
     def __repr__(self) -> str:

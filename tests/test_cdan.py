@@ -91,6 +91,33 @@ def test_gradients_are_those_of_the_formula_with_g_held_fixed(name, entropy):
             torch.testing.assert_close(p.grad, wanted)
 
 
+@pytest.mark.parametrize("entropy", [False, True])
+def test_one_label_logit_is_two_logits_of_which_the_first_is_0(entropy):
+    def made(classes, loss=None):
+        torch.manual_seed(0)
+        return CDAN(
+            nn.Linear(5, 6), nn.Linear(6, classes), nn.Linear(12, 1), loss, entropy=entropy
+        ).double()  # fmt: skip
+
+    def binary(z, y):
+        return F.binary_cross_entropy_with_logits(z[:, 0], y.to(z.dtype))
+
+    one, two = made(1, binary), made(2)
+    two.features, two.domain_head = one.features, one.domain_head
+    with torch.no_grad():
+        for name, value in one.label_head.named_parameters():
+            into = two.label_head.get_parameter(name)
+            into.copy_(torch.cat([torch.zeros_like(value), value]))
+    x, _, target = batch()
+    found = []
+    for model in (one, two):
+        losses = model(x, torch.tensor([0, 1, 1, 0]), target)
+        found.append([losses.label_loss, losses.domain_loss])
+        found[-1] += torch.autograd.grad(losses.loss, one.features.parameters())
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_its_reversal_is_checked_by_itself():
     assert check_reversal(network().reversal, torch.randn(4, 6)).ok
 

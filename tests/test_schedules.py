@@ -6,6 +6,7 @@ import math
 import pickle
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -237,3 +238,20 @@ def test_the_learning_rate_continues_from_its_state():
             schedule.step()
         rates.append(schedule.get_last_lr())
     assert rates[0] == rates[1]
+
+
+def test_a_steep_schedule_stays_finite_before_its_start():
+    assert GaninSchedule(2, gamma=1000.0, low=0.25).at(-1) == 0.25 - 0.75
+
+
+def test_a_schedule_that_is_none_is_refused_before_it_is_kept():
+    layer = GradientReversal(0.5)
+    with pytest.raises(TypeError, match="schedule must be a Schedule or None, not int"):
+        layer.schedule = 5
+    assert layer.schedule is None and layer.scale.item() == 0.5
+
+
+@pytest.mark.parametrize("steps", [np.int64(5), np.uint8(5)])
+def test_steps_may_be_numpys(steps):
+    schedule = GaninSchedule(steps)
+    assert type(schedule.max_steps) is int and repr(schedule) == repr(GaninSchedule(5))

@@ -205,6 +205,10 @@ BAD = [
     (lambda: train(network(), epochs=0), ValueError, "epochs must be an int >= 1, got 0"),
     (lambda: train(network(), batch_size=1.5), ValueError, "batch_size must be an int >= 1"),
     (lambda: train(network(), seed=-1), ValueError, "seed must be an int >= 0"),
+    (lambda: train(network(), epochs=True), ValueError, "epochs must be an int >= 1"),
+    (lambda: train(network(), validation=[(X, Y)]), TypeError, "validation is a list; a score"),
+    (lambda: evaluate(network(), [(X, Y), (X, Y)]), TypeError, "data is a list; a score is of one"),
+    (lambda: evaluate(nn.Linear(4, 2), (X, Y)), TypeError, "evaluate takes a DANN, not Linear"),
     (lambda: train(network(), patience=2), ValueError, "need a validation to go by"),
     (lambda: train(network(), keep_best=True), ValueError, "need a validation to go by"),
     (lambda: train(network(), validation=(X, Y), patience=0), ValueError, "patience must be an"),
@@ -233,6 +237,63 @@ def test_the_progress_bar_counts_steps_and_names_the_extra_if_missing(monkeypatc
     with pytest.raises(ImportError, match=r'pip install "pyrevgrad\[train\]"'):
         train(network(), progress=True)
     train(network(), progress=False)
+
+
+@pytest.mark.parametrize("sizes", [(50, 7), (50, 1)])
+def test_ignored_labels_count_for_nothing_in_a_score_however_they_fall_into_batches(sizes):
+    (x, y), _ = data()
+    y = y.clone()
+    y[::3], y[30:] = -100, -100
+    model = network()
+    model.eval()
+    kept = y != -100
+    wanted = torch.nn.functional.cross_entropy(model.predict(x[kept]), y[kept]).item()
+    for size in sizes:
+        found = evaluate(model, (x, y), batch_size=size)
+        assert found.loss == pytest.approx(wanted, rel=1e-5)
+        assert found.accuracy == evaluate(model, (x[kept], y[kept])).accuracy
+    none = evaluate(model, (x, torch.full_like(y, -100)))
+    assert math.isnan(none.loss) and math.isnan(none.accuracy)
+
+
+def normalised(**options):
+    head = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 2))
+    return DANN(nn.Linear(4, 8), head, nn.Linear(8, 1), **options)
+
+
+def test_a_last_batch_of_one_sample_is_left_out_where_normalisation_would_see_it_alone():
+    (x, y), target = data(33, 33)
+    assert train(normalised(), (x, y), target, epochs=2).epochs[-1]["step"] == 4
+    model = network(together=False)
+    assert train(model, (x, y), target, epochs=2).epochs[-1]["step"] == 4
+    # Where it is never alone, and where nothing is trained, it stays.
+    assert train(network(), (x, y), target, epochs=2).epochs[-1]["step"] == 6
+    assert train(normalised().eval(), (x, y), target, epochs=2).epochs[-1]["step"] == 6
+
+
+def test_a_loaders_batch_of_one_sample_gets_a_sentence():
+    (x, y), target = data(33, 33)
+    with pytest.raises(ValueError, match=r"got one sample, .* or drop_last=True in a DataLoader"):
+        train(normalised(), DataLoader(TensorDataset(x, y), 16), target)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_float64_of_numpy_takes_the_models_dtype(dtype):
+    (x, y), target = data()
+    arrays = x.double().numpy(), y.numpy()
+    ours, theirs = network().to(dtype), network().to(dtype)
+    found = train(ours, arrays, target.double().numpy(), validation=arrays)
+    own = x.to(dtype), y
+    assert found == train(theirs, own, target.to(dtype), validation=own)
+    assert same(ours, theirs) and evaluate(ours, arrays) == evaluate(theirs, own)
+
+
+def test_whole_numbers_of_numpy_are_taken():
+    one, other = network(GaninSchedule(np.int64(9))), network(GaninSchedule(9))
+    options = {"epochs": 2, "batch_size": 8, "seed": 3}
+    train(one, **{name: np.int64(value) for name, value in options.items()})
+    train(other, **options)
+    assert same(one, other)
 
 
 def test_evaluate_weighs_batches_by_their_samples():

@@ -24,19 +24,26 @@ class Ordered:
     """Batches of tensors or of a dataset; which samples they hold follows from (seed, step) alone.
 
     So nothing but the number of steps has to be saved for the order to continue. Each pass over the
-    data has a new order. The last batch of a pass holds what is left, and under `processes` each
-    batch is dealt out evenly, less the few that do not divide.
+    data has a new order. The last batch of a pass holds what is left, if that is `least` samples,
+    and under `processes` each batch is dealt out evenly, less the few that do not divide.
     """
 
     def __init__(
-        self, data: Dataset[Any], batch_size: int, seed: list[int] | None, share: tuple[int, int]
+        self,
+        data: Dataset[Any],
+        batch_size: int,
+        seed: list[int] | None,
+        share: tuple[int, int],
+        least: int = 1,
     ) -> None:
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.rank, self.processes = share
         self.samples = len(data)  # type: ignore[arg-type]
         self.per_pass = math.ceil(self.samples / batch_size)
-        if self.samples % batch_size < self.processes and self.samples % batch_size:
-            # What is left over is too little to give one to each process.
+        left = self.samples % batch_size
+        alone = self.per_pass > 1 and left < least * self.processes
+        if left and (left < self.processes or alone):
+            # What is left over is too little to give `least` to each process.
             self.per_pass -= 1
         self._order: tuple[int, Tensor] | None = None
 
@@ -164,7 +171,15 @@ Batches = Ordered | Loaded
 
 
 def domains(
-    name: str, data: Any, columns: int, batch_size: int, seed: list[int] | None, share: Any = (0, 1)
+    name: str,
+    data: Any,
+    columns: int,
+    batch_size: int,
+    seed: list[int] | None,
+    share: Any = (0, 1),
+    *,
+    least: int = 1,
+    dtype: torch.dtype | None = None,
 ) -> list[Batches]:
     """What a user gave as `name`, a domain or a list of them, as batches.
 
@@ -176,6 +191,10 @@ def domains(
         What the order follows from; None for the order given.
     share : (int, int)
         The rank of this process, and how many there are.
+    least : int
+        Samples without which the last batch of a pass is left out, where it is not the only one.
+    dtype : torch.dtype, optional
+        What NumPy's float64 becomes, which nobody chose.
 
     Raises
     ------
@@ -189,17 +208,21 @@ def domains(
     for i, each in enumerate(given):
         called = name if len(given) == 1 else f"{name}[{i}]"
         own = None if seed is None else [*seed, i]
-        parts.append(_batches(called, each, columns, batch_size, own, share))
+        found = _tensors(called, each, columns, dtype)
+        parts.append(_batches(called, found, columns, (batch_size, own, share, least)))
     return parts
 
 
-def _batches(
-    name: str, data: Any, columns: int, batch_size: int, seed: list[int] | None, share: Any
-) -> Batches:
+def _tensors(name: str, data: Any, columns: int, dtype: torch.dtype | None) -> Any:
+    """Arrays and tensors as a dataset; whatever else as it is."""
     if isinstance(data, (Tensor, numpy.ndarray)):
         data = (data,)
     if isinstance(data, tuple):
-        data = TensorDataset(*_columns(name, data, columns))
+        return TensorDataset(*_columns(name, data, columns, dtype))
+    return data
+
+
+def _batches(name: str, data: Any, columns: int, order: tuple[Any, ...]) -> Batches:
     loader = isinstance(data, DataLoader) or not hasattr(data, "__getitem__")
     if isinstance(data, IterableDataset) or not (loader or hasattr(data, "__len__")):
         raise TypeError(f"{name}: wrap a dataset without a length in a DataLoader")
@@ -214,18 +237,24 @@ def _batches(
             raise TypeError(f"{name} is an iterator, good for one pass; give what can begin again")
         found: Batches = Loaded(data)
     else:
-        found = Ordered(data, batch_size, seed, share)
+        found = Ordered(data, *order)
     if found.per_pass == 0:
-        few = f"; every process needs one ({share[1]} of them)" if share[1] > 1 else ""
+        _, processes = order[2]
+        few = f"; every process needs one ({processes} of them)" if processes > 1 else ""
         raise ValueError(f"{name} has no sample{few}")
     return found
 
 
-def _columns(name: str, parts: tuple[Any, ...], columns: int) -> list[Tensor]:
+def _columns(
+    name: str, parts: tuple[Any, ...], columns: int, dtype: torch.dtype | None
+) -> list[Tensor]:
     if len(parts) < columns or not all(isinstance(p, (Tensor, numpy.ndarray)) for p in parts):
         kinds = "(x, y) of inputs and labels" if columns == 2 else "x"
         raise TypeError(f"{name} must be {kinds}, tensors or arrays")
     tensors = [torch.as_tensor(part) for part in parts]
+    for i, part in enumerate(parts):
+        if isinstance(part, numpy.ndarray) and part.dtype == "float64" and dtype is not None:
+            tensors[i] = tensors[i].to(dtype)
     lengths = [len(tensor) if tensor.dim() else 0 for tensor in tensors]
     if len(set(lengths)) > 1:
         raise ValueError(f"{name}: {lengths[0]} inputs come with {lengths[1]} labels")

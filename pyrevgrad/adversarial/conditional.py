@@ -6,12 +6,14 @@ Imports the networks.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import is_whole
 from .networks import DANN
 
 
@@ -56,7 +58,7 @@ class RandomizedProduct(nn.Module):
     def __init__(self, features: int, classes: int, outputs: int = 1024, seed: int = 0) -> None:
         super().__init__()
         for name, size in (("features", features), ("classes", classes), ("outputs", outputs)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            if not is_whole(size) or operator.index(size) < 1:
                 raise ValueError(f"{name} must be an int >= 1, got {size!r}")
         draw = torch.Generator().manual_seed(seed)
         self.register_buffer("feature_matrix", torch.randn(features, outputs, generator=draw))
@@ -81,11 +83,15 @@ class CDAN(DANN):
     back through g. (Its plain gradient is therefore no derivative of its loss, and
     `check_reversal`, which measures derivatives, is for ``model.reversal`` here.)
 
+    The label head runs twice a step, on the source for its loss and on the target for g: a batch
+    normalisation in it is updated twice, the second time by the target.
+
     Parameters
     ----------
     features, label_head, domain_head, label_loss, **options
         As `DANN`; features (n, F), label logits (n, C), and a domain head that takes what
-        `conditioning` gives.
+        `conditioning` gives. One logit z, (n, 1), stands for two classes: g is ``(σ(−z), σ(z))``,
+        C is 2, and `label_loss` is one of your own.
     conditioning : torch.nn.Module
         `OuterProduct`, which gives F·C numbers a sample, if not given; or `RandomizedProduct`.
     entropy : bool
@@ -122,12 +128,13 @@ class CDAN(DANN):
         joined, _ = super()._domain_inputs(found, sizes, logits)
         with torch.no_grad():
             others = self.label_head(found[len(logits) :])
-        g = torch.cat([logits.detach(), others]).softmax(1)
-        if joined.dim() != 2 or g.dim() != 2:
+        z = torch.cat([logits.detach(), others])
+        if joined.dim() != 2 or z.dim() != 2:
             raise ValueError(
                 f"CDAN takes features (n, F) and label logits (n, C), got {tuple(joined.shape)} "
-                f"and {tuple(g.shape)}"
+                f"and {tuple(z.shape)}"
             )
+        g = torch.cat([-z, z], 1).sigmoid() if z.shape[1] == 1 else z.softmax(1)
         weights = None
         if self.entropy:
             certain = 1 + torch.exp((g * g.clamp_min(torch.finfo(g.dtype).tiny).log()).sum(1))

@@ -16,6 +16,7 @@ from ..checks import check_finite
 from ..compat import GradientReverseLayer, RevGrad, WarmStartGradientReverseLayer
 from ..nn import FoldedReversal, GradientReversal
 from ..schedules import Schedule
+from .labels import CrossEntropy, accuracy, are_classes, check_labels, ignored_by
 from .probabilities import refuse_probabilities
 
 _REVERSALS = (
@@ -78,8 +79,10 @@ class DANN(nn.Module):
     label_loss : callable
         ``label_loss(label_head(features), labels)``, a 0-dim tensor; cross-entropy if not given.
         For imbalanced classes: ``nn.CrossEntropyLoss(weight)``, whose weights follow the network.
+        A label head of one logit, (n, 1), takes labels 0 and 1 and a loss of your own.
     scale : float, 0-dim Tensor or Schedule, optional
-        λ, handed to the `GradientReversal` that is ``model.reversal``; 1 if not given. A domain
+        λ, handed to the `GradientReversal` that is ``model.reversal``; 1 if not given. Later
+        ``model.scale`` reads and sets it. A domain
         head that begins with a `ReversedLinear` or `ReversedConv2d` (or with a module that holds
         one, which must come first there too) brings the reversal with it: ``model.reversal`` is
         that layer, and keeps its own λ if none is given here.
@@ -130,21 +133,13 @@ class DANN(nn.Module):
         for name, part in parts.items():
             if not isinstance(part, nn.Module):
                 raise TypeError(f"{name} must be a torch.nn.Module, not {type(part).__name__}")
-        if domain_average not in ("domains", "samples"):
-            raise ValueError(
-                f"domain_average must be 'domains' or 'samples', got {domain_average!r}"
-            )
         self.features, self.label_head, self.domain_head = features, label_head, domain_head
         self._take_reversal(scale, record_norm)
-        self.domain_weight = check_finite("domain_weight", domain_weight)
-        if self.domain_weight < 0:
-            raise ValueError(
-                f"domain_weight must be >= 0, got {domain_weight!r}: scale does the reversing"
-            )
+        self.domain_weight: float = domain_weight
         self.domain_average, self.together = domain_average, bool(together)
-        found = _ignored(label_loss) if ignore_index is None else ignore_index
+        found = ignored_by(label_loss) if ignore_index is None else ignore_index
         self.ignore_index: int = found
-        self.label_loss = label_loss or _CrossEntropy(found)
+        self.label_loss = label_loss or CrossEntropy(found)
 
     def _take_reversal(self, scale: Any, record_norm: bool) -> None:
         """Make the reversal, or find the one that the domain head begins with; refuse a second."""
@@ -204,7 +199,7 @@ class DANN(nn.Module):
         logits = _headed("label_head", self.label_head, labelled)
         truth = _joined("the labels", answers)
         check_labels(truth, logits, self.ignore_index)
-        kind = torch.long if _are_classes(truth, logits) else truth.dtype
+        kind = torch.long if are_classes(truth, logits) else truth.dtype
         truth = truth.to(logits.device, kind, non_blocking=True)
         label_loss = self.label_loss(logits, truth)
         if label_loss.dim() != 0:
@@ -220,6 +215,27 @@ class DANN(nn.Module):
             accuracy(logits, truth, self.ignore_index),
             domain_accuracy,
         )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "scale":
+            # Not the module's own, so that λ has one place; of a Parameter, nn.Module takes hold.
+            self.reversal.scale = value
+            return
+        if name == "domain_weight":
+            value = _checked_weight(value)
+        if name == "domain_average" and value not in ("domains", "samples"):
+            raise ValueError(f"domain_average must be 'domains' or 'samples', got {value!r}")
+        super().__setattr__(name, value)
+
+    @property
+    def scale(self) -> Tensor:
+        """λ, that of ``model.reversal``; set it by a number, a 0-dim tensor or a schedule.
+
+        A number set under a schedule holds until the schedule's next ``step()``; set
+        ``model.reversal.schedule = None`` to keep it.
+        """
+        assert self.reversal.scale is not None
+        return self.reversal.scale
 
     @property
     def schedule(self) -> Schedule | None:
@@ -275,29 +291,11 @@ class DANN(nn.Module):
         return torch.stack([part.mean() for part in losses]).mean(), domain_accuracy
 
 
-class _CrossEntropy(nn.Module):
-    def __init__(self, ignore_index: int) -> None:
-        super().__init__()
-        self.ignore_index = ignore_index
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if not (_are_classes(labels, logits) or labels.shape == logits.shape):
-            raise ValueError(
-                f"labels of shape {tuple(labels.shape)} do not fit label logits of shape "
-                f"{tuple(logits.shape)}: cross-entropy takes integer classes without the class "
-                "dimension, or probabilities with it"
-            )
-        return F.cross_entropy(logits, labels, ignore_index=self.ignore_index)
-
-    def extra_repr(self) -> str:
-        return f"ignore_index={self.ignore_index}"
-
-
-def _ignored(label_loss: Any) -> int:
-    """The label that a loss ignores: of a module, of a partial, or cross-entropy's −100."""
-    keywords = getattr(label_loss, "keywords", {})
-    found = getattr(label_loss, "ignore_index", keywords.get("ignore_index", -100))
-    return int(found)
+def _checked_weight(value: object) -> float:
+    weight = check_finite("domain_weight", value)
+    if weight < 0:
+        raise ValueError(f"domain_weight must be >= 0, got {value!r}: scale does the reversing")
+    return weight
 
 
 def _listed(name: str, given: object) -> list[Tensor]:
@@ -349,45 +347,6 @@ def _headed(name: str, head: nn.Module, found: Tensor) -> Tensor:
             f"{name} overwrites its input, which both heads share: its first layer must not work "
             "in place (inplace=False)"
         ) from error
-
-
-def check_labels(labels: Tensor, logits: Tensor, ignore_index: int) -> None:
-    """ValueError where class labels on the CPU do not fit the logits."""
-    if not _are_classes(labels, logits):
-        return
-    if labels.shape[1:] != logits.shape[2:]:
-        raise ValueError(
-            f"labels of shape {tuple(labels.shape)} do not fit label logits of shape "
-            f"{tuple(logits.shape)}"
-        )
-    if labels.is_cpu and not torch.compiler.is_compiling():
-        check_range(labels, logits.shape[1], ignore_index)
-
-
-def check_range(labels: Tensor, classes: int, ignore_index: int) -> None:
-    """ValueError unless every label is in [0, classes) or is ignored; reads the values."""
-    wrong = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
-    if bool(wrong.any()):
-        first = labels[wrong][0].item()
-        raise ValueError(
-            f"label {first} is out of range: the label head has {classes} classes, 0 to "
-            f"{classes - 1} (and {ignore_index} is ignored)"
-        )
-
-
-def _are_classes(labels: Tensor, logits: Tensor) -> bool:
-    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-    return whole and logits.dim() == labels.dim() + 1
-
-
-@torch.no_grad()
-def accuracy(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
-    """The share of class labels that are right, a 0-dim tensor; NaN where labels are no classes."""
-    if not _are_classes(labels, logits):
-        return torch.full((), float("nan"), device=logits.device)
-    counted = labels != ignore_index
-    right = (logits.argmax(1) == labels) & counted
-    return right.sum() / counted.sum()
 
 
 def _judged(logits: Tensor, domain: int, domains: int) -> tuple[Tensor, Tensor]:

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..checks import is_whole
 from ..schedules import GaninLearningRate
 from .batches import Batches, Loaded, domains, parts_of
 from .networks import DANN, Losses
 from .processes import Processes
 from .records import DivergedError, History
-from .scoring import score
+from .scoring import dtype_of, score, to_score
 
 #: Steps between looks at whether the loss is finite, where a look waits for a device.
 LOOK_EVERY = 50
@@ -27,9 +30,16 @@ MEANS = ("loss", "label_loss", "domain_loss", "label_accuracy", "domain_accuracy
 
 def check_count(name: str, number: object, least: int = 1) -> int:
     """`number` if it is an int >= `least`, or ValueError."""
-    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+    if not is_whole(number) or operator.index(number) < least:
         raise ValueError(f"{name} must be an int >= {least}, got {number!r}")
-    return number
+    return operator.index(number)
+
+
+def _least(network: DANN) -> int:
+    """The samples that a domain's batch needs: 2 where normalisation may see it by itself."""
+    parts = [network.label_head] if network.together else [network.label_head, network.features]
+    layers = [layer for part in parts for layer in part.modules()]
+    return 2 if any(isinstance(it, _BatchNorm) and it.training for it in layers) else 1
 
 
 class Run:
@@ -47,7 +57,7 @@ class Run:
         if not math.isfinite(scale):
             raise ValueError(f"λ of the network's reversal is {scale}: give one that is finite")
         self.processes = Processes(model)
-        if batch_size % self.processes.count:
+        if self.batch_size % self.processes.count:
             raise ValueError(
                 f"batch_size {batch_size} cannot be dealt out to {self.processes.count} processes"
             )
@@ -62,15 +72,17 @@ class Run:
     def take_data(self, source: Any, target: Any, validation: Any, scores: Any) -> None:
         """Make batches of what the user gave."""
         share = self.processes.rank, self.processes.count
-        self.sources = domains("source", source, 2, self.batch_size, [self.seed, 0], share)
-        self.targets = domains("target", target, 1, self.batch_size, [self.seed, 1], share)
+        kept: dict[str, Any] = {"least": _least(self.network), "dtype": dtype_of(self.network)}
+        size, seeds = self.batch_size, ([self.seed, 0], [self.seed, 1])
+        self.sources = domains("source", source, 2, size, seeds[0], share, **kept)
+        self.targets = domains("target", target, 1, size, seeds[1], share, **kept)
         labelled = {} if validation is None else {"validation": validation}
         for name, data in (scores or {}).items():
             if name in ("validation", "label", "domain"):
                 raise ValueError(f"a score cannot be called {name!r}: the history has that name")
             labelled[name] = data
         self.labelled = {
-            name: domains(name, data, 2, self.batch_size, None)[0]
+            name: to_score(name, data, self.batch_size, self.network)
             for name, data in labelled.items()
         }
 
@@ -94,7 +106,7 @@ class Run:
     def take_patience(self, patience: int | None, keep_best: bool) -> None:
         """When to stop early, and with which weights to end."""
         if patience is not None:
-            check_count("patience", patience)
+            patience = check_count("patience", patience)
         if "validation" not in self.labelled and (patience is not None or keep_best):
             raise ValueError("patience and keep_best need a validation to go by")
         self.patience, self.keep_best = patience, keep_best
@@ -173,7 +185,7 @@ class Run:
         labelled = [parts_of("source", batch, self.device) for batch in sources]
         others = [parts_of("target", batch, self.device, labelled=False)[0] for batch in targets]
         self.optimizer.zero_grad()
-        losses: Losses = self.model([x for x, _ in labelled], [y for _, y in labelled], others)
+        losses = self._losses([x for x, _ in labelled], [y for _, y in labelled], others)
         if self.device.type == "cpu":
             self._look(losses)
         else:
@@ -188,6 +200,18 @@ class Run:
         if self.network.schedule is not None:
             self.network.schedule.step()
         return losses
+
+    def _losses(self, *batches: list[Any]) -> Losses:
+        try:
+            return self.model(*batches)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                "a batch normalisation in training mode got one sample, which has no variance: "
+                "choose another batch size, or drop_last=True in a DataLoader, so that no batch "
+                f"of a domain has one sample ({error})"
+            ) from error
 
     def _look(self, losses: Losses | None) -> None:
         """DivergedError if a loss is not finite: of this step, or of one since the last look."""

@@ -1,4 +1,4 @@
-"""Loss and accuracy of the label head over a data set. Imports the networks and batches."""
+"""Loss and accuracy of the label head over a data set. Imports the networks, labels and batches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from .batches import Batches, Ordered, domains, parts_of
-from .networks import DANN, _are_classes, accuracy, check_labels
+from .labels import accuracy, are_classes, check_labels
+from .networks import DANN
+from .processes import Processes
 from .records import Score
 
 
@@ -40,8 +42,9 @@ def evaluate(model: DANN, data: Any, batch_size: int = 256) -> Score:
     Returns
     -------
     Score
-        The loss is the mean of the batches' losses, each weighted by its samples; the accuracy is
-        over all labels that are not ignored, NaN where labels are no classes.
+        The loss is the mean of the batches' losses, each weighted by its labels that are not
+        ignored (by its samples where labels are no classes); the accuracy is over those labels,
+        NaN where they are no classes. Both are NaN where every label is ignored.
 
     Raises
     ------
@@ -54,8 +57,24 @@ def evaluate(model: DANN, data: Any, batch_size: int = 256) -> Score:
     >>> evaluate(model, (torch.eye(2), torch.tensor([0, 0]))).accuracy
     0.5
     """
-    (batches,) = domains("data", data, 2, batch_size, None)
-    return score(model, batches)
+    network = Processes.unwrapped(model) if isinstance(model, nn.Module) else model
+    if not isinstance(network, DANN):
+        raise TypeError(f"evaluate takes a DANN, not {type(network).__name__}")
+    return score(network, to_score("data", data, batch_size, network))
+
+
+def to_score(name: str, data: Any, batch_size: int, network: DANN) -> Batches:
+    """The batches of one labelled data set, in the order given."""
+    if isinstance(data, list):
+        raise TypeError(
+            f"{name} is a list; a score is of one data set: give (x, y), a Dataset or a DataLoader"
+        )
+    return domains(name, data, 2, batch_size, None, dtype=dtype_of(network))[0]
+
+
+def dtype_of(model: nn.Module) -> torch.dtype | None:
+    """The dtype of the first parameter that is floating point."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
 
 def _all(batches: Batches) -> Iterator[Any]:
@@ -78,16 +97,18 @@ def score(model: DANN, batches: Batches) -> Score:
             logits = model.predict(x)
             check_labels(labels, logits, model.ignore_index)
             labels = labels.to(device)
-            losses += model.label_loss(logits, labels) * len(x)
+            loss = model.label_loss(logits, labels).to(kind)
             samples += len(x)
-            if _are_classes(labels, logits):
+            weight = torch.full_like(losses, len(x))
+            if are_classes(labels, logits):
                 classes = True
-                real = (labels != model.ignore_index).sum()
-                counted += real
-                # A batch of ignored labels alone has no accuracy, and counts for nothing.
+                weight = (labels != model.ignore_index).sum().to(kind)
                 share_here = accuracy(logits, labels, model.ignore_index).to(kind)
-                right += torch.nan_to_num(share_here * real).round()
+                right += torch.nan_to_num(share_here * weight).round()
+            # A batch of ignored labels alone has neither, and counts for nothing.
+            losses += torch.where(weight > 0, loss * weight, 0.0)
+            counted += weight
     if not samples:
         raise ValueError("the data to score has no sample")
     share = (right / counted).item() if classes else float("nan")
-    return Score(losses.item() / samples, share)
+    return Score((losses / counted).item(), share)

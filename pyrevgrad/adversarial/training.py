@@ -47,11 +47,13 @@ def fit(
     model : DANN, or DistributedDataParallel of one
         Modules stay in the mode, training or eval, that they are in.
     source : (x, y), Dataset or DataLoader, or a list of them
-        Inputs with labels; several domains are a list.
+        Inputs with labels; several domains are a list. NumPy's float64 takes the model's dtype.
     target : x, Dataset or DataLoader, or a list of them
         Inputs; labels beside them are not used.
     epochs, batch_size : int
         The batch size is that of each domain and of all processes together; loaders have their own.
+        A last batch of one sample is left out of its pass where a batch normalisation in training
+        mode may see it alone (in the label head, or in the features where not `together`).
     optimizer : torch.optim.Optimizer, optional
         SGD with learning rate .01 and momentum .9 under `GaninLearningRate`, as in the paper, if
         not given.
