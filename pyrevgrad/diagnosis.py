@@ -86,7 +86,8 @@ def check_reversal(
         A reversal layer, or any model that contains a reversal, by a layer, a function or a
         `torch.autograd.Function` of one's own.
     inputs : Tensor, tuple or dict
-        What ``model(...)`` takes: one tensor, positional or keyword arguments.
+        What ``model(...)`` takes: one tensor, positional or keyword arguments. Tensors may lie in
+        lists, tuples and dicts within.
     scale : float, optional
         λ as the model has it now. If not given, layers of pyrevgrad are set to .5 on the copy, so
         that even a λ of 0 or 1 can be told from no reversal; a model without them is taken to
@@ -138,9 +139,9 @@ def check_reversal(
     expected = probe.set_scale() if expected is None else expected
     domain, labels = probe.chosen(output, label)
     verdict, sentence, factors = _measured(probe, domain, labels, expected)
-    if verdict not in ("reversed", "no gradient"):
+    if verdict != "reversed":
         # On a kink, as of a relu of 0 + 0 in a block that was initialised to zero, differences
-        # measure neither of its slopes.
+        # measure neither of its slopes; and a head that starts at zero sends no gradient back.
         probe.stir()
         verdict, sentence, factors = _measured(probe, domain, labels, expected)
     if verdict == "reversed" and turned_round is not None:
@@ -161,7 +162,7 @@ def _measured(
     """The verdict, its sentence and the factors that it is about."""
     judge = _Judge(expected, CLOSE[probe.dtype])
     factors = probe.factors(domain)
-    verdict, sentence = judge.verdict(factors, probe.is_feature)
+    verdict, sentence = judge.verdict(factors, probe.is_feature, probe.without_effect)
     if verdict == "reversed" and labels is not None:
         others = probe.factors(labels)
         turned = judge.not_plain(others)
@@ -197,7 +198,9 @@ class _Judge:
         """The names whose gradient is not the plain one."""
         return [name for name, factor in factors.items() if not self.near(factor, 1.0)]
 
-    def verdict(self, factors: dict[str, float], is_feature: Any) -> tuple[str, str]:
+    def verdict(
+        self, factors: dict[str, float], is_feature: Any, without_effect: list[str]
+    ) -> tuple[str, str]:
         """The verdict over all that the domain output depends on."""
         if list(factors) == [INPUT]:
             return self._of_features(factors, {}, factors)
@@ -207,6 +210,12 @@ class _Judge:
         if None in named.values():
             # Nobody named the features: what gets the plain gradient is taken for the head.
             turned = self.not_plain(modules)
+            if without_effect and not self.not_plain(factors):
+                return "no gradient", (
+                    f"at these inputs the output does not depend on {_listed(without_effect)}, "
+                    "from which a way leads to it, as where every unit on it is off or saturated: "
+                    "features there get no gradient, reversed or not; try other inputs"
+                )
             features = {name: modules[name] for name in turned} or modules
             if features == modules and self.all(modules, -self.scale):
                 return "wrong place", (

@@ -36,17 +36,19 @@ class Probe:
         for parameter in self.model.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         self.args, self.kwargs = self._prepared(inputs)
-        self.inputs = [it for it in (*self.args, *self.kwargs.values()) if _is_float(it)]
+        self.inputs = _floats([self.args, self.kwargs])
+        #: What leads to the output of the last `factors` and has no effect on it.
+        self.without_effect: list[str] = []
         self.seed = int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(0)))
 
     def _prepared(self, inputs: Any) -> tuple[list[Any], dict[str, Any]]:
-        def taken(it: Any) -> Any:
-            return it.detach().to(self.dtype, copy=True).requires_grad_() if _is_float(it) else it
+        def taken(it: Tensor) -> Tensor:
+            return it.detach().to(self.dtype, copy=True).requires_grad_()
 
         if isinstance(inputs, Mapping):
-            return [], {name: taken(it) for name, it in inputs.items()}
+            return [], {name: _each_float(it, taken) for name, it in inputs.items()}
         given = inputs if isinstance(inputs, (tuple, list)) else [inputs]
-        return [taken(it) for it in given], {}
+        return [_each_float(it, taken) for it in given], {}
 
     def negative_scale(self) -> tuple[str, float] | None:
         """The first live layer of ours whose λ is below 0, and that λ."""
@@ -84,13 +86,8 @@ class Probe:
 
     def run(self) -> Any:
         """What the copy returns, from the same random state each time."""
-
-        def fresh(it: Any) -> Any:
-            # The model may overwrite what it is given.
-            return it.clone() if _is_float(it) else it
-
-        args = [fresh(it) for it in self.args]
-        kwargs = {name: fresh(it) for name, it in self.kwargs.items()}
+        # Cloned, since the model may overwrite what it is given.
+        args, kwargs = _each_float([self.args, self.kwargs], torch.clone)
         devices = sorted({p.device.index or 0 for p in self.model.parameters() if p.is_cuda})
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.seed)
@@ -124,12 +121,10 @@ class Probe:
 
     def factors(self, take: Callable[[Any], Tensor]) -> dict[str, float]:
         """For each group that the output depends on: autograd's gradient over the plain one."""
-        groups = {
-            name or "(itself)": list(module._parameters.values())
-            for name, module in self.model.named_modules()
-        }
-        found = {name: [p for p in group if _is_float(p)] for name, group in groups.items()}
-        found = {INPUT: self.inputs, **found}
+        found = {INPUT: self.inputs}
+        for name, module in self.model.named_modules():
+            own = [p for p in module._parameters.values() if p is not None and _is_float(p)]
+            found.setdefault(_plain_name(name) or "(itself)", []).extend(own)
         found = {name: group for name, group in found.items() if group}
         tensors = [tensor for group in found.values() for tensor in group]
         with torch.enable_grad():
@@ -139,10 +134,14 @@ class Probe:
             gradients = torch.autograd.grad(value, tensors, allow_unused=True)
             by_tensor = dict(zip(map(id, tensors), gradients, strict=True))
         factors = {}
+        self.without_effect = []
         for name, group in found.items():
-            factor = self._factor(take, group, [by_tensor[id(tensor)] for tensor in group])
+            gradients_here = [by_tensor[id(tensor)] for tensor in group]
+            factor = self._factor(take, group, gradients_here)
             if factor is not None:
                 factors[name] = factor
+            elif name != INPUT and any(it is not None for it in gradients_here):
+                self.without_effect.append(name)
         if not factors:
             raise ValueError("the output depends on no parameter and on no floating-point input")
         return factors
@@ -187,6 +186,35 @@ class Probe:
                 tensor.copy_(before)
 
 
+def _each_float(it: Any, change: Callable[[Tensor], Any]) -> Any:
+    """`it` with every floating-point tensor changed, in lists, tuples and dicts of any depth."""
+    if _is_float(it):
+        return change(it)
+    if type(it) is dict:
+        return {name: _each_float(part, change) for name, part in it.items()}
+    if type(it) in (list, tuple):
+        return type(it)(_each_float(part, change) for part in it)
+    if isinstance(it, tuple) and hasattr(it, "_make"):
+        return it._make(_each_float(part, change) for part in it)
+    return it
+
+
+def _floats(it: Any) -> list[Tensor]:
+    """The tensors that `_each_float` would change."""
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> None:
+        found.append(tensor)
+
+    _each_float(it, keep)
+    return found
+
+
+def _plain_name(name: str) -> str:
+    """The name of a module without what torch.compile puts around it."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
 def _is_float(it: Any) -> bool:
     return isinstance(it, Tensor) and it.is_floating_point()
 
@@ -204,8 +232,9 @@ def _name_of(model: nn.Module, features: Any) -> str | None:
     if features is None:
         return "features" if isinstance(getattr(model, "features", None), nn.Module) else None
     for name, module in model.named_modules():
-        if features is module or (isinstance(features, str) and features == name):
-            return name
+        plain = _plain_name(name)
+        if features is module or (isinstance(features, str) and features in (name, plain)):
+            return plain
     raise ValueError(f"features: the model has no submodule {features!r}")
 
 

@@ -1,6 +1,7 @@
 """check_reversal: a right reversal passes, and each way to fail has a verdict and a sentence."""
 
 import copy
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 import pyrevgrad
 from pyrevgrad import check_reversal, reverse, reverse_gradient
+from pyrevgrad.adversarial import DANN
 from pyrevgrad.compat import GradientReverseLayer, RevGrad, WarmStartGradientReverseLayer
 from pyrevgrad.diagnosis import ReversalError
 from pyrevgrad.nn import Activation, GradientReversal
@@ -233,6 +235,66 @@ def test_unnamed_features_are_found():
     assert report.verdict == "wrong place" and "name them by features=" in report.sentence
     assert check_reversal(behind, X, features=behind).ok
     assert check_reversal(behind, X, features="0", strict=False).verdict == "wrong place"
+
+
+def dann(head=None):
+    torch.manual_seed(0)
+    return DANN(nn.Linear(5, 4), nn.Linear(4, 3), head or nn.Linear(4, 1), scale=0.3)
+
+
+BATCH = X, torch.arange(len(X)) % 3, X + 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_network_is_measured_by_the_names_of_its_own():
+    report = check_reversal(torch.compile(dann(), backend="eager"), BATCH)
+    assert set(report.factors) == {"input", "features", "domain_head"}
+    part = dann()
+    part.features = torch.compile(part.features, backend="eager")
+    assert check_reversal(part, BATCH).factors.keys() == report.factors.keys()
+    assert check_reversal(part, BATCH, features="features").ok
+
+
+def test_a_head_that_starts_at_zero_is_measured():
+    head = nn.Linear(4, 1)
+    nn.init.zeros_(head.weight)
+    assert check_reversal(dann(head), BATCH).ok
+    assert not head.weight.any()
+
+
+@pytest.mark.parametrize("layer", [nn.ReLU(), nn.Sigmoid()])
+def test_features_without_effect_are_named_and_no_head_is_taken_for_them(layer):
+    dead = nn.Linear(5, 4)
+    nn.init.constant_(dead.bias, -1e4)
+    report = check_reversal(
+        nn.Sequential(dead, layer, GradientReversal(0.3), nn.Linear(4, 1)), X, strict=False
+    )
+    assert report.verdict == "no gradient"
+    assert "does not depend on 0, from which a way leads to it" in report.sentence
+    nn.init.zeros_(dead.bias)
+    assert check_reversal(nn.Sequential(dead, GradientReversal(0.3), nn.Linear(4, 1)), X).ok
+
+
+def test_inputs_may_be_nested():
+    domains = DANN(nn.Linear(5, 4), nn.Linear(4, 3), nn.Linear(4, 3))
+    x, y, t = BATCH
+    report = check_reversal(domains, ([x, 2 * x], (y, y), [t]))
+    assert report.factors["input"] == pytest.approx(-0.5, rel=1e-3)
+
+    class Pair(NamedTuple):
+        left: torch.Tensor
+        right: torch.Tensor
+
+    class Nested(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features, self.head = nn.Linear(5, 4), nn.Linear(4, 1)
+            self.reversal = GradientReversal()
+
+        def forward(self, given):
+            return self.head(self.reversal(self.features(given["pair"].left + given["more"][0])))
+
+    assert check_reversal(Nested(), [{"pair": Pair(x, y), "more": [x]}]).ok
 
 
 # What it leaves alone, and what it refuses.
