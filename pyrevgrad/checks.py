@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Iterable
 from numbers import Integral, Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeGuard
 
 if TYPE_CHECKING:
@@ -83,3 +84,13 @@ def check_scale(value: object) -> tuple[float, torch.Tensor | None]:
             "no gradient flows to scale, so a tensor scale must not require grad; pass .detach()"
         )
     return 1.0, tensor
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder that a command writes to; ValueError, with why, where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        dangling = path.is_symlink() and not path.exists()
+        why = "it is a link to what is not there" if dangling else error.strerror
+        raise ValueError(f"--out {path} cannot be made a folder: {why}") from None

@@ -178,7 +178,7 @@ def test_own_images_run(tmp_path):
     assert run(tmp_path / "run", *options) == 0
 
 
-def test_a_killed_run_continues_to_the_same_figures(tmp_path, monkeypatch):
+def test_a_killed_run_continues_to_the_same_figures(tmp_path, monkeypatch, capsys):
     options = ("--data", "moons", "--epochs", 4, "--seeds", 2)
     assert run(tmp_path / "whole", *options) == 0
     plain = command.fit
@@ -194,8 +194,8 @@ def test_a_killed_run_continues_to_the_same_figures(tmp_path, monkeypatch):
         return plain(*arguments, **given, after_epoch=stop)
 
     monkeypatch.setattr(command, "fit", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "parts", *options)
+    assert run(tmp_path / "parts", *options) == 130
+    assert "the same command with --resume goes on" in capsys.readouterr().err
     monkeypatch.setattr(command, "fit", plain)
     assert run(tmp_path / "parts", *options, "--resume") == 0
     assert table(tmp_path / "parts") == table(tmp_path / "whole")
@@ -248,6 +248,45 @@ def test_a_diverging_run_says_where_and_what_to_try(tmp_path, capsys):
     assert "at step" in said and "not finite" in said and "smaller --rate" in said
 
 
+def test_a_seed_that_diverges_leaves_what_the_others_gave(tmp_path, capsys, monkeypatch):
+    plain = command.load
+
+    def load(options, seed):
+        data = plain(options, seed)
+        if seed == 0:
+            data.source[0][3] = math.nan
+        return data
+
+    monkeypatch.setattr(command, "load", load)
+    assert run(tmp_path, "--data", "moons", "--epochs", 2, "--seeds", 2) == 1
+    said = capsys.readouterr()
+    assert "seed 0: at step" in said.err and "1 seed" in said.out
+    assert {row["seed"] for row in table(tmp_path)} == {"1"}
+    assert all((tmp_path / name).stat().st_size for name in ("curves.png", "embedding.png"))
+
+
+def test_a_target_whose_labels_came_later_is_scored_from_then_on(tmp_path, files):
+    source, target = files
+    options = ("--source", source, "--target", target, "--epochs", 2, "--resume")
+    assert run(tmp_path / "run", *options) == 0
+    x = np.load(target)["x"]
+    saved(target, x=x, y=np.arange(40) % 2)
+    assert run(tmp_path / "run", *options, "--seeds", 2) == 0
+    rows = table(tmp_path / "run")
+    assert [row["seed"] for row in rows] == ["0", "0", "1", "1"]
+    assert not rows[0]["target_accuracy"] and float(rows[3]["target_accuracy"]) >= 0
+
+
+@pytest.mark.parametrize("below", ["file", "link"])
+def test_a_folder_that_cannot_be_made_gets_a_sentence(tmp_path, capsys, below):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    folder = tmp_path / "file" / "x" if below == "file" else tmp_path / "link"
+    assert run(folder, "--data", "moons") == 2
+    said = capsys.readouterr().err
+    assert "cannot be made a folder" in said and ("is a link" in said) == (below == "link")
+
+
 def test_a_missing_package_names_the_extra(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(command.NEEDED, "no_such_module", "no-such-package")
     assert run(tmp_path / "run", "--data", "moons") == 2
@@ -278,6 +317,11 @@ BAD_ARRAYS = [
     ({"x": X.astype(str), "y": Y}, {}, "must hold numbers"),
     ({"x": np.array([None] * 8), "y": Y}, {}, "is no .npz file that can be read"),
     ({"x": np.where(X == 3, np.nan, X), "y": Y}, {}, "3 values of x are NaN or infinite"),
+    ({"x": X + 1e300 * (X == 3), "y": Y}, {}, "3 values of x are beyond float32"),
+    ({"x": (-1) ** X * 3e38, "y": Y}, {}, "over its deviation, is beyond float32"),
+    ({"x": X * 1e-30, "y": Y}, {"x": X * 1e30}, "target.npz: x, less the source's mean"),
+    ({"x": X, "y": Y * 10**9}, {}, "y holds 1000000000, and at most 65536 classes"),
+    ({"x": X, "y": Y.astype("uint64") << 63}, {}, "y holds 9223372036854775808, and at most"),
     ({"x": np.zeros((8, 9, 9, 3)), "y": Y}, {}, "with channels last; use x.transpose"),
     ({"x": X, "y": Y}, {"x": X[:, :2]}, r"of shape \(3,\) and .* of shape \(2,\)"),
     ({"x": X, "y": Y}, {"x": X, "y": Y + 1}, "label 2 is none of the source's 2 classes"),
@@ -317,11 +361,13 @@ def test_a_file_that_is_none_is_said(tmp_path, capsys):
         (("--data", "mnist"), "invalid choice: 'mnist'"),
         (("--data", "moons", "--epochs", 0), "--epochs must be at least 1"),
         (("--data", "moons", "--batch-size", 0), "--batch-size must be at least 1"),
-        (("--data", "moons", "--scale", "nan"), "--scale must be a finite number"),
+        (("--data", "moons", "--scale", "nan"), "--scale must be a finite number >= 0"),
+        (("--data", "moons", "--scale", -1), "--scale must be a finite number >= 0"),
+        (("--data", "moons", "--device", "meta"), "--device meta cannot be trained on"),
         (("--data", "moons", "--weight", -1), "--weight must be a finite number >= 0"),
         (("--data", "moons", "--seed", -1), "--seed must be at least 0"),
         (("--data", "moons", "--patience", 0), "--patience must be at least 1"),
-        (("--data", "moons", "--device", "abacus"), "--device abacus is not there"),
+        (("--data", "moons", "--device", "abacus"), "--device abacus cannot be trained on"),
     ],
 )
 def test_a_wrong_command_line_is_refused(tmp_path, options, message, capsys):

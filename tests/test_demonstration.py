@@ -218,6 +218,21 @@ def test_a_weak_control_is_said(data):
     )
 
 
+def test_a_folder_that_cannot_be_made_gets_a_sentence(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert demonstration.main(["--quick", "--out", str(tmp_path / "file" / "x")]) == 2
+    assert "cannot be made a folder: Not a directory" in capsys.readouterr().err
+
+
+def test_an_interrupt_is_one_line(tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demonstration, "train_all", interrupted)
+    assert demonstration.main(["--quick", "--out", str(tmp_path / "demo")]) == 130
+    assert capsys.readouterr().err == "interrupted; another run begins anew\n"
+
+
 def test_a_missing_package_names_the_extra(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(demonstration.NEEDED, "no_such_module", "no-such-package")
     assert demonstration.main(["--out", str(tmp_path / "demo")]) == 2

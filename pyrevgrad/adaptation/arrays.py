@@ -18,6 +18,8 @@ from .datasets import Domains, Labelled
 #: The share of the source that validates.
 HELD_OUT = 0.2
 CHANNELS = (1, 3, 4)
+#: More are a mistake, and a label head for them would fill the memory.
+MOST_CLASSES = 2**16
 
 
 class DataError(ValueError):
@@ -57,6 +59,12 @@ def load(source: Path, target: Path, seed: int) -> Domains:
     held = max(1, round(len(x) * HELD_OUT))
     mean, deviation = _standard(x[order[held:]])
     x, other = (x - mean) / deviation, (other - mean) / deviation
+    for path, made in ((source, x), (target, other)):
+        if not bool(made.isfinite().all()):
+            raise DataError(
+                f"{path}: x, less the source's mean and over its deviation, is beyond float32: "
+                "scale both domains down"
+            )
 
     def picked(rows: Tensor) -> Labelled:
         return x[rows], y[rows]
@@ -111,7 +119,11 @@ def _inputs(path: Path, x: numpy.ndarray[Any, Any]) -> Tensor:
     wrong = int((~numpy.isfinite(x)).sum())
     if wrong:
         raise DataError(f"{path}: {wrong} values of x are NaN or infinite")
-    made = torch.from_numpy(x.astype("float32"))
+    with numpy.errstate(over="ignore"):
+        made = torch.from_numpy(x.astype("float32"))
+    beyond = int((~made.isfinite()).sum())
+    if beyond:
+        raise DataError(f"{path}: {beyond} values of x are beyond float32: scale x down")
     return made.unsqueeze(1) if made.dim() == 3 else made
 
 
@@ -122,4 +134,9 @@ def _labels(path: Path, y: numpy.ndarray[Any, Any], samples: int) -> Tensor:
         raise DataError(f"{path}: y holds {y.dtype}, and must hold integers, classes from 0")
     if int(y.min()) < 0:
         raise DataError(f"{path}: y holds {int(y.min())}, and classes begin at 0")
+    if int(y.max()) >= MOST_CLASSES:
+        raise DataError(
+            f"{path}: y holds {int(y.max())}, and at most {MOST_CLASSES} classes are taken: number "
+            "them from 0"
+        )
     return torch.from_numpy(y.astype("int64"))

@@ -16,13 +16,14 @@ from pathlib import Path
 import torch
 
 from ..adversarial import DANN, DivergedError, History, fit
+from ..checks import make_folder
 from . import arrays, datasets, networks
 from .datasets import Domains
 from .options import parse
 
 #: What the extra `train` installs, by the name it is imported under.
 NEEDED = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "tqdm": "tqdm"}
-FAILED, WRONG = 1, 2
+FAILED, WRONG, INTERRUPTED = 1, 2, 130
 
 
 def load(options: argparse.Namespace, seed: int) -> Domains:
@@ -56,7 +57,9 @@ def train(options: argparse.Namespace, data: Domains, seed: int) -> tuple[DANN, 
 
 def write_metrics(path: Path, histories: dict[int, History]) -> None:
     """One row for each seed and epoch."""
-    columns = ["seed", *next(iter(histories.values())).epochs[0]]
+    # A run that was continued may have been scored on more than before.
+    records = [record for history in histories.values() for record in history.epochs]
+    columns = ["seed", *dict.fromkeys(name for record in records for name in record)]
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
@@ -89,20 +92,27 @@ def run(options: argparse.Namespace) -> int:
     """Train every seed and leave the files."""
     from . import pictures
 
-    seeds = range(options.seed, options.seed + options.seeds)
-    options.out.mkdir(parents=True, exist_ok=True)
     histories: dict[int, History] = {}
-    for seed in seeds:
+    diverged: dict[int, DivergedError] = {}
+    for seed in range(options.seed, options.seed + options.seeds):
         data = load(options, seed)
-        before, after, histories[seed] = train(options, data, seed)
-        if seed == options.seed:
+        try:
+            before, after, history = train(options, data, seed)
+        except DivergedError as error:
+            diverged[seed] = error
+            continue
+        if not histories:
             first = data, before, after
-    write_metrics(options.out / "metrics.csv", histories)
-    pictures.draw_curves(options.out / "curves.png", first[0].name, list(histories.values()))
-    pictures.draw_embedding(options.out / "embedding.png", *first)
-    print(summary(options, first[0].name, histories))
-    print(f"metrics.csv, curves.png, embedding.png and the checkpoints are in {options.out}")
-    return 0
+        histories[seed] = history
+    if histories:
+        write_metrics(options.out / "metrics.csv", histories)
+        pictures.draw_curves(options.out / "curves.png", first[0].name, list(histories.values()))
+        pictures.draw_embedding(options.out / "embedding.png", *first)
+        print(summary(options, first[0].name, histories))
+        print(f"metrics.csv, curves.png, embedding.png and the checkpoints are in {options.out}")
+    for seed, why in diverged.items():
+        print(f"seed {seed}: {why}. Try a smaller --rate or --weight.", file=sys.stderr)
+    return FAILED if diverged else 0
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -116,7 +126,8 @@ def main(arguments: Sequence[str]) -> int:
     Returns
     -------
     int
-        0; 1 if a loss was not finite; 2 for wrong data, a file in the way or a missing package.
+        0; 1 if a loss of some seed was not finite; 2 for wrong data, a file in the way, a folder
+        that cannot be written to or a missing package; 130 after an interrupt.
     """
     options = parse(arguments)
     absent = [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]
@@ -127,14 +138,15 @@ def main(arguments: Sequence[str]) -> int:
     # The layers are small, and on a busy machine threads would wait for each other.
     torch.set_num_threads(1)
     try:
+        make_folder(options.out)
         return run(options)
-    except DivergedError as error:
-        print(f"{error}. Try a smaller --rate or --weight.", file=sys.stderr)
-        return FAILED
+    except KeyboardInterrupt:
+        print("interrupted: the same command with --resume goes on from there", file=sys.stderr)
+        return INTERRUPTED
     except FileExistsError as error:
         print(f"{str(error).split(':')[0]}: pass --resume, or another --out", file=sys.stderr)
         return WRONG
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return WRONG
     finally:

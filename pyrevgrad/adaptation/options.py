@@ -66,14 +66,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         reader.error("--patience must be at least 1")
     if options.seed < 0:
         reader.error("--seed must be at least 0")
-    for name, least in (("scale", -math.inf), ("weight", 0.0), ("rate", 0.0)):
+    for name in ("scale", "weight", "rate"):
         value = getattr(options, name)
-        if not math.isfinite(value) or value < least:
-            reader.error(f"--{name} must be a finite number" + (" >= 0" if least == 0 else ""))
+        if not math.isfinite(value) or value < 0:
+            reader.error(f"--{name} must be a finite number >= 0")
     if options.out.exists() and not options.out.is_dir():
         reader.error(f"--out must be a folder, and {options.out} is a file")
     try:
-        torch.empty(0, device=options.device)
+        torch.ones(1, device=options.device).item()
     except (RuntimeError, AssertionError) as error:
-        reader.error(f"--device {options.device} is not there: {str(error).splitlines()[0]}")
+        reader.error(
+            f"--device {options.device} cannot be trained on: {str(error).splitlines()[0]}"
+        )
     return options

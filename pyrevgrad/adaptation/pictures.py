@@ -22,9 +22,9 @@ POINTS = 400
 
 
 def _mean_and_runs(axes: Any, histories: list[History], key: str, label: str) -> None:
-    runs = [[record[key] for record in history.epochs] for history in histories]
-    if any(key not in history.epochs[0] for history in histories):
+    if any(key not in record for history in histories for record in history.epochs):
         return
+    runs = [[record[key] for record in history.epochs] for history in histories]
     shortest = min(map(len, runs))
     epochs = range(1, shortest + 1)
     mean = [sum(run[i] for run in runs) / len(runs) for i in range(shortest)]

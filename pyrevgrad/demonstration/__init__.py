@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..checks import make_folder
+
 if TYPE_CHECKING:
     import torch
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 #: What the extra `demo` installs, by the name it is imported under.
 NEEDED = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "tqdm": "tqdm"}
-NOT_REACHED, NOT_INSTALLED = 1, 2
+NOT_REACHED, NOT_INSTALLED, WRONG, INTERRUPTED = 1, 2, 2, 130
 QUICK_VERDICT = "A quick run: the promised gain and the source-only control were not checked."
 
 
@@ -117,7 +119,6 @@ def run(options: argparse.Namespace) -> int:
     from . import maps, pictures, summary
 
     start = time.perf_counter()
-    options.out.mkdir(parents=True, exist_ok=True)
     amount = QUICK if options.quick else FULL
     seeds = list(range(1 if options.quick else options.seeds))
     outcome, classifier = train_all(seeds, amount.epochs)
@@ -151,7 +152,8 @@ def main(arguments: Sequence[str]) -> int:
     Returns
     -------
     int
-        0; 1 if the promised gain or the control was not reached; 2 if a package is missing.
+        0; 1 if the promised gain or the control was not reached; 2 if a package is missing or the
+        folder cannot be made; 130 after an interrupt.
     """
     options = parse(arguments)
     absent = missing()
@@ -161,6 +163,11 @@ def main(arguments: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return NOT_INSTALLED
+    try:
+        make_folder(options.out)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return WRONG
     import torch
 
     threads = torch.get_num_threads()
@@ -168,5 +175,8 @@ def main(arguments: Sequence[str]) -> int:
     torch.set_num_threads(1)
     try:
         return run(options)
+    except KeyboardInterrupt:
+        print("interrupted; another run begins anew", file=sys.stderr)
+        return INTERRUPTED
     finally:
         torch.set_num_threads(threads)
