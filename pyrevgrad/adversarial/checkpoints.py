@@ -6,8 +6,12 @@ crash while saving leaves the old one whole; it holds nothing but tensors, numbe
 
 from __future__ import annotations
 
+import io
 import os
+import pickle
 import random
+import re
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,26 +90,45 @@ def write(path: Path, content: dict[str, Any]) -> None:
     ValueError
         It holds something that `read` would refuse; the file of before stays.
     """
+    content = {"format": FORMAT, **content}
+    _check_readable(path, content)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _beside(path)
     try:
         with open(partial, "wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
+            torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        try:
-            # By mmap no weight is read, only what holds them.
-            torch.load(partial, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:
-            reason = next((line for line in str(error).splitlines() if "global" in line), error)
-            raise ValueError(
-                f"a checkpoint holds tensors, numbers and text, so that {path} could not be read "
-                "again: look at what after_epoch adds to its record, and at the state of the "
-                f"optimizer and the scheduler ({reason})"
-            ) from error
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _check_readable(path: Path, content: dict[str, Any]) -> None:
+    """ValueError where `read` would refuse what is saved; tried without the tensors' values."""
+    file = io.BytesIO()
+    try:
+        torch.save(_emptied(content), file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except (pickle.PickleError, AttributeError, TypeError) as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"{named[1]} is none" if named else error
+        raise ValueError(
+            f"a checkpoint holds tensors, numbers and text, so that {path} could not be read "
+            "again: look at what after_epoch adds to its record, and at the state of the "
+            f"optimizer and the scheduler ({reason})"
+        ) from error
+
+
+def _emptied(content: Any) -> Any:
+    if type(content) in (torch.Tensor, torch.nn.Parameter):
+        return torch.empty(0)
+    if type(content) in (dict, OrderedDict):
+        return {key: _emptied(part) for key, part in content.items()}
+    if type(content) in (list, tuple):
+        return type(content)(_emptied(part) for part in content)
+    return content
 
 
 def without_numpy(content: Any) -> Any:

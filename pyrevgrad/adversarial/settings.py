@@ -41,7 +41,7 @@ def of_network(network: DANN) -> dict[str, Any]:
 
 def of_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Its class, its defaults, and the learning rates that its groups began with."""
-    rates = [plain(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+    rates = [plain(group.get("initial_lr", group.get("lr"))) for group in optimizer.param_groups]
     return {"class": type(optimizer).__name__, **_plain_parts(optimizer.defaults), "lr": rates}
 
 
