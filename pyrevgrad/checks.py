@@ -1,4 +1,4 @@
-"""Checks of single values, each with a sentence for what is wrong. Imports nothing of ours."""
+"""Checks of single values and of a folder, each with a sentence. Imports nothing of ours."""
 
 from __future__ import annotations
 

@@ -322,8 +322,11 @@ def test_a_loader_that_has_become_shorter_is_refused(tmp_path):
         train(
             network(), target=DataLoader(Stream(30), 3), checkpoint=path, after_epoch=kill_after(2)
         )
+    model = network(seed=3)
+    before = weights(model)
     with pytest.raises(ValueError, match="ended after 4 batches, where 8 had been taken of it"):
-        train(network(), target=DataLoader(Stream(12), 3), checkpoint=path, resume=True)
+        train(model, target=DataLoader(Stream(12), 3), checkpoint=path, resume=True)
+    assert all(map(torch.equal, weights(model), before))
 
 
 # Files.

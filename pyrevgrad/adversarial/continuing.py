@@ -54,6 +54,9 @@ class Continuing:
         try:
             content = checkpoints.read(self.path)
             self._check(content)
+            *_, loaders = content["random"][run.processes.rank]
+            for part, saved in zip(run.loaded, loaders, strict=True):
+                part.go_to(saved)
         except ValueError as error:
             refused = error
         if run.processes.any(refused is not None, run.device):
@@ -67,9 +70,7 @@ class Continuing:
         run.step, run.history.epochs = content["step"], content["epochs"]
         run.history.best_epoch, *best = content["best"]
         run.best = best[0], best[1]
-        state, generators, loaders = content["random"][run.processes.rank]
-        for part, saved in zip(run.loaded, loaders, strict=True):
-            part.go_to(saved)
+        state, generators, _ = content["random"][run.processes.rank]
         checkpoints.set_random_state(state, run.device)
         for generator, saved in zip(_generators(run), generators, strict=True):
             generator.set_state(saved)
