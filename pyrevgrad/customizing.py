@@ -14,12 +14,14 @@ from torch import Tensor
 
 from . import functional, triton_backend
 from .activations import ACTIVATIONS, CUSTOM, INPUT, Activation, Parameter
-from .given import Made, check_name, check_triton, made_before
+from .given import Made, check_name, check_triton, constants_of, made_before, try_out
 from .reference import eager
 
 Function = Callable[..., Tensor]
 #: Where the table states f and f'.
 _POINTS = (float("nan"), float("inf"), -float("inf"), 0.0, -0.0)
+#: What `activation`, `nn.Activation` and `plan`, which take parameters by name, take beside them.
+_TAKEN = ("self", "x", "name", "rule", "inplace", "activation", "dtype")
 
 
 _MADE: dict[str, Made] = {}
@@ -97,7 +99,9 @@ def custom(
     numbers = dict(parameters or {})
     _check_name(name)
     row = _row(name, numbers, text)
-    given = (value, slope, *_pair(name, triton), tuple(numbers.items()), text, bool(rectifier))
+    pair = _pair(name, triton)
+    constants = tuple(map(constants_of, pair))
+    given = (value, slope, pair, constants, tuple(numbers.items()), text, bool(rectifier))
     made = made_before(_MADE, name, given, repr(name))
     if made is not None:
         return made
@@ -106,11 +110,11 @@ def custom(
         takes = "x and the parameters"
         for what, function in zip(("value", "slope"), triton, strict=True):
             check_triton(f"{what} of {name}", function, 1 + len(numbers), takes)
+    function = functional.named(row)
     CUSTOM[name] = row
     eager.FORMULAS[name] = eager.Formula(value, slope)
     if triton is not None:
         triton_backend.add(name, *triton)
-    function = functional.named(row)
     _MADE[name] = Made(given, function)
     return function
 
@@ -124,7 +128,8 @@ def _row(name: str, numbers: Mapping[str, float], text: tuple[str, str]) -> Acti
     if len(numbers) > 2:
         raise ValueError(f"custom: {name} takes at most two parameters, got {len(numbers)}")
     for parameter in numbers:
-        if not str(parameter).isidentifier() or parameter in ("x", "name", "rule", "inplace"):
+        check_name(parameter, f"a parameter of {name}")
+        if parameter in _TAKEN:
             raise ValueError(f"custom: {name} cannot have a parameter called {parameter!r}")
     if not (isinstance(text, tuple) and len(text) == 2 and all(isinstance(t, str) for t in text)):
         raise TypeError(f"custom: text of {name} must be two strings, f(x) and f′(x)")
@@ -137,23 +142,13 @@ def _row(name: str, numbers: Mapping[str, float], text: tuple[str, str]) -> Acti
 
 
 def _points(row: Activation, value: Function, slope: Function) -> Any:
-    """f and f' where activations go wrong; TypeError unless both keep shape and dtype there."""
+    """f and f' where activations go wrong; an error as of `try_out` where either does not fit."""
     columns = []
     for what, function in (("value", value), ("slope", slope)):
         if not callable(function):
             raise TypeError(f"custom: {what} of {row.name} must be a function of tensors")
         for dtype in (torch.float32, torch.float64):
-            x = torch.tensor([_POINTS], dtype=dtype)
-            y = function(x, *row.resolve({}))
-            if not isinstance(y, Tensor):
-                raise TypeError(
-                    f"custom: {what} of {row.name} returned {type(y).__name__}, not a Tensor"
-                )
-            if y.shape != x.shape or y.dtype != dtype:
-                raise TypeError(
-                    f"custom: {what} of {row.name} must keep shape and dtype, and made "
-                    f"{y.dtype} {tuple(y.shape)} of {dtype} {tuple(x.shape)}"
-                )
+            y = try_out(f"{what} of {row.name}", function, 1, _POINTS, dtype, row.resolve({}))
         columns.append(y.flatten().tolist())
     return tuple(zip(*columns, strict=True))
 

@@ -5,10 +5,26 @@ Imports nothing of ours.
 
 from __future__ import annotations
 
+import functools
 import types
 from dataclasses import dataclass
 from keyword import iskeyword
 from typing import Any
+
+import torch
+from torch import Tensor
+
+#: What is equal where it compares equal.
+_PLAIN = (
+    *(int, str, bytes, frozenset, set, range, slice, torch.device),
+    types.BuiltinFunctionType,
+)
+#: What code does, without where it stands.
+_DOES = (
+    *("co_code", "co_consts", "co_names", "co_varnames", "co_freevars", "co_cellvars", "co_flags"),
+    *("co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_exceptiontable"),
+)
+_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -32,13 +48,54 @@ def made_before(made: dict[str, Made], name: str, given: tuple[Any, ...], what: 
     )
 
 
-def check_name(name: object) -> str:
+def check_name(name: object, what: str = "name") -> str:
     """`name`; TypeError or ValueError unless it is one that Python takes."""
     if not isinstance(name, str):
-        raise TypeError(f"custom: name must be a string, not {type(name).__name__}")
+        raise TypeError(f"custom: {what} must be a string, not {type(name).__name__}")
     if not name.isidentifier() or iskeyword(name):
         raise ValueError(f"custom: {name!r} is no Python name")
     return name
+
+
+def try_out(
+    what: str,
+    function: Any,
+    count: int,
+    points: tuple[float, ...],
+    dtype: torch.dtype,
+    numbers: tuple[float, ...],
+) -> Tensor:
+    """What `function` makes of `count` tensors of `points`.
+
+    Raises
+    ------
+    TypeError
+        No tensor of their shape and dtype.
+    ValueError
+        They are changed in place, or the result requires grad though they do not.
+    """
+    # Outside of what the caller may be in: inference tensors count no writes.
+    with torch.inference_mode(False), torch.enable_grad():
+        given = [torch.tensor([points], dtype=dtype) for _ in range(count)]
+        made = function(*given, *numbers)
+    if any(tensor._version for tensor in given):
+        raise ValueError(
+            f"custom: {what} changes its arguments in place, and others read them: return a new "
+            "tensor"
+        )
+    if not isinstance(made, Tensor):
+        raise TypeError(f"custom: {what} returned {type(made).__name__}, not a Tensor")
+    if made.shape != given[0].shape or made.dtype != dtype:
+        raise TypeError(
+            f"custom: {what} must keep shape and dtype, and made "
+            f"{made.dtype} {tuple(made.shape)} of {dtype} {tuple(given[0].shape)}"
+        )
+    if made.requires_grad:
+        raise ValueError(
+            f"custom: {what} reads a tensor that requires grad, which would get no "
+            "gradient: detach it"
+        )
+    return made
 
 
 def check_triton(what: str, function: Any, arguments: int, takes: str) -> None:
@@ -53,24 +110,112 @@ def check_triton(what: str, function: Any, arguments: int, takes: str) -> None:
         )
 
 
+def _triton(function: Any) -> Any:
+    """The Python function inside Triton's, which is what it computes; else `function`."""
+    return function.fn if hasattr(function, "arg_names") and hasattr(function, "fn") else function
+
+
+def constants_of(function: Any) -> dict[str, Any]:
+    """The plain globals that a Triton function reads, as they are now: it compiles them in."""
+    found: dict[str, Any] = {}
+    waiting, met = [_triton(function)], set()
+    while waiting:
+        one = waiting.pop()
+        if not isinstance(one, types.FunctionType) or id(one) in met:
+            continue
+        met.add(id(one))
+        for name in sorted(_names(one.__code__) & one.__globals__.keys()):
+            held = one.__globals__[name]
+            if _triton(held) is not held:
+                waiting.append(_triton(held))
+            elif not isinstance(held, types.ModuleType):
+                found[f"{one.__module__}.{name}"] = held
+    return found
+
+
 def same(one: Any, other: Any) -> bool:
-    """Whether two arguments are the same; functions where they have the same place in the source,
-    as where a notebook's cell runs again or a module is imported under two names."""
-    one, other = getattr(one, "fn", one), getattr(other, "fn", other)
-    if one is other:
+    """Whether two arguments are the same; functions where they do the same with the same things,
+    wherever they stand, as where a notebook's cell runs again."""
+    return _same(one, other, set())
+
+
+def _same(one: Any, other: Any, met: set[tuple[int, int]]) -> bool:
+    """As `same`; functions in `met` are being compared already and count as the same."""
+    one, other = _triton(one), _triton(other)
+    if one is other or (id(one), id(other)) in met:
         return True
-    if not (isinstance(one, types.FunctionType) and isinstance(other, types.FunctionType)):
-        return not callable(one) and bool(one == other)
-    return (
-        one.__code__ == other.__code__
-        and one.__code__.co_filename == other.__code__.co_filename
-        and one.__defaults__ == other.__defaults__
-        and _same_cells(one, other)
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, types.FunctionType):
+        met.add((id(one), id(other)))
+        return _same_function(one, other, met)
+    if isinstance(one, types.CodeType):
+        return _same_code(one, other, met)
+    if isinstance(one, types.MethodType):
+        return one.__self__ is other.__self__ and _same(one.__func__, other.__func__, met)
+    if isinstance(one, functools.partial):
+        parts = (one.func, one.args, one.keywords)
+        return _same(parts, (other.func, other.args, other.keywords), met)
+    return _same_value(one, other, met)
+
+
+def _same_value(one: Any, other: Any, met: set[tuple[int, int]]) -> bool:
+    """Whether two values of one type, which are no functions, are equal bit for bit."""
+    if isinstance(one, tuple | list):
+        pairs = zip(one, other, strict=False)
+        return len(one) == len(other) and all(_same(a, b, met) for a, b in pairs)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key], met) for key in one)
+    if isinstance(one, float):
+        # By its digits: 0.0 is not -0.0, and a NaN is itself.
+        return one.hex() == other.hex()
+    if isinstance(one, complex):
+        return _same((one.real, one.imag), (other.real, other.imag), met)
+    if type(one) in (Tensor, torch.nn.Parameter):
+        return _same_tensor(one, other)
+    if type(one).__name__ == "constexpr" and hasattr(one, "value"):
+        return _same(one.value, other.value, met)
+    # What is left compares as it will, a function of C by what it is bound to.
+    return isinstance(one, _PLAIN) and bool(one == other)
+
+
+def _same_tensor(one: Tensor, other: Tensor) -> bool:
+    kinds = [(t.shape, t.dtype, t.device, t.layout, t.requires_grad) for t in (one, other)]
+    if kinds[0] != kinds[1] or one.layout is not torch.strided or one.is_meta:
+        return False
+    bits = [t.detach().reshape(-1).contiguous().view(torch.uint8) for t in (one, other)]
+    return torch.equal(*bits)
+
+
+def _same_function(one: Any, other: Any, met: set[tuple[int, int]]) -> bool:
+    """Whether two functions of Python have the same code, defaults, closure and globals."""
+    for part in ("__code__", "__defaults__", "__kwdefaults__"):
+        if not _same(getattr(one, part), getattr(other, part), met):
+            return False
+    closed, closed_over = ([_content(c) for c in f.__closure__ or ()] for f in (one, other))
+    if not _same(closed, closed_over, met):
+        return False
+    if one.__globals__ is other.__globals__:
+        return True
+    return all(
+        _same(one.__globals__.get(name, _ABSENT), other.__globals__.get(name, _ABSENT), met)
+        for name in _names(one.__code__)
     )
 
 
-def _same_cells(one: types.FunctionType, other: types.FunctionType) -> bool:
-    """Whether two functions of the same code close over the same things."""
-    pairs = zip(one.__closure__ or (), other.__closure__ or (), strict=True)
-    held = [(a.cell_contents, b.cell_contents) for a, b in pairs]
-    return all(a is b or (isinstance(a, int | float | str) and a == b) for a, b in held)
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # Nothing is bound to the name yet.
+        return _ABSENT
+
+
+def _same_code(one: Any, other: Any, met: set[tuple[int, int]]) -> bool:
+    """Whether two pieces of code do the same, wherever they stand."""
+    return all(_same(getattr(one, part, None), getattr(other, part, None), met) for part in _DOES)
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """The globals (and attributes) that `code` and what is defined in it name."""
+    inner = [_names(held) for held in code.co_consts if isinstance(held, types.CodeType)]
+    return {*code.co_names}.union(*inner)

@@ -424,6 +424,8 @@ def plan(activation: str, rule: Rule = EXACT, dtype: Any = None, **params: float
 
 _CONSTANTS = ("EXACT", "GUIDED", "DECONVNET", "STRAIGHT_THROUGH")
 _MAKERS = (reverse, guided, clipped_straight_through, rectgrad)
+#: What names a rule or makes one, here and in the documentation's table.
+NAMES = frozenset((*_CONSTANTS, *(maker.__name__ for maker in _MAKERS), *RULES))
 
 
 def check_rule(rule: object) -> Rule:

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import rules, triton_backend
 from .activations import Parameter
 from .custom_rules import CUSTOM_RULES, READABLE, CustomRule
-from .given import Made, check_name, check_triton, made_before
+from .given import Made, check_name, check_triton, constants_of, made_before, try_out
 from .reference import eager
 from .rules import Rule
 
@@ -99,7 +99,7 @@ def custom_rule(
     _check_name(name)
     numbers = dict(parameters or {})
     row = _row(name, sent, numbers, text)
-    given = (sent, triton, row)
+    given = (sent, triton, constants_of(triton), _as_given(row))
     made = made_before(_MADE, name, given, f"the rule {name!r}")
     if made is not None:
         return made
@@ -115,8 +115,14 @@ def custom_rule(
     return rule
 
 
+def _as_given(row: CustomRule) -> tuple[Any, ...]:
+    """`row` as plain values, which compare."""
+    numbers = tuple((parameter.name, parameter.default) for parameter in row.parameters)
+    return (row.reads, numbers, row.text)
+
+
 def _check_name(name: object) -> None:
-    if check_name(name) in rules.RULES or callable(getattr(rules, str(name), None)):
+    if check_name(name) in rules.NAMES:
         raise ValueError(f"custom: pyrevgrad has a rule {name!r} already; choose another name")
 
 
@@ -126,7 +132,8 @@ def _row(name: str, sent: object, numbers: Mapping[str, float], text: str | None
     if len(numbers) > 2:
         raise ValueError(f"custom: {name} takes at most two parameters, got {len(numbers)}")
     for parameter in numbers:
-        if not str(parameter).isidentifier() or parameter in ("g", *READABLE):
+        check_name(parameter, f"a parameter of {name}")
+        if parameter in ("self", "g", *READABLE):
             raise ValueError(f"custom: {name} cannot have a parameter called {parameter!r}")
     if not (text is None or isinstance(text, str)):
         raise TypeError(f"custom: text of {name} must be a string, not {type(text).__name__}")
@@ -154,25 +161,9 @@ def _reads(name: str, taken: list[str], numbers: tuple[str, ...]) -> tuple[str, 
 
 
 def _try(row: CustomRule, sent: Function) -> None:
-    """TypeError unless the function keeps shape and dtype."""
+    """TypeError or ValueError unless the function makes new tensors of its arguments' kind."""
     for dtype in (torch.float32, torch.float64):
-        g = torch.tensor([_POINTS], dtype=dtype)
-        read = [g.clone() for _ in row.reads]
-        made = sent(g, *read, *row.resolve({}))
-        if any(tensor._version for tensor in (g, *read)):
-            raise ValueError(
-                f"custom: the rule {row.name} changes its arguments in place, and others read "
-                "them: return a new tensor"
-            )
-        if not isinstance(made, Tensor):
-            raise TypeError(
-                f"custom: the rule {row.name} returned {type(made).__name__}, not a Tensor"
-            )
-        if made.shape != g.shape or made.dtype != dtype:
-            raise TypeError(
-                f"custom: the rule {row.name} must keep shape and dtype, and made "
-                f"{made.dtype} {tuple(made.shape)} of {dtype} {tuple(g.shape)}"
-            )
+        try_out(f"the rule {row.name}", sent, 1 + len(row.reads), _POINTS, dtype, row.resolve({}))
 
 
 def _check_triton(row: CustomRule, function: Any) -> None:

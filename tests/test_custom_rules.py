@@ -256,6 +256,7 @@ def test_native_is_refused_by_the_name_of_the_rule():
         assert "is not there" in str(error)
 
 
+LEARNT = torch.nn.Parameter(torch.tensor(2.0))
 #: What is given instead of, or beside, ("bad", cubed), and what is said of it.
 BAD = (
     (TypeError, "name must be a string, not int", {"name": 3}),
@@ -265,6 +266,10 @@ BAD = (
     (ValueError, "bad changes its arguments in place", {"sent": lambda g, x: x.mul_(g) * 1}),
     (ValueError, "pyrevgrad has a rule 'GUIDED' already", {"name": "GUIDED"}),
     (ValueError, "pyrevgrad has a rule 'rectgrad' already", {"name": "rectgrad"}),
+    (ValueError, "pyrevgrad has a rule 'reverse' already", {"name": "reverse"}),
+    (ValueError, "bad reads a tensor that requires grad", {"sent": lambda g: g * LEARNT}),
+    (ValueError, "a parameter called 'self'", {"parameters": {"self": 1.0}}),
+    (ValueError, "'lambda' is no Python name", {"parameters": {"lambda": 1.0}}),
     (TypeError, "bad must be a function of tensors", {"sent": 2.0}),
     (TypeError, "must take g, then any of slope, x and y in this order", {"sent": lambda x, g: g}),
     (TypeError, r"its parameters \(none\); it takes g, k", {"sent": lambda g, k: g}),
@@ -284,6 +289,11 @@ def test_wrong_arguments_get_a_sentence_and_leave_nothing(kind, message, given):
     with pytest.raises(kind, match=message):
         pyrevgrad.custom_rule(**{"name": "bad", "sent": cubed, **given})
     assert "bad" not in custom_rules.CUSTOM_RULES and "bad" not in ruling._MADE
+
+
+@pytest.mark.parametrize("name", ("replace", "field", "find", "plan"))
+def test_only_the_names_of_rules_are_taken(name):
+    assert pyrevgrad.custom_rule(name, cubed).custom == (name,)
 
 
 def test_wrong_rules_get_a_sentence():

@@ -4,6 +4,7 @@ The Triton part runs in interpreted.py. It may import the package.
 """
 
 import copy
+import inspect
 import math
 import pickle
 
@@ -137,6 +138,24 @@ def test_a_name_that_is_taken_by_other_functions_is_refused():
     assert pyrevgrad.activation(torch.ones(1), "wave").item() == pytest.approx(math.sin(1))
 
 
+def test_no_parameter_has_a_name_that_a_call_takes_itself():
+    calls = (pyrevgrad.activation, pyrevgrad.nn.Activation.__init__, pyrevgrad.plan)
+    taken = {name for call in calls for name in inspect.signature(call).parameters} - {"params"}
+    assert {"self", "x", "rule", "inplace", "name", "dtype"} <= taken
+    for name in taken:
+        with pytest.raises(ValueError, match=f"bad cannot have a parameter called '{name}'"):
+            pyrevgrad.custom("bad", swish, swish_slope, parameters={name: 1.0})
+
+
+@pytest.mark.parametrize("mode", (torch.no_grad, torch.inference_mode))
+def test_what_is_wrong_is_seen_without_gradients_too(mode):
+    with mode():
+        with pytest.raises(ValueError, match="changes its arguments in place"):
+            pyrevgrad.custom("bad", lambda x: x.relu_(), slope)
+        with pytest.raises(ValueError, match="detach it"):
+            pyrevgrad.custom("bad", lambda x: LEARNT * x, slope)
+
+
 def of_factor(factor):
     return pyrevgrad.custom("scaled_by", lambda x: factor * x, lambda x: 0 * x + factor)
 
@@ -147,6 +166,7 @@ def test_closures_are_told_apart_by_what_they_hold():
         of_factor(3.0)
 
 
+LEARNT = torch.nn.Parameter(torch.tensor(2.0))
 #: What is given instead of, or beside, ("bad", value, slope), and what is said of it.
 BAD = (
     (ValueError, "table has 'relu' already", {"name": "relu"}),
@@ -158,7 +178,12 @@ BAD = (
     (TypeError, r"must keep shape and dtype, and made torch.float32 \(\)", {"value": torch.sum}),
     (TypeError, "slope of bad must keep shape and dtype", {"slope": lambda x: x > 0}),
     (ValueError, "at most two parameters", {"parameters": {"a": 1, "b": 2, "c": 3}}),
-    (ValueError, "a parameter called 'rule'", {"parameters": {"rule": 1.0}}),
+    (ValueError, "'lambda' is no Python name", {"parameters": {"lambda": 1.0}}),
+    (TypeError, "a parameter of bad must be a string, not int", {"parameters": {1: 1.0}}),
+    (ValueError, "value of bad changes its arguments in place", {"value": lambda x: x.relu_()}),
+    (ValueError, "slope of bad changes its arguments in place", {"slope": lambda x: x.fill_(1)}),
+    (ValueError, "value of bad reads a tensor that requires grad", {"value": lambda x: LEARNT * x}),
+    (ValueError, "slope of bad reads a tensor that requires grad", {"slope": lambda x: LEARNT + x}),
     (TypeError, "a must be a number, not str", {"parameters": {"a": "1"}}),
     (TypeError, "text of bad must be two strings", {"text": "x"}),
     (TypeError, "triton of bad must be the pair", {"triton": value}),
