@@ -27,6 +27,25 @@ _TAKEN = ("self", "x", "name", "rule", "inplace", "activation", "dtype")
 _MADE: dict[str, Made] = {}
 
 
+class _ByName:
+    """What `custom` has made as attributes, which is where pickle looks for its functions."""
+
+    def __getattr__(self, name: str) -> Function:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name not in _MADE:
+            raise ValueError(
+                f"{name!r} was made by pyrevgrad.custom: make it before this is loaded"
+            )
+        return _MADE[name].result
+
+    def __reduce__(self) -> str:
+        return "made"
+
+
+made = _ByName()
+
+
 def custom(
     name: str,
     value: Function,
@@ -66,7 +85,8 @@ def custom(
     -------
     callable
         ``function(x, rule=EXACT, *, inplace=False, **parameters)``. The same arguments give the
-        same function again, so that a call inside a loop makes nothing twice.
+        same function again, so that a call inside a loop makes nothing twice. It pickles by its
+        name, as functions do: call `custom` before you load it.
 
     Raises
     ------
@@ -102,15 +122,16 @@ def custom(
     pair = _pair(name, triton)
     constants = tuple(map(constants_of, pair))
     given = (value, slope, pair, constants, tuple(numbers.items()), text, bool(rectifier))
-    made = made_before(_MADE, name, given, repr(name))
-    if made is not None:
-        return made
+    found = made_before(_MADE, name, given, repr(name))
+    if found is not None:
+        return found
     row = replace(row, points=_points(row, value, slope), rectifier=bool(rectifier))
     if triton is not None:
         takes = "x and the parameters"
         for what, function in zip(("value", "slope"), triton, strict=True):
             check_triton(f"{what} of {name}", function, 1 + len(numbers), takes)
     function = functional.named(row)
+    function.__module__, function.__qualname__ = __name__, f"made.{name}"
     CUSTOM[name] = row
     eager.FORMULAS[name] = eager.Formula(value, slope)
     if triton is not None:

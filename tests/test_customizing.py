@@ -7,6 +7,8 @@ import copy
 import inspect
 import math
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -93,6 +95,74 @@ def test_a_pickle_that_comes_before_its_activation_gets_a_sentence(monkeypatch):
     monkeypatch.delitem(customizing.CUSTOM, "wave")
     with pytest.raises(ValueError, match=r"'wave' was made by pyrevgrad\.custom: make it before"):
         pickle.loads(pickled)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_the_function_is_pickled_by_its_name(protocol):
+    pickled = pickle.dumps((WAVE, SWISH), protocol)
+    assert pickle.loads(pickled) == (WAVE, SWISH)
+    assert copy.deepcopy(WAVE) is WAVE
+
+
+def test_a_function_that_is_loaded_before_it_is_made_gets_a_sentence():
+    made = pyrevgrad.custom("made_late", lambda x: 2 * x, lambda x: 0 * x + 2)
+    load = f"import pickle, pyrevgrad; pickle.loads({pickle.dumps(made)!r})"
+    done = subprocess.run([sys.executable, "-c", load], capture_output=True, text=True)
+    assert "ValueError: 'made_late' was made by pyrevgrad.custom: make it before" in done.stderr
+
+
+#: Functions whose results are x itself, a view of it, or laid out otherwise than x.
+UNLIKE_X = {
+    "ident": lambda x: x,
+    "viewed": lambda x: x.view_as(x),
+    "detached": lambda x: x.detach(),
+    "packed": lambda x: x.contiguous() * 2,
+    "constant": lambda x: torch.ones((), dtype=x.dtype).expand_as(x),
+    "turned": lambda x: (x.mT.contiguous() * 2).mT,
+}
+INPUTS = {
+    "contiguous": lambda: torch.randn(4, 3),
+    "transposed": lambda: torch.randn(3, 4).t(),
+    "expanded": lambda: torch.randn(3).expand(4, 3),
+    "sliced": lambda: torch.randn(4, 6)[:, ::2],
+    "half": lambda: torch.randn(4, 3, dtype=torch.bfloat16).t(),
+}
+
+
+@pytest.mark.parametrize("of", INPUTS.values(), ids=INPUTS)
+@pytest.mark.parametrize("name", UNLIKE_X)
+def test_the_result_is_fresh_and_laid_out_as_x(name, of):
+    made = pyrevgrad.custom(name, UNLIKE_X[name], torch.ones_like)
+    x = of()
+    wanted = UNLIKE_X[name](x).clone()
+    for given in (x, x.clone().requires_grad_()):
+        for rule in (EXACT, GUIDED):
+            y = made(given, rule)
+            assert torch.equal(y, wanted)
+            assert y.stride() == torch.empty_like(given).stride()
+            before = given.detach().clone()
+            y.add_(1)
+            assert torch.equal(given, before)
+
+
+# PyTorch's compiler instantiates a Function, which PyTorch deprecates.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("name", UNLIKE_X)
+def test_a_result_that_is_not_fresh_is_compiled_transformed_and_differentiated(name):
+    made = pyrevgrad.custom(f"{name}_cubed", UNLIKE_X[name], lambda x: 3 * x * x)
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    (wanted,) = torch.autograd.grad(made(x).sum(), x)
+    torch.testing.assert_close(wanted, 3 * x.detach() ** 2)
+    y = torch.compile(made, backend="aot_eager", fullgraph=True)(x)
+    torch.testing.assert_close(y, UNLIKE_X[name](x))
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], wanted)
+    torch._dynamo.reset()
+    at = x.detach()
+    assert torch.equal(torch.func.vmap(torch.func.grad(lambda t: made(t).sum()))(at), wanted)
+    twice = torch.func.grad(lambda t: torch.func.grad(lambda s: made(s).sum())(t).sum())(at)
+    torch.testing.assert_close(twice, 6 * at)
+    (gx,) = torch.autograd.grad(made(x).sum(), x, create_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(gx.sum(), x)[0], 6 * at)
 
 
 def test_second_derivatives_in_place_and_transforms_work():

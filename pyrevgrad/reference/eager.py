@@ -235,9 +235,29 @@ def _scale(pair: Pair, tensor: Tensor | None, like: Tensor) -> Tensor | float:
 
 
 def value(x: Tensor, pair: Pair) -> Tensor:
-    """f(x), in fresh storage."""
+    """f(x), in fresh storage with the strides of ``torch.empty_like(x)``."""
+    y = _value(x, pair)
+    return _own(y, x) if pair.row.own_slope else y
+
+
+def _value(x: Tensor, pair: Pair) -> Tensor:
+    """f(x), differentiable; a user's function may give x itself, a view, or other strides."""
     pair = fitted(pair, x)
     return _narrow(FORMULAS[pair.row.name].value(_wide(x), *pair.numbers), x.dtype)
+
+
+def _own(y: Tensor, x: Tensor) -> Tensor:
+    """`y` where it is fresh and has the strides of ``torch.empty_like(x)``, else a copy that is."""
+    if torch.compiler.is_compiling():
+        return torch.empty_like(x).copy_(y)
+    if type(y) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(y):
+        # What is inside cannot be asked.
+        return y.clone()
+    strides = torch.empty_like(x, device="meta").stride()
+    shared = y.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+    if y.stride() == strides and not (shared or y._is_view()):
+        return y
+    return torch.empty_like(x).copy_(y)
 
 
 def bit(x: Tensor, pair: Pair) -> Tensor:
@@ -355,7 +375,7 @@ def gradient_of_input(g: Tensor, x: Tensor, pair: Pair, scale: Tensor | None) ->
         gate = bit(x, pair)
         passes = gate if passes is None else passes & gate
     needs_value = pair.rule.gradient_gate == "output" or "y" in pair.reads
-    y = _wide(value(x, pair)) if needs_value else None
+    y = _wide(_value(x, pair)) if needs_value else None
     return _narrow(gradient(_wide(g), slope, passes, y, pair, scale, wide), g.dtype)
 
 
