@@ -8,9 +8,10 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import ContextDecorator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -203,8 +204,10 @@ def forced() -> str | None:
     return _forced
 
 
-def backend(name: str) -> AbstractContextManager[None]:
+def backend(name: str) -> _Serving:
     """Serve every call inside the block, in all threads, by the backend `name`, or raise.
+
+    What it returns may be entered again, nested and in several threads, and decorates functions.
 
     Parameters
     ----------
@@ -225,18 +228,35 @@ def backend(name: str) -> AbstractContextManager[None]:
     tensor([0., 2.])
     """
     _require(_check_name(name))
-    return _served_by(name)
+    return _Serving(name)
 
 
-@contextmanager
-def _served_by(name: str) -> Iterator[None]:
-    global _forced
-    block = [name]
-    _blocks.append(block)
-    _forced = name
-    try:
-        yield
-    finally:
+def _this_thread() -> int:
+    # torch.compile cannot trace the question.
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
+
+
+class _Serving(ContextDecorator):
+    """Blocks in which one backend serves, one after the other, nested or in several threads."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._open: list[tuple[int, list[str]]] = []
+
+    def __enter__(self) -> None:
+        global _forced
+        block = [self._name]
+        self._open.append((_this_thread(), block))
+        _blocks.append(block)
+        _forced = self._name
+
+    def __exit__(self, *error: object) -> None:
+        global _forced
+        # The innermost that this thread has entered; another's only where it has none.
+        here = _this_thread()
+        own = [entry for entry in self._open if entry[0] == here] or self._open
+        _, block = last = own[-1]
+        self._open[:] = [entry for entry in self._open if entry is not last]
         _blocks[:] = [other for other in _blocks if other is not block]
         _forced = _blocks[-1][0] if _blocks else _named_by_environment
 

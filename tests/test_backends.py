@@ -59,6 +59,58 @@ def test_blocks_nest_and_end_with_an_exception():
     assert backends.forced() == before
 
 
+def test_a_block_may_be_entered_again_nested_and_as_a_decorator():
+    before = backends.forced()
+    block = pyrevgrad.backend("reference")
+    for _ in range(2):
+        with block:
+            with pyrevgrad.backend(BACKENDS[-1]):
+                with block:
+                    assert backends.forced() == "reference"
+                assert backends.forced() == BACKENDS[-1]
+            assert backends.forced() == "reference"
+        assert backends.forced() == before
+    assert block(backends.forced)() == "reference" and backends.forced() == before
+
+
+def test_one_block_in_two_threads_ends_for_each_by_itself():
+    before = backends.forced()
+    block, outer = pyrevgrad.backend("reference"), pyrevgrad.backend(BACKENDS[0])
+    entered, left, found = threading.Event(), threading.Event(), []
+
+    def other():
+        with outer:
+            with block:
+                entered.set()
+                assert left.wait(10)
+                found.append(backends.forced())
+            found.append(backends.forced())
+
+    thread = threading.Thread(target=other)
+    with block:
+        thread.start()
+        assert entered.wait(10)
+    left.set()
+    thread.join()
+    assert found == ["reference", BACKENDS[0]]
+    assert backends.forced() == before and not backends._blocks
+
+
+# PyTorch's compiler instantiates a Function, which PyTorch deprecates.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_block_inside_compiled_code_ends_there():
+    def step(x):
+        with pyrevgrad.backend("reference"):
+            y = pyrevgrad.relu(x, GUIDED)
+        return y * 2
+
+    before = backends.forced()
+    x = torch.tensor([-1.0, 2.0], requires_grad=True)
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    for _ in range(2):
+        assert compiled(x).tolist() == [0.0, 4.0] and backends.forced() == before
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
