@@ -17,6 +17,7 @@
 #include <torch/csrc/utils/python_arg_parser.h>
 
 #include <array>
+#include <cmath>
 #include <vector>
 
 #include "nodes.h"
@@ -63,7 +64,7 @@ struct FoldedBackward : Node {
                         task_should_compute_output(2)};
     const Tensor x = reads_x(wanted) ? kept.unpack(pointer_to(this)) : Tensor();
     const Tensor weight = reads_weight(wanted) ? factor.unpack(pointer_to(this)) : Tensor();
-    if (is_first_order(g)) {
+    if (is_first_order(g) && !is_huge()) {
       first_order(g, x, weight, wanted, found);
     } else {
       const pybind11::gil_scoped_acquire gil;
@@ -72,6 +73,8 @@ struct FoldedBackward : Node {
     return found;
   }
 
+  // Whether λ is past what a product takes as a factor: Python's function says what then.
+  virtual bool is_huge() const { return false; }
   virtual bool reads_x(const Wanted& wanted) const = 0;
   virtual bool reads_weight(const Wanted& wanted) const = 0;
   virtual void first_order(const Tensor& g, const Tensor& x, const Tensor& weight,
@@ -92,6 +95,8 @@ struct FoldedLinearBackward : FoldedBackward {
     if (should_compute_output(1)) kept = SavedVariable(x, false);
   }
   std::string name() const override { return "FoldedLinearBackward"; }
+  // From where on: _HUGE of pyrevgrad/folding.py.
+  bool is_huge() const override { return !(std::abs(number()) < 0x1p64); }
   bool reads_x(const Wanted& wanted) const override { return wanted[1]; }
   bool reads_weight(const Wanted& wanted) const override { return wanted[0]; }
 

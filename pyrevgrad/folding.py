@@ -25,6 +25,9 @@ from .rules import reverse
 
 Number = Callable[[], float | None] | None
 _REVERSAL = Pairs("identity", reverse(1.0), {})
+# From here on λ multiplies the finished product, as it does behind a plain layer: PyTorch refuses a
+# factor past float32's range, and a library may multiply an operand by it, which overflows first.
+_HUGE = 2.0**64
 
 
 def _pair_for(x: Tensor) -> Pair:
@@ -96,7 +99,8 @@ def _reversed_product(
     g: Tensor, weight: Tensor, scale: Tensor, number: float | None, backend: Any
 ) -> Tensor:
     """``−λ · g·W`` in one product; a λ that only a tensor knows scales the smaller factor first."""
-    if torch.is_grad_enabled():
+    huge = number is not None and not abs(number) < _HUGE
+    if huge or torch.is_grad_enabled():
         return _reversed_plainly(g @ weight, scale)
     if number is not None:
         # beta 0: the first argument is not read, only its dtype and device count.

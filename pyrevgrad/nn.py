@@ -202,6 +202,10 @@ class ReversedLinear(FoldedReversal):
         self.in_features, self.out_features = in_features, out_features
         self._take(linear, activation, rule, params)
 
+    def reset_parameters(self) -> None:
+        """Start W and b anew as `torch.nn.Linear` does; λ stays."""
+        nn.Linear.reset_parameters(self)  # type: ignore[arg-type]
+
     def _product(self, x: Tensor) -> Tensor:
         nodes = None if self.record_norm else autograd.nodes_for(self._pairs)
         if nodes is not None:
@@ -334,6 +338,10 @@ class ReversedConv2d(FoldedReversal):
         for name in _GEOMETRY:
             setattr(self, name, getattr(layer, name))
         self._take(layer, activation, rule, params)
+
+    def reset_parameters(self) -> None:
+        """Start W and b anew as `torch.nn.Conv2d` does; λ stays."""
+        nn.Conv2d.reset_parameters(self)  # type: ignore[arg-type]
 
     def _product(self, x: Tensor) -> Tensor:
         if autograd.cannot_fold(x):

@@ -66,6 +66,9 @@ class Scaled(nn.Module):
         scale.fill_(number) if tensor is None else scale.copy_(tensor)
         self._know(number if tensor is None else None)
 
+    def reset_parameters(self) -> None:
+        """What FSDP calls of every layer after `to_empty`; λ, which survives that, stays."""
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "scale" and "scale" in self.__dict__.get("_buffers", {}):
             if isinstance(value, Schedule):

@@ -7,9 +7,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import pyrevgrad
-from pyrevgrad import autograd
+from pyrevgrad import autograd, reverse
 from pyrevgrad.binding import NODES, WHY
-from pyrevgrad.nn import GradientReversal, ReversedConv2d, ReversedLinear
+from pyrevgrad.nn import Activation, GradientReversal, ReversedConv2d, ReversedLinear
 
 pytestmark = pytest.mark.usefixtures("nodes")
 needs_nodes = pytest.mark.skipif(NODES is None, reason=f"no C++ nodes: {WHY}")
@@ -118,6 +118,52 @@ def test_the_node_and_the_function_agree_bit_for_bit(dtype, shape, monkeypatch):
         y, both = gradients(folded, x, g, folded.parameters())
         found.append([y, *both])
     assert all(map(torch.equal, *found))
+
+
+#: λ as big as, past and far past float32's range, and where the product is scaled as a whole.
+HUGE = (2.0**64, 3.4028235e38, 1e39, -1e39, float("inf"))
+
+
+@pytest.mark.parametrize("nodes", [NODES, None], ids=["node", "function"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scale", HUGE)
+def test_a_huge_scale_gives_what_the_two_layers_give(scale, dtype, nodes, monkeypatch):
+    monkeypatch.setattr(autograd, "NODES", nodes)
+    folded, plain = (layer.to(dtype) for layer in pair(scale))
+    x, g = torch.randn(5, 3, dtype=dtype), torch.randn(5, 4, dtype=dtype)
+    y, found = gradients(folded, x, g, folded.parameters())
+    two, wanted = gradients(composed(plain, scale), x, g, plain.parameters())
+    torch.testing.assert_close([y, *found], [two, *wanted])
+    if dtype == torch.float32 and abs(scale) > 1e38:
+        assert not found[0].isnan().any()
+
+
+LAYERS = (
+    (lambda: ReversedLinear(3, 4, scale=0.3), lambda: nn.Linear(3, 4)),
+    (lambda: ReversedLinear(3, 4, False, scale=0.3), lambda: nn.Linear(3, 4, False)),
+    (lambda: ReversedConv2d(3, 4, 2, scale=0.3), lambda: nn.Conv2d(3, 4, 2)),
+)
+
+
+@pytest.mark.parametrize(("make", "plain"), LAYERS)
+def test_weights_of_a_layer_made_on_meta_start_as_pytorchs(make, plain):
+    with torch.device("meta"):
+        layer = make()
+    layer.to_empty(device="cpu")
+    for one in (layer, wanted := plain()):
+        torch.manual_seed(3)
+        one.reset_parameters()
+    assert layer.scale.item() == 0.3
+    found = dict(layer.named_parameters())
+    assert found.keys() == dict(wanted.named_parameters()).keys()
+    assert all(torch.equal(found[name], one) for name, one in wanted.named_parameters())
+
+
+@pytest.mark.parametrize("make", [GradientReversal, lambda s: Activation("relu", reverse(s))])
+def test_layers_without_weights_have_nothing_to_reset_and_keep_their_scale(make):
+    layer = make(torch.tensor(0.25))
+    layer.reset_parameters()
+    assert layer.scale.item() == 0.25
 
 
 @needs_nodes
