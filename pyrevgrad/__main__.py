@@ -9,12 +9,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from . import __version__
+
 
 def parser() -> argparse.ArgumentParser:
     """The commands of this version; all but info read what follows them themselves."""
     made = argparse.ArgumentParser(
         prog="python -m pyrevgrad", description="Change what an activation sends back."
     )
+    made.add_argument("--version", action="version", version=f"pyrevgrad {__version__}")
     commands = made.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("info", help="print what is built, what would serve which tensor, and why")
     commands.add_parser(
@@ -56,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises
     ------
     SystemExit
-        Status 2 for no command, or for one or an option that does not exist; 0 after ``--help``.
+        Status 2 for no command, or for one or an option that does not exist; 0 after ``--help`` and
+        ``--version``.
     """
     reader = parser()
     options, rest = reader.parse_known_args(arguments)

@@ -59,7 +59,8 @@ class Rule:
     scale : float
         The factor λ on what passed.
     tensor : torch.Tensor, optional
-        A 0-dim tensor that multiplies `scale`, read when backward runs. Compared by identity.
+        A 0-dim tensor that multiplies `scale`, read when backward runs. Compared by identity. The
+        repr shows it as ``<tensor>`` and is then no expression; without one it is.
     custom : tuple
         The name and the parameters of what `pyrevgrad.custom_rule` made, which then stands for
         the product slope(x)·g'; empty for none.
@@ -95,7 +96,8 @@ class Rule:
             near = closest(self.gradient_gate, known)
             raise ValueError(f"unknown gradient gate {self.gradient_gate!r}: {near}")
         object.__setattr__(self, "input_gate", _checked_gate(self.input_gate))
-        object.__setattr__(self, "threshold", check_number("threshold", self.threshold))
+        # The sum makes 0.0 of -0.0, which blocks the same and prints otherwise.
+        object.__setattr__(self, "threshold", check_number("threshold", self.threshold) + 0.0)
         object.__setattr__(self, "clip", check_number("clip", self.clip, low=0.0))
         object.__setattr__(self, "scale", check_number("scale", self.scale))
         object.__setattr__(self, "custom", check_custom(self.custom))

@@ -2,6 +2,7 @@
 
 import pytest
 
+import pyrevgrad
 from pyrevgrad import __main__, demonstration
 
 
@@ -41,3 +42,11 @@ def test_help_names_the_commands(capsys):
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("info", "demo", "train", "explain", "bench"))
+
+
+def test_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        __main__.main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"pyrevgrad {pyrevgrad.__version__}\n"
+    assert pyrevgrad.__version__ == "0.1.0"

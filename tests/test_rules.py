@@ -149,6 +149,12 @@ def test_repr_makes_the_rule_again(rule):
     assert eval(repr(rule)) == rule
 
 
+def test_a_threshold_of_minus_zero_is_zero():
+    for rule, zero in ((Rule(threshold=-0.0), EXACT), (rectgrad(-0.0), rectgrad(0.0))):
+        assert rule == zero and hash(rule) == hash(zero) and repr(rule) == repr(zero)
+        assert rule.is_exact == zero.is_exact and rule.text == zero.text
+
+
 def test_repr_of_a_tensor_scale_says_so():
     assert repr(reverse(torch.tensor(0.5))).startswith("reverse(<tensor")
     assert "<tensor" in repr(GUIDED.scaled(-2.0).scaled(torch.tensor(0.5)))
