@@ -45,6 +45,11 @@ def kept():
 def tanh():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.LazyLinear(3))
 
+def silu():
+    model = plain()
+    model[1] = nn.SiLU()
+    return model
+
 def number():
     return 3
 
@@ -130,6 +135,8 @@ def test_weights_are_loaded_safely(folder, capsys):
         ("number", (), "photo.png", "must return a torch.nn.Module, or one and a function"),
         ("fails", (), "photo.png", "fails() failed: KeyError"),
         ("tanh", (), "photo.png", "replaced no activation"),
+        ("silu", (), "photo.png", "\npass --where rectifiers to take every rectifier\n"),
+        ("with_preprocess", ("--size", "8"), "photo.png", "--size: --model returns a preprocess"),
         ("plain", ("--target", "7"), "photo.png", "target 7 is out of range for outputs of shape"),
         ("plain", ("--gray",), "photo.png", "does not take an input of shape (1, 1, 12, 10)"),
         ("plain", ("--std", "0"), "photo.png", "--std must not be 0"),
@@ -143,6 +150,37 @@ def test_what_is_broken_gets_a_sentence(folder, function, options, image, messag
     assert status == 2 and not out.exists()
     assert captured.err.startswith("explain: ") and message in captured.err
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--size", "10000"), "--size without --model"),
+        (("--std", "0", "--mean", "0"), "--mean, --std without --model: the built-in network"),
+        (("--gray",), "--gray without --model"),
+        (("--method", "saliency", "--where", "all"), "--where says nothing to --method saliency"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(options, message, tmp_path, capsys):
+    out = tmp_path / "digit.png"
+    with pytest.raises(SystemExit) as stopped:
+        __main__.main(["explain", "--out", str(out), *options])
+    assert stopped.value.code == 2 and not out.exists()
+    assert message in capsys.readouterr().err
+
+
+def test_a_cure_that_this_command_has_not_is_one_in_python():
+    from pyrevgrad.explaining import _advised
+
+    advised = _advised("a has rectifiers\npass where=lambda site: False to leave them plain")
+    assert advised == (
+        "a has rectifiers\nthis command cannot leave them plain; in Python, pass "
+        "where=lambda site: False to leave them plain"
+    )
+
+
+def test_the_cure_that_is_named_works(folder):
+    assert explain(folder, "silu", "--where", "rectifiers")[0] == 0
 
 
 def test_a_missing_file_and_a_file_that_does_not_run(folder, capsys):

@@ -54,7 +54,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--method", choices=METHODS, default="guided", help="default: %(default)s")
     add("--target", type=int, help="the output to explain; the highest if not given")
     add("--layer", help="the layer of guided-gradcam, by its dotted name")
-    add("--where", choices=["relu", "rectifiers", "all"], default="relu", help="which activations")
+    where = "which activations; default: relu"
+    add("--where", choices=["relu", "rectifiers", "all"], help=where)
     add("--size", type=int, help="resize the image to SIZE × SIZE pixels")
     add(
         "--mean", type=_numbers, help="subtracted from each channel in [0, 1]: one or three numbers"
@@ -71,7 +72,18 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--weights needs --model")
     if options.model is not None and options.image is None:
         parser.error("--model needs --image")
+    if options.model is None and (idle := _given(options)):
+        parser.error(f"{idle} without --model: the built-in network takes 8 × 8 grey pixels as is")
+    if options.method == "saliency" and options.where is not None:
+        parser.error("--where says nothing to --method saliency, which replaces no activation")
+    options.where = options.where or "relu"
     return options
+
+
+def _given(options: argparse.Namespace) -> str:
+    """The options given that say how an image is prepared, or nothing."""
+    names = ("size", "mean", "std", "gray")
+    return ", ".join(f"--{name}" for name in names if getattr(options, name) not in (None, False))
 
 
 def load_model(place: str, weights: Path | None) -> tuple[nn.Module, Callable[..., Any] | None]:
@@ -187,6 +199,8 @@ def _prepared(picture: Image, preprocess: Any, options: argparse.Namespace) -> T
 
     if preprocess is None:
         return images.prepared(picture, options.size, options.gray, options.mean, options.std)
+    if idle := _given(options):
+        raise ExplainError(f"{idle}: --model returns a preprocess, which alone prepares the image")
     try:
         x = preprocess(picture.as_pillow())
     except Exception as error:
@@ -218,5 +232,15 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return run(options)
     except (ExplainError, ValueError, TypeError, RuntimeError, OSError) as error:
-        print(f"explain: {error}", file=sys.stderr)
+        print(f"explain: {_advised(str(error))}", file=sys.stderr)
         return NOT_DONE
+
+
+def _advised(sentence: str) -> str:
+    """`sentence` with the cure that attribution names as an option of this command."""
+    said, _, cure = sentence.partition("\npass where=")
+    if not cure:
+        return sentence
+    if cure.startswith("None"):
+        return f"{said}\npass --where rectifiers to take every rectifier"
+    return f"{said}\nthis command cannot leave them plain; in Python, pass where={cure}"
