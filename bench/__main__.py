@@ -29,6 +29,7 @@ from . import (
     targets,
     traffic,
 )
+from .arguments import count, file, folder
 from .settings import large
 from .settings import settings as settings_of
 
@@ -59,25 +60,25 @@ def _parser() -> argparse.ArgumentParser:
         "where it finds none of them, of all pairs of the tables",
     )
     add("--device", choices=("cpu", "cuda"), help="all that are there if not given")
-    add("--threads", type=int, nargs="+", metavar="N", help="1 and 2 if not given")
+    add("--threads", type=count, nargs="+", metavar="N", help="1 and 2 if not given")
     add("--sizes", type=_size, nargs="+", metavar="N", help="elements: 65536 or 2^16")
     add("--dtype", nargs="+", choices=traffic.ITEM_SIZES, help="float32 and bfloat16 if not given")
     add("--allocations", nargs="+", choices=processes.ALLOCATIONS, help="fresh and reused")
     add("--without", nargs="+", choices=opponents, default=[], help="leave providers out")
-    add("--out", type=Path, metavar="DIR", help="where the records and the page go")
-    add("--json", type=Path, metavar="FILE", help="write the whole run there too")
+    add("--out", type=folder, metavar="DIR", help="where the records and the page go")
+    add("--json", type=file, metavar="FILE", help="write the whole run there too")
     return parser
 
 
 def _write(run: dict[str, Any], options: argparse.Namespace) -> Path:
     """Everything of a run beside the records of other commands; the path of the page."""
     name = machine.device_name(run["machine"]["processor"], run["machine"]["processors"])
-    folder, path = report.folder_of(options, name)
-    report.write(folder, run)
+    place, path = report.folder_of(options, name)
+    report.write(place, run)
     if options.json:
         report.write_json(options.json, run)
-    records.drawn(folder, page.PICTURES, lambda: plots.draw(folder, run))
-    records.write_page(folder, path)
+    records.drawn(place, page.PICTURES, lambda: plots.draw(place, run))
+    records.write_page(place, path)
     return path
 
 
@@ -148,7 +149,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         told = settings_of(options)
-    except ValueError as error:
+        # Where nothing is said, the folder of a machine whose name is not known yet.
+        folder(report.folder_of(options, "any")[0].parent)
+    except (ValueError, argparse.ArgumentTypeError) as error:
         parser.error(str(error))
     there = torch.cuda.is_available()
     if options.device == "cuda" and not there:

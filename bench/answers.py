@@ -12,10 +12,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from . import machine
+from .arguments import file
 
 
 class FailedError(RuntimeError):
@@ -64,7 +64,7 @@ def parser(name: str, description: str, quick: str) -> argparse.ArgumentParser:
     """The options of a section's command; `quick` says what its short form has less of."""
     made = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=description)
     made.add_argument("--quick", action="store_true", help=quick)
-    made.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    made.add_argument("--json", type=file, metavar="FILE", help="write the rows there")
     return made
 
 
@@ -76,6 +76,7 @@ def show(
     """Measure, write the rows where asked to, and print the section."""
     rows = measure(options.quick)
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     print(section(rows))
     return 0

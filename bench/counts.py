@@ -18,6 +18,7 @@ import torch
 from pyrevgrad import backends
 
 from . import dispatches, instructions
+from .arguments import file
 
 BUDGETS = Path(__file__).with_name("budgets.json")
 HOW = (
@@ -205,11 +206,12 @@ def _lines(value: Any, indent: str = "") -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the section; 1 where a budget is not kept."""
     parser = argparse.ArgumentParser(prog="python -m bench.counts", description=HOW)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    parser.add_argument("--json", type=file, metavar="FILE", help="write the rows there")
     parser.add_argument("--write-budgets", action="store_true", help="make these counts budgets")
     options = parser.parse_args(arguments)
     rows = measure()
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
     print(section(rows))
     if options.write_budgets:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pyrevgrad.attribution import GuidedBackprop
 
 from . import answers, ceilings, end_to_end, guided_peers, memory, peers, records
+from .arguments import count
 from .ceilings import IDLE
 from .guided_peers import Map
 from .timing import Effort, interleave
@@ -213,12 +214,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.networks", description=__doc__)
     add = parser.add_argument
     add("--networks", nargs="+", choices=NETWORKS, default=USUAL["networks"])
-    add("--batch", type=int, default=USUAL["batch"], help="images; default: %(default)s")
-    add("--size", type=int, default=USUAL["size"], help="pixels; default: %(default)s")
-    add("--width", type=int, default=USUAL["width"], help="channels of the first stage")
+    add("--batch", type=count, default=USUAL["batch"], help="images; default: %(default)s")
+    add("--size", type=count, default=USUAL["size"], help="pixels; default: %(default)s")
+    add("--width", type=count, default=USUAL["width"], help="channels of the first stage")
     add("--device", default=USUAL["device"])
     add("--seconds", type=float, default=240.0, help=f"for each network, {LEAST} rounds aside")
-    add("--threads", type=int, default=1)
+    add("--threads", type=count, default=1)
     add("--peak", choices=PROVIDERS, help=argparse.SUPPRESS)
     records.add_options(parser)
     return parser.parse_args(arguments)

@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from . import machine, page, report
+from . import arguments, machine, page, report
 
 Row = dict[str, Any]
 #: The whole suite's record, without which there is no page.
@@ -46,8 +46,12 @@ class Begun:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Where a record goes: the options that all commands share."""
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the record and page go")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record there too")
+    parser.add_argument(
+        "--out", type=arguments.folder, metavar="DIR", help="where the record and page go"
+    )
+    parser.add_argument(
+        "--json", type=arguments.file, metavar="FILE", help="write the record there too"
+    )
 
 
 def read(path: Path) -> Any:

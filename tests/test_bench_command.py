@@ -18,6 +18,7 @@ pytest.importorskip("bench", reason="the benchmark suite is in the repository on
 
 from bench import __main__ as command
 from bench import (
+    arguments,
     cases,
     machine,
     memory,
@@ -123,6 +124,55 @@ def test_the_command_of_the_package_is_the_suite(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("usage: python -m pyrevgrad bench")
     assert "no case matches 'nothing_like_it'; a case is activation/rule" in done.stderr
+
+
+#: Options, and what is said of each before anything is measured.
+REFUSED = (
+    (("--threads", "0"), "argument --threads: must be at least 1, got 0"),
+    (("--threads", "1", "-2"), "argument --threads: must be at least 1, got -2"),
+    (("--out", "{file}"), "argument --out: {file} cannot be written: {file} is no folder"),
+    (("--out", "{file}/results"), "cannot be written: {file} is no folder"),
+    (("--json", "{folder}"), "argument --json: {folder} is a folder, not a file"),
+    (("--json", "{file}/run.json"), "cannot be written: {file} is no folder"),
+    (("--out", "{closed}/a/b"), "cannot be written: {closed} lets nobody here write"),
+    (("--json", "{closed}/run.json"), "cannot be written: {closed} lets nobody here write"),
+)
+
+
+@pytest.mark.parametrize(("words", "message"), REFUSED, ids=str)
+def test_what_would_fail_after_measuring_is_refused_before(
+    words, message, tmp_path, capsys, monkeypatch
+):
+    places = {name: tmp_path / name for name in ("file", "folder", "closed")}
+    places["file"].write_text("kept")
+    places["folder"].mkdir()
+    places["closed"].mkdir()
+    # To root every folder is open.
+    monkeypatch.setattr(arguments.os, "access", lambda path, _: path != places["closed"])
+    monkeypatch.setattr(command, "_run_cpu", lambda *_: pytest.fail("it began to measure"))
+    with pytest.raises(SystemExit) as ended:
+        command.main([word.format(**places) for word in words])
+    assert ended.value.code == 2
+    assert message.format(**places) in capsys.readouterr().err
+    assert places["file"].read_text() == "kept" and not [*places["folder"].iterdir()]
+
+
+def test_the_usual_folder_is_tried_before_measuring_too(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bench-results").write_text("a file")
+    monkeypatch.setattr(machine, "checkout", lambda: None)
+    monkeypatch.setattr(command, "_run_cpu", lambda *_: pytest.fail("it began to measure"))
+    with pytest.raises(SystemExit):
+        command.main(["--quick", "--device", "cpu"])
+    assert "bench-results is no folder" in capsys.readouterr().err
+
+
+def test_places_that_are_not_there_yet_are_taken_and_not_made(tmp_path):
+    found = command._parser().parse_args(
+        ["--out", str(tmp_path / "a/b"), "--json", str(tmp_path / "c/run.json")]
+    )
+    assert (found.out, found.json) == (tmp_path / "a/b", tmp_path / "c/run.json")
+    assert not [*tmp_path.iterdir()]
 
 
 def _options(*words):
