@@ -21,7 +21,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from pyrevgrad import masks
 
 from . import sweep
-from .formulas import FORMULAS, RULES, Formula
+from .formulas import FORMULAS, REPLACED, RULES, Formula
 from .layout import contiguous_strides, dense, laid_out
 from .mathematics import INTERPRETED as _INTERPRETED
 
@@ -48,10 +48,15 @@ def _shared_arguments(pair: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _formula(row: Any) -> Formula:
+    """The functions of `row`, which keeps its own where others stand under its name since."""
+    return REPLACED.get(row) or FORMULAS[row.name]
+
+
 @functools.lru_cache(maxsize=8192)
 def forward_arguments(pair: Any, mask: bool, size: int) -> Arguments:
     """The forward kernel's arguments but for tensors: with a mask or not, elements of `size`."""
-    formula = FORMULAS[pair.row.name]
+    formula = _formula(pair.row)
     bit = pair.bit if mask else "none"
     return {
         **_shared_arguments(pair),
@@ -80,7 +85,7 @@ def _slope_functions(formula: Formula, pair: Any) -> Arguments:
 def backward_arguments(pair: Any, size: int) -> Arguments:
     """The backward kernel's arguments but for tensors: elements of `size`."""
     rule = pair.rule
-    formula = FORMULAS[pair.row.name]
+    formula = _formula(pair.row)
     reads_output = rule.gradient_gate == "output" or "y" in pair.reads
     needs_value = pair.keeps == "input" and reads_output
     return {

@@ -397,5 +397,8 @@ FORMULAS: dict[str, Formula] = {
     "heaviside": Formula(heaviside_value),
 }
 
+#: Those of activations that `pyrevgrad.custom` has replaced, by their rows of the table.
+REPLACED: dict[Any, Formula] = {}
+
 #: What `pyrevgrad.custom_rule` was given: functions of (g, what the rule reads, *parameters).
 RULES: dict[str, Any] = {}

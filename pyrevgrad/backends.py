@@ -5,9 +5,11 @@ Imports the tables, pairs and the backends; knows nothing of autograd.
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -125,6 +127,10 @@ class Pairs:
         made = _custom_pairs if self.full.row.own_slope else Pairs
         return made, (self.full.row.name, self.rule, self.given)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pairs:
+        # Not by name, under which another activation may stand since.
+        return self._sharing(copy.deepcopy(self.rule, memo))
+
     def without_tensor(self) -> Pairs:
         """The same pairs for a layer, which keeps the tensor scale in a buffer."""
         return self._sharing(self.full.rule)
@@ -148,6 +154,20 @@ def _custom_pairs(name: str, rule: Rule, params: dict[str, Any]) -> Pairs:
 
 
 _PAIRS: dict[tuple[Any, ...], Pairs] = {}
+
+
+def forget(name: str) -> None:
+    """Make the pairs of the activation `name` anew when they are next asked for."""
+    for key in list(_PAIRS):
+        if key[0] == name:
+            _PAIRS.pop(key, None)
+    forget_compiled()
+
+
+def forget_compiled() -> None:
+    """Compile anew what holds pairs or formulas as constants, which torch.compile does not see."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 def pairs_of(name: str, rule: Rule, params: dict[str, Any]) -> Pairs:

@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import functional, triton_backend
+from . import backends, functional, triton_backend
 from .activations import ACTIVATIONS, CUSTOM, INPUT, Activation, Parameter
 from .given import Made, check_name, check_triton, constants_of, made_before, try_out
 from .reference import eager
@@ -55,6 +55,7 @@ def custom(
     parameters: Mapping[str, float] | None = None,
     text: tuple[str, str] = ("f(x)", "f′(x)"),
     rectifier: bool = False,
+    replace: bool = False,
 ) -> Function:
     """An activation of your own, for any rule: ``gx = gate ? (scale · slope(x)) · g : +0``.
 
@@ -80,6 +81,11 @@ def custom(
     rectifier : bool
         Whether it damps negative inputs and passes large positive ones, so that `pyrevgrad.swap`
         takes it under ``where=None``.
+    replace : bool
+        Whether it takes the place of another that was made under this name, as an edited cell of a
+        notebook asks. Calls by name and the function, which is the same, compute the new one from
+        then on; layers and graphs that were made before keep what they computed, a layer until its
+        rule is set. Whatever was compiled is compiled anew.
 
     Returns
     -------
@@ -122,21 +128,34 @@ def custom(
     pair = _pair(name, triton)
     constants = tuple(map(constants_of, pair))
     given = (value, slope, pair, constants, tuple(numbers.items()), text, bool(rectifier))
-    found = made_before(_MADE, name, given, repr(name))
+    found = made_before(_MADE, name, given, repr(name), replace)
     if found is not None:
         return found
-    row = replace(row, points=_points(row, value, slope), rectifier=bool(rectifier))
+    row = dataclasses.replace(row, points=_points(row, value, slope), rectifier=bool(rectifier))
     if triton is not None:
         takes = "x and the parameters"
         for what, function in zip(("value", "slope"), triton, strict=True):
             check_triton(f"{what} of {name}", function, 1 + len(numbers), takes)
     function = functional.named(row)
     function.__module__, function.__qualname__ = __name__, f"made.{name}"
-    CUSTOM[name] = row
+    if name in CUSTOM:
+        function = _retired(name, function)
     eager.FORMULAS[name] = eager.Formula(value, slope)
     if triton is not None:
         triton_backend.add(name, *triton)
+    CUSTOM[name] = row
+    backends.forget(name)
     _MADE[name] = Made(given, function)
+    return function
+
+
+def _retired(name: str, new: Any) -> Any:
+    """The function that was handed out under `name`, which goes on by it as `new` would, while what
+    else holds the row of then keeps its formulas."""
+    row, function = CUSTOM[name], _MADE[name].result
+    eager.REPLACED.setdefault(name, []).append((row, eager.FORMULAS[name]))
+    triton_backend.retire(row)
+    function.__doc__, function.__signature__ = new.__doc__, new.__signature__
     return function
 
 

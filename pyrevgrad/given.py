@@ -35,16 +35,21 @@ class Made:
     result: Any
 
 
-def made_before(made: dict[str, Made], name: str, given: tuple[Any, ...], what: str) -> Any:
-    """What was made under `name` of the same, or None; ValueError if it was of something else."""
+def made_before(
+    made: dict[str, Made], name: str, given: tuple[Any, ...], what: str, replace: bool
+) -> Any:
+    """What was made under `name` of the same, or None; ValueError if it was of something else and
+    is not to be replaced."""
     found = made.get(name)
     if found is None:
         return None
     if len(given) == len(found.given) and all(map(same, given, found.given)):
         return found.result
+    if replace:
+        return None
     raise ValueError(
         f"custom: {what} was made before of something else, which its users still have; "
-        "choose another name"
+        "choose another name, or pass replace=True"
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import rules, triton_backend
+from . import backends, rules, triton_backend
 from .activations import Parameter
 from .custom_rules import CUSTOM_RULES, READABLE, CustomRule
 from .given import Made, check_name, check_triton, constants_of, made_before, try_out
@@ -34,6 +34,7 @@ def custom_rule(
     triton: Any = None,
     parameters: Mapping[str, float] | None = None,
     text: str | None = None,
+    replace: bool = False,
 ) -> Rule:
     """A rule of your own, for any activation: ``gx = scale · sent(g, …) + 0``.
 
@@ -59,6 +60,11 @@ def custom_rule(
         At most two parameters with their defaults, any finite numbers, passed by position.
     text : str, optional
         What is sent as a reader would write it in the names of the arguments, for `Rule.formula`.
+
+    replace : bool
+        Whether it takes the place of another that was made under this name and takes the same
+        arguments. A rule stands for its name: every rule, layer and graph that holds it sends what
+        the new one says from then on. Whatever was compiled is compiled anew.
 
     Returns
     -------
@@ -100,19 +106,41 @@ def custom_rule(
     numbers = dict(parameters or {})
     row = _row(name, sent, numbers, text)
     given = (sent, triton, constants_of(triton), _as_given(row))
-    made = made_before(_MADE, name, given, f"the rule {name!r}")
+    made = made_before(_MADE, name, given, f"the rule {name!r}", replace)
     if made is not None:
         return made
     _try(row, sent)
     if triton is not None:
         _check_triton(row, triton)
+    _check_replaced(row, triton)
     CUSTOM_RULES[name] = row
     eager.RULES[name] = sent
     if triton is not None:
         triton_backend.add_rule(name, triton)
+    backends.forget_compiled()
     rule = Rule(custom=(name, *row.resolve({})))
     _MADE[name] = Made(given, rule)
     return rule
+
+
+def _check_replaced(row: CustomRule, triton: Any) -> None:
+    """ValueError unless what holds the name can go on with `row`, and kernels with `triton`."""
+    old = CUSTOM_RULES.get(row.name)
+    if old is None:
+        return
+    taken, takes = (
+        ["g", *one.reads, *(parameter.name for parameter in one.parameters)] for one in (old, row)
+    )
+    if taken != takes:
+        raise ValueError(
+            f"custom: the rule {row.name} takes {', '.join(taken)}, and what replaces it must take "
+            f"the same, since rules that hold its name go on with it; it takes {', '.join(takes)}"
+        )
+    if triton is None and _MADE[row.name].given[1] is not None:
+        raise ValueError(
+            f"custom: the rule {row.name} has a Triton function, and what replaces it needs one: "
+            "kernels go on with it"
+        )
 
 
 def _as_given(row: CustomRule) -> tuple[Any, ...]:

@@ -1,6 +1,6 @@
 """The Triton backend as the choice of backends sees it: whether it is there, and what it serves.
 
-Imports pairs; pyrevgrad.kernels, and with it triton, only when first asked.
+Imports the table and pairs; pyrevgrad.kernels, and with it triton, only when first asked.
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .activations import CUSTOM, Activation
 from .pairs import Pair
 
 INTERPRETER = (
@@ -54,6 +56,8 @@ def backend_for(x: Tensor, pair: Pair) -> Any:
 
 def refusal(x: Tensor, pair: Pair) -> str:
     """What it does not serve and why, as the end of a sentence; empty where it serves."""
+    if pair.row.own_slope and CUSTOM.get(pair.row.name) is not pair.row:
+        return f"{pair.row.name}, which has been replaced since; the reference does"
     return _refusal(pair.row.name, pair.rule.custom[:1], x.device)
 
 
@@ -85,6 +89,14 @@ def _refused_device(module: Any, device: torch.device) -> str:
     )
 
 
+def retire(row: Activation) -> None:
+    """Keep the functions of a custom activation, if any, for graphs that were recorded with it."""
+    formulas = sys.modules.get("pyrevgrad.kernels.formulas")
+    if formulas is not None and row.name in formulas.FORMULAS:
+        formulas.REPLACED[row] = formulas.FORMULAS.pop(row.name)
+    _refusal.cache_clear()
+
+
 def add(name: str, value: Any, slope: Any) -> None:
     """Serve a custom activation, slope and value in Triton functions of (x, *parameters)."""
     formulas = importlib.import_module("pyrevgrad.kernels.formulas")
@@ -97,6 +109,10 @@ def add_rule(name: str, sent: Any) -> None:
     formulas = importlib.import_module("pyrevgrad.kernels.formulas")
     formulas.RULES[name] = sent
     _refusal.cache_clear()
+    backend = sys.modules.get("pyrevgrad.kernels.backend")
+    if backend is not None:
+        # Which holds the function that stood there before.
+        backend.backward_arguments.cache_clear()
 
 
 def description() -> str:

@@ -49,3 +49,44 @@ CUSTOM_RULES = {
     "custom_output": pyrevgrad.custom_rule("custom_output", by_output, triton=fused_by_output),
     "custom_gated": replace(_SQUARED, input_gate="positive", gradient_gate="gradient"),
 }
+
+
+@triton.jit
+def doubled(x):
+    return x * 2.0
+
+
+@triton.jit
+def two(x):
+    return x * 0.0 + 2.0
+
+
+@triton.jit
+def tripled(x):
+    return x * 3.0
+
+
+@triton.jit
+def three(x):
+    return x * 0.0 + 3.0
+
+
+#: By its factor, (value, slope) in PyTorch and in Triton.
+MULTIPLIED = {
+    2.0: (lambda x: x * 2, lambda x: x * 0 + 2, (doubled, two)),
+    3.0: (lambda x: x * 3, lambda x: x * 0 + 3, (tripled, three)),
+}
+
+
+@triton.jit
+def sent_doubled(g):
+    return g * 2.0
+
+
+@triton.jit
+def sent_tripled(g):
+    return g * 3.0
+
+
+#: A rule's function by its factor, in PyTorch and in Triton.
+SENT = {2.0: (lambda g: g * 2, sent_doubled), 3.0: (lambda g: g * 3, sent_tripled)}

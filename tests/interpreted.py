@@ -9,7 +9,7 @@ import itertools
 import numpy
 import pytest
 import torch
-from custom_triton import CUSTOM_RULES
+from custom_triton import CUSTOM_RULES, MULTIPLIED, SENT
 from expected import example, ruled
 from grids import (
     DTYPES,
@@ -305,6 +305,47 @@ def test_a_custom_rule_takes_a_live_scale_and_keeps_what_its_plan_says():
     assert torch.equal(gx, torch.where(x > 0, -2.0, -0.5))
     z = torch.tensor([-1.0, 0.3, 2.0], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda t: pyrevgrad.tanh(t, rule), z)
+
+
+def _multiplied(name, factor):
+    value, slope, fused = MULTIPLIED[factor]
+    return pyrevgrad.custom(name, value, slope, triton=fused, replace=True)
+
+
+def test_an_activation_that_is_replaced_runs_by_the_new_functions_and_its_graphs_by_the_old():
+    x = torch.tensor([-1.0, 2.0], requires_grad=True)
+    function = _multiplied("multiplied", 2.0)
+    before, layer = function(x), pyrevgrad.nn.Activation("multiplied")
+    backward_arguments.cache_clear()
+    _multiplied("multiplied", 3.0)
+    after = function(x)
+    assert (before.tolist(), after.tolist()) == ([-2.0, 4.0], [-3.0, 6.0])
+    recorded = ((before, 2.0), (after, 3.0))
+    for y, factor in recorded:
+        (gx,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+        assert gx.tolist() == [factor, factor]
+    with pytest.raises(BackendError, match="does not serve multiplied, which has been replaced"):
+        layer(x)
+    with backend("reference"):
+        assert layer(x).tolist() == [-2.0, 4.0]
+    value, slope, _ = MULTIPLIED[2.0]
+    pyrevgrad.custom("multiplied", value, slope, replace=True)
+    with pytest.raises(BackendError, match="not serve multiplied, which has no Triton functions"):
+        function(x)
+    backward_arguments.cache_clear()
+    for y, factor in recorded:
+        assert torch.autograd.grad(y.sum(), x)[0].tolist() == [factor, factor]
+
+
+def test_a_rule_that_is_replaced_runs_by_the_new_function():
+    x = torch.tensor([-1.0, 2.0], requires_grad=True)
+    for factor in (2.0, 3.0, 2.0):
+        sent, fused = SENT[factor]
+        rule = pyrevgrad.custom_rule("sent_times", sent, triton=fused, replace=True)
+        (gx,) = torch.autograd.grad(pyrevgrad.relu(x, rule).sum(), x)
+        assert gx.tolist() == [factor, factor]
+    with pytest.raises(ValueError, match="has a Triton function, and what replaces it needs one"):
+        pyrevgrad.custom_rule("sent_times", lambda g: g, replace=True)
 
 
 def test_a_custom_rule_without_a_triton_function_is_refused_by_name():

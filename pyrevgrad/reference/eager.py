@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import function
 
-from ..activations import CONSTANT, MASK, SELU_ALPHA, SELU_SCALE
+from ..activations import CONSTANT, MASK, SELU_ALPHA, SELU_SCALE, Activation
 from ..pairs import Pair
 
 Function = Callable[..., Tensor]
@@ -210,6 +210,19 @@ FORMULAS: dict[str, Formula] = {
 RULES: dict[str, Function] = {}
 
 
+#: What `pyrevgrad.custom` has replaced, by name. In pairs: torch.compile looks up no row in a dict.
+REPLACED: dict[str, list[tuple[Activation, Formula]]] = {}
+
+
+def _formula(row: Activation) -> Formula:
+    """The formula of `row`, which keeps its own where another stands under its name since."""
+    if row.name in REPLACED:
+        for old, formula in REPLACED[row.name]:
+            if old is row:
+                return formula
+    return FORMULAS[row.name]
+
+
 def _wide(x: Tensor) -> Tensor:
     """`x` in its compute type: float32 for half types."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -243,7 +256,7 @@ def value(x: Tensor, pair: Pair) -> Tensor:
 def _value(x: Tensor, pair: Pair) -> Tensor:
     """f(x), differentiable; a user's function may give x itself, a view, or other strides."""
     pair = fitted(pair, x)
-    return _narrow(FORMULAS[pair.row.name].value(_wide(x), *pair.numbers), x.dtype)
+    return _narrow(_formula(pair.row).value(_wide(x), *pair.numbers), x.dtype)
 
 
 def _own(y: Tensor, x: Tensor) -> Tensor:
@@ -268,7 +281,7 @@ def bit(x: Tensor, pair: Pair) -> Tensor:
     if pair.bit == "interval":
         low, high = pair.interval
         return ~(x < low) & ~(x > high)
-    passes = FORMULAS[pair.row.name].passes
+    passes = _formula(pair.row).passes
     assert passes is not None
     return passes(x, *pair.numbers)
 
@@ -325,7 +338,7 @@ def slope_of_output(y: Tensor, pair: Pair) -> tuple[Tensor, Tensor | None]:
     """f'(x) from y in the compute type, and what blocks (None: nothing)."""
     if pair.rule.slope == "identity" or pair.row.slope_from == CONSTANT:
         return _constant_slope(y, pair)
-    from_output = FORMULAS[pair.row.name].from_output
+    from_output = _formula(pair.row).from_output
     assert from_output is not None
     found = from_output(y, *pair.numbers)
     return _two_slopes(found, pair, y) if pair.row.slope_from == MASK else (found, None)
@@ -335,7 +348,7 @@ def slope_of_input(x: Tensor, pair: Pair) -> tuple[Tensor, Tensor | None]:
     """f'(x) from x in the compute type, and what blocks (None: nothing)."""
     if pair.rule.slope == "identity" or pair.row.slope_from == CONSTANT:
         return _constant_slope(x, pair)
-    formula = FORMULAS[pair.row.name]
+    formula = _formula(pair.row)
     if formula.passes is not None:
         return _two_slopes(formula.passes(x, *pair.numbers), pair, x)
     assert formula.slope is not None
@@ -406,7 +419,7 @@ def derivative_of_output(g: Tensor, y: Tensor, pair: Pair) -> Tensor:
     row, wide = pair.row, _wide(y)
     if row.slope_from == CONSTANT:
         return row.slope_values(pair.numbers)[0] * g
-    from_output = FORMULAS[row.name].from_output
+    from_output = _formula(row).from_output
     assert from_output is not None
     slope = from_output(wide, *pair.numbers)
     if row.slope_from == MASK:
