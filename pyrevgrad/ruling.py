@@ -60,7 +60,6 @@ def custom_rule(
         At most two parameters with their defaults, any finite numbers, passed by position.
     text : str, optional
         What is sent as a reader would write it in the names of the arguments, for `Rule.formula`.
-
     replace : bool
         Whether it takes the place of another that was made under this name and takes the same
         arguments. A rule stands for its name: every rule, layer and graph that holds it sends what

@@ -86,7 +86,8 @@ void check_launch() {
   if (error == cudaSuccess) return;
   int index = 0;
   cudaGetDevice(&index);
-  throw std::runtime_error("pyrevgrad: a CUDA kernel did not start, or one before it failed: " + sentence(error, index));
+  throw std::runtime_error("pyrevgrad: a CUDA kernel did not start, or one before it failed: " +
+                           sentence(error, index));
 }
 
 }  // namespace pyrevgrad::cuda
