@@ -335,6 +335,28 @@ def test_rectgrad_takes_one_sample_whole_wherever_its_dimensions_stand():
         RectGrad(Sequence(layer), percentile=60).attribute(x, target=(1, 2))
 
 
+class Paired(nn.Module):
+    """One query beside many samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.product = nn.Bilinear(1, 4, 6)
+
+    def forward(self, query, x):
+        return torch.relu(self.product(query.expand(len(x), 1), x)).cumsum(1)
+
+
+def test_rectgrad_counts_samples_of_all_inputs():
+    torch.manual_seed(0)
+    q, x = torch.randn(1, 1), torch.randn(5, 4)
+    both = Paired()
+    whole = RectGrad(both, 60.0).attribute((q, x), target=4)[1]
+    for i in range(5):
+        one = RectGrad(both, 60.0).attribute((q, x[i : i + 1]), target=4)[1]
+        torch.testing.assert_close(whole[i : i + 1], one)
+    assert RectGrad(both, 60.0).attribute((q, x[:0]), target=4)[1].shape == (0, 4)
+
+
 def test_rectgrad_of_activations_of_one_dimension_and_of_none():
     model = zoo.Layer(lambda x: torch.relu(x.sum(1))[:, None].expand(-1, 2))
     assert torch.equal(RectGrad(model).attribute(torch.ones(3, 4), 1), torch.zeros(3, 4))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import abc
 import functools
+import threading
 import typing
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -138,7 +140,6 @@ UNSEEN = {
     "a bound forward": lambda model, bound, x: bound(x),
     "a forward of the class": lambda model, bound, x: Net.forward(model, x),
     "a static method": lambda model, bound, x: model.static(model, x),
-    "a method of the class": lambda model, bound, x: Net.of_class(model, x),
     "an operator": lambda model, bound, x: model[x],
     "a cached method": lambda model, bound, x: model.cached(x),
     "a part of a method": lambda model, bound, x: model.by_part(x),
@@ -218,18 +219,136 @@ def test_a_container_has_no_forward_of_its_own_to_call():
     assert swapped.report.replaced[0].backward == 1
 
 
-def test_a_relu_between_two_parts_of_the_model_is_found_in_the_graph():
-    parts = nn.ModuleDict({"a": nn.Sequential(nn.Linear(4, 4), nn.ReLU()), "b": nn.Tanh()})
-    x = torch.randn(2, 4)
-    with (
-        pytest.raises(SwapError, match="ReluBackward is in the graph between two calls"),
-        swap(parts, GUIDED),
-    ):
-        parts["b"](torch.relu(parts["a"](x) - 0.1))
-    before = torch.relu(nn.Linear(4, 4)(x))
-    with swap(parts, GUIDED, strict="all"):
-        parts["b"](parts["a"](before) * 2)
-        parts["a"](before)
+def test_parts_that_where_names_may_be_called_alone():
+    model, x = Net(), x_of()
+    with swap(model, GUIDED, where="act", strict="all") as swapped:
+        model.act(model.a(x)).sum().backward()
+    assert swapped.report.replaced[0].backward == 1
+
+
+def test_a_method_that_swaps_its_own_model_may_call_its_parts():
+    class Own(Net):
+        def map(self, x):
+            with swap(self, GUIDED, strict="all"):
+                return torch.autograd.grad(self.act(self.a(x)).sum(), x)[0]
+
+    assert Own().map(x_of()).shape == (5, 4)
+
+
+def test_a_function_that_is_given_the_model_is_none_of_it():
+    model, x = Net(), x_of()
+    with pytest.warns(SwapWarning, match="only parts of the model"), swap(model, GUIDED):
+        Net.of_class(model, x)
+    teacher, student = Net(), Net()
+
+    def distil(self, other, x):
+        return other.act(other.a(x)) - self.a(x)
+
+    with pytest.warns(SwapWarning, match="only parts of the model"), swap(teacher, GUIDED):
+        distil(student, teacher, x)
+
+
+class Runner(Net):
+    """Runs its own model in a thread, a loop and a generator of its own."""
+
+    def train(self, batches=True):
+        if isinstance(batches, bool):
+            return super().train(batches)
+        return [self(x) for x in batches]
+
+    def stream(self, batches):
+        for x in batches:
+            yield self(x)
+
+    def only_modules(self, x):
+        return self.b(self.act(self.a(x)))
+
+
+def test_loops_of_the_model_that_call_it_whole_are_no_unseen_code():
+    model, x = Runner(), x_of()
+    loop, stream = model.train, model.stream
+    with swap(model, GUIDED, strict="all") as swapped:
+        for y in (*loop([x, x]), *stream([x])):
+            y.sum().backward()
+    assert [site.backward for site in swapped.report.replaced] == [3, 3]
+
+
+def test_unseen_code_that_names_no_activation_warns():
+    model, x = Runner(), x_of()
+    bound = model.only_modules
+    warned = pytest.warns(SwapWarning, match=r"Runner\.only_modules calls itself")
+    with warned, swap(model, GUIDED):
+        bound(x).sum().backward()
+
+
+def test_weights_that_are_read_outside_of_the_model_are_no_calls_of_it():
+    weighted = nn.utils.parametrizations.weight_norm(nn.Linear(4, 8))
+    model = nn.Sequential(weighted, nn.ReLU())
+    with swap(model, GUIDED, strict="all") as swapped:
+        (model(torch.randn(3, 4)).sum() + model[0].weight.norm()).backward()
+    assert swapped.report.replaced[0].backward == 1
+
+
+def test_a_thread_that_runs_the_model_as_the_swap_begins_is_left_alone():
+    started, go_on, done = threading.Event(), threading.Event(), threading.Event()
+    errors = []
+
+    class Waiting(Net):
+        def forward(self, x):
+            h = self.act(self.a(x))
+            if threading.current_thread() is not threading.main_thread():
+                started.set()
+                go_on.wait(20)
+            return self.b(F.relu(self.act(h) - 0.1))
+
+    model, x = Waiting(), x_of()
+
+    def serve():
+        try:
+            model(x.detach())
+        except Exception as error:
+            errors.append(error)
+        done.set()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    started.wait(20)
+    with swap(model, GUIDED, strict="all"):
+        go_on.set()
+        done.wait(20)
+        model(x).sum().backward()
+    thread.join()
+    assert not errors
+
+
+def test_a_swap_that_a_call_in_a_thread_ended_says_so_at_its_end():
+    model = Net()
+    bound, heard = model.forward, []
+
+    def work():
+        try:
+            bound(x_of())
+        except SwapError as error:
+            heard.append(error)
+
+    sentence = "the swap ended before its block did: the swap of Net did not reach 1"
+    with pytest.raises(SwapError, match=sentence), swap(model, GUIDED):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert len(heard) == 1
+
+
+def test_nothing_of_what_ran_as_a_swap_began_is_kept():
+    class Holding(Net):
+        def begin(self):
+            local = torch.randn(3)
+            self.kept = swap(self, GUIDED, strict=False)
+            return weakref.ref(local)
+
+    model = Holding()
+    assert model.begin()() is None
+    model.kept.revert()
 
 
 class Mixed:
@@ -319,6 +438,21 @@ def test_an_lstm_of_which_all_is_taken_leaves_no_finding():
     assert [site.kind for site in swapped.report.left] == ["fused tanh"]
 
 
+def test_what_is_left_is_seen_at_every_level_of_torch_func():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ELU(), nn.ReLU(), nn.Tanh())
+    weights = dict(model.named_parameters())
+
+    def adapted(weights, x):
+        inner = torch.func.grad(lambda w: torch.func.functional_call(model, w, (x,)).sum())
+        stepped = {name: w - 0.1 * g for (name, w), g in zip(
+            weights.items(), inner(weights).values(), strict=True)}  # fmt: skip
+        return torch.func.functional_call(model, stepped, (x,)).sum()
+
+    with swap(model, GUIDED, where=nn.ReLU, strict="all"):
+        found = torch.func.grad(adapted)(weights, torch.randn(3, 4))
+    assert set(found) == set(weights)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_graph_is_read_under_torch_func_too():
     model, x = Wrapped(scripted(sixth)).float(), torch.randn(3, 4)
@@ -368,6 +502,12 @@ BY_HAND = {
     "swish of what is clamped": lambda h: (c := h.clamp(max=7.0)) * torch.sigmoid(1.702 * c),
     "relu by where": lambda h: h.where(h > 0, torch.zeros_like(h)),
     "relu by maximum": lambda h: torch.maximum(h, other=torch.zeros_like(h)),
+    "relu by where of a tensor": lambda h: torch.where(h > 0, h, torch.tensor(0.0).double()),
+    "relu by integers": lambda h: h * (h > 0).long(),
+    "relu by what is not negative": lambda h: h * (~(h < 0)),
+    "relu by a detached gate": lambda h: h * (h.detach() > 0),
+    "relu by greater": lambda h: h * torch.greater(h, 0),
+    "gelu by ndtr": lambda h: h * torch.special.ndtr(h),
     "relu by masked_fill": lambda h: h.masked_fill(h < 0, 0.0),
     "an operator of ATen": lambda h: torch.ops.aten.mul.Tensor(h, torch.ops.aten.sigmoid(h)),
     "overloads of ATen": lambda h: torch.ops.aten.mul.Tensor(
@@ -388,6 +528,8 @@ INNOCENT = {
     "a clamp of a sum": lambda h: torch.clamp(h + 2, 0, 6),
     "a product of two": lambda h: h * torch.sigmoid(h.flip(0)),
     "a normalisation": lambda h: h / h.norm(dim=-1, keepdim=True).clamp(min=1e-6),
+    "a floor": lambda h: torch.maximum(h, torch.full_like(h, 1e-6)),
+    "a bound": lambda h: h.masked_fill(h > 9.0, 9.0),
     "zeros that were filled": lambda h: torch.maximum(h, torch.zeros_like(h).copy_(h.flip(0))),
 }
 
@@ -457,6 +599,23 @@ def test_a_class_that_does_not_begin_as_a_module_can_be_swapped(cls):
         assert "swap(GUIDED)" in repr(model) and isinstance(model, cls)
         model(x)
     assert type(model) is cls and len(swapped.report.replaced) == 1
+
+
+def test_hooks_of_a_class_that_begins_as_abc_do_not_hear_of_the_swaps_own():
+    registry = {}
+
+    class Registering(abc.ABC, nn.Module):
+        def __init_subclass__(cls, *, key, **rest):
+            super().__init_subclass__(**rest)
+            registry[key] = cls
+
+    class One(Core, Registering, key="one"):
+        pass
+
+    model = One()
+    with swap(model, GUIDED) as swapped:
+        model(torch.randn(3, 4))
+    assert registry == {"one": One} and len(swapped.report.replaced) == 1
 
 
 class Checked(type(nn.Module)):

@@ -225,7 +225,7 @@ class ModifiedGradient(Attribution):
         The rest as `attribute`.
         """
         given, extra = as_tuple(inputs), extra_arguments(additional_forward_args)
-        samples = len(given[0]) if given[0].dim() else 1
+        samples = max((len(part) for part in given if part.dim()), default=1)
         kept: list[Tensor] = []
 
         def chosen(output: Any) -> Tensor:

@@ -38,6 +38,8 @@ class _ByPercentile(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         x, y = ctx.saved_tensors
+        if not g.numel():
+            return g, None, None, None, None
         with torch.no_grad():
             importance = (y * g).reshape(ctx.samples, -1)
             threshold = percentile_of(importance, ctx.percentile)

@@ -41,8 +41,9 @@ NODES = {
     "SigmoidBackward": ("sigmoid", False),
     "TanhBackward": ("tanh", False),
 }
-#: Clamps, which are relu by another name where the lower bound is 0, or a loss's own.
-CLAMPS = ("ClampBackward", "ClampMinBackward")
+#: A clamp by numbers, which is relu by another name where the lower one is 0. Not by tensors, which
+#: asking for would unpack, nor clamp_min's, which losses leave.
+CLAMP = "ClampBackward1"
 #: Nodes of whole regions that were built elsewhere.
 REGIONS = {
     "CompiledFunctionBackward": (
@@ -54,7 +55,6 @@ UNSEEN = (
     "a {name} is in the graph, made by a call that the swap cannot see: in a scripted function, a "
     "thread of its own outside any module, or before the swap"
 )
-BETWEEN = "a {name} is in the graph between two calls of the model, made by code that is none of it"
 #: Whose custom Functions are no activations: PyTorch's checkpoints and hooks, and our own.
 _OURS = ("torch.", "pyrevgrad.")
 
@@ -99,54 +99,17 @@ def unseen(inputs: Any, outputs: Any) -> list[Finding]:
             continue
         known.add(node)
         if type(node) not in _ORDINARY:
-            finding = _judged(node, UNSEEN)
+            finding = _judged(node)
             if finding is not None:
                 found[finding] = None
         waiting += [parent for parent, _ in node.next_functions]
     return list(found)
 
 
-def mark_outputs(outputs: Any, token: str) -> None:
-    """Note where a call of a swapped model ended, for `between`."""
-    for tensor in _tensors(outputs):
-        if tensor.grad_fn is not None:
-            tensor.grad_fn.metadata[token] = True  # type: ignore[index]
-
-
-def between(inputs: Any, token: str) -> list[Finding]:
-    """The activations that no swap has marked from earlier calls' ends to these inputs."""
-    users: dict[Any, list[Any]] = {}
-    waiting: list[Any] = [tensor.grad_fn for tensor in _tensors(inputs)]
-    known, ends = set(waiting), []
-    while waiting:
-        node = waiting.pop()
-        if node is None:
-            continue
-        if token in node.metadata:
-            ends.append(node)
-            continue
-        for parent, _ in node.next_functions:
-            users.setdefault(parent, []).append(node)
-            if parent not in known:
-                known.add(parent)
-                waiting.append(parent)
-    found: dict[Finding, None] = {}
-    met = set(ends)
-    while ends:
-        for node in users.get(ends.pop(), ()):
-            if node not in met:
-                met.add(node)
-                ends.append(node)
-                finding = _judged(node, BETWEEN)
-                if finding is not None:
-                    found[finding] = None
-    return list(found)
-
-
-def _judged(node: Any, told: str) -> Finding | None:
+def _judged(node: Any) -> Finding | None:
     name = bare(node.name())
     custom = isinstance(node, BackwardCFunction)
-    if not (custom or name in NODES or name in REGIONS or name in CLAMPS):
+    if not (custom or name in NODES or name in REGIONS or node.name() == CLAMP):
         if type(node).__name__ == node.name():
             _ORDINARY.add(type(node))
         return None
@@ -157,12 +120,11 @@ def _judged(node: Any, told: str) -> Finding | None:
     if name in NODES:
         kind, rectifier = NODES[name]
         rectifier = rectifier or (kind == "hardtanh" and node._saved_min_val == 0)
-        return Finding(kind, told.format(name=name), True, rectifier)
-    if name in CLAMPS:
-        low = node._saved_min
-        if not isinstance(low, int | float) or low != 0:
+        return Finding(kind, UNSEEN.format(name=name), True, rectifier)
+    if node.name() == CLAMP:
+        if node._saved_min != 0:
             return None
-        return Finding("clamp", told.format(name=f"{name} of min=0"), False)
+        return Finding("clamp", UNSEEN.format(name=f"{name} of min=0"), False)
     if getattr(type(node), "_forward_cls", type(node)).__module__.startswith(_OURS):
         return None
     function = name.removesuffix("Backward")

@@ -154,6 +154,8 @@ def _spellings() -> dict[Any, Spelling]:
 
 
 SPELLINGS = _spellings()
+#: What the code that calls an activation names.
+NAMES = {spelling.shown.rpartition(".")[2] for spelling in SPELLINGS.values()}
 
 
 _OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)

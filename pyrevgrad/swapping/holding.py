@@ -69,6 +69,8 @@ class Swap:
         #: Whether only the gradients of inputs will be asked for; and so that less need be kept.
         self.inputs_alone, self.sparing = inputs_alone or sparing, sparing
         self.live = False
+        #: What a call raised, which ended it.
+        self._told: str | None = None
         self.calls = self.shadowed = 0
         self._lock = threading.RLock()
         self._holds = 0
@@ -81,9 +83,10 @@ class Swap:
             for module, names in aliases.items()
             if module is model or not places.calls_no_activation(module)
         ]
-        self.unseen = Unseen(self, aliases)
+        self.unseen = Unseen(self, aliases, where)
         self._register_layers()
         self.hold()
+        self.unseen.begin()
         self.live = True
         recomputation.LIVE.append(self)
         autograd.watcher = _watch
@@ -220,6 +223,7 @@ class Swap:
         problem = self._problem(forward and place.module is self.model)
         if problem is not None:
             self._restore()
+            self._told = problem
             raise SwapError(problem)
 
     # The strict checks.
@@ -232,10 +236,12 @@ class Swap:
             missed += [site for site in self.report.left if not site.certain]
         if missed:
             listed = "\n".join(f"  {site}: {site.reason}" for site in missed)
+            selectable = any(site not in self.unseen.sites for site in missed)
+            leave = "leave them out with where={name: None}, or " if selectable else ""
             return (
                 f"the swap of {self.report.model} did not reach {len(missed)} "
                 f"activation{'s' * (len(missed) > 1)}:\n{listed}\n"
-                "leave them out with where={name: None}, or pass strict=False"
+                f"{leave}pass strict=False"
             )
         if whole_model and not self.shadowed and not self._ran():
             return self._nothing()
@@ -276,7 +282,6 @@ class Swap:
             if not self.live:
                 return False
             self.live = False
-            self.unseen.forget()
             recomputation.LIVE[:] = [swap for swap in recomputation.LIVE if swap is not self]
             if not recomputation.LIVE:
                 autograd.watcher = None
@@ -333,10 +338,13 @@ class Swap:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if kind is None:
+        if kind is not None:
+            self._restore()
+        elif self.live or self._told is None:
             self.revert()
         else:
-            self._restore()
+            # Raised where nobody may have heard it: in a thread, or under a try.
+            raise SwapError(f"the swap ended before its block did: {self._told}")
 
     def describe(self, place: Place) -> str:
         """What ``print(model)`` says of the swap at a module."""

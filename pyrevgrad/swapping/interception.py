@@ -150,7 +150,7 @@ class Interceptor(TorchFunctionMode):
             if place.module is not self.swap.model:
                 raise SwapError(COMPILED_AROUND)
         elif not self.thread.suspended:
-            self.swap.unseen.entered(place)
+            self.swap.unseen.entered(place, forward)
         result = self.resume([place], lambda: function(*args, **kwargs))
         if _resumed.swaps is None:
             self.swap.after_call(place, forward, args, kwargs, result)

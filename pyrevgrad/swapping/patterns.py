@@ -17,7 +17,10 @@ from torch._ops import OpOverload, OpOverloadPacket
 
 @dataclass(frozen=True)
 class _Origin:
-    """The tensor that this one is a function of, what saturates between, what was added last."""
+    """The tensor that this one is a function of, what saturates between, what was added last.
+
+    A constant has no source, and what it is as `added`, where that is known.
+    """
 
     source: object
     gate: str | None = None
@@ -27,19 +30,26 @@ class _Origin:
 _CLAMPS = {"relu6", "hardtanh", "clamp", "clip"}
 _GATES = {
     *_CLAMPS, "sigmoid", "expit", "tanh", "erf", "hardsigmoid", "softplus", "gt", "ge", "lt", "le",
-    "heaviside",
+    "greater", "greater_equal", "less", "less_equal", "heaviside", "ndtr",
 }  # fmt: skip
 _PRODUCTS = {"mul", "multiply", "rmul", "imul"}
 _SUMS = {"add", "radd", "iadd"}
+_CASTS = {
+    "float", "half", "double", "bfloat16", "int", "long", "bool", "to", "type", "type_as", "clone",
+    "detach",
+}  # fmt: skip
 _CARRIERS = {
-    *_SUMS, "sub", "rsub", "isub", "div", "true_divide", "truediv", "rdiv", "rtruediv", "itruediv",
-    "pow", "square", "neg", "exp", "log1p", "expm1", "float", "half", "double", "bfloat16", "to",
-    "type", "type_as", "clone", "logical_not", "cube",
+    *_SUMS, *_CASTS, "sub", "rsub", "isub", "div", "true_divide", "truediv", "rdiv", "rtruediv",
+    "itruediv", "pow", "square", "neg", "exp", "log1p", "expm1", "logical_not", "bitwise_not",
+    "invert", "cube",
 }  # fmt: skip
 _CHOICES = {"where", "masked_fill"}
 _MAXIMA = {"maximum", "max", "fmax"}
 #: What makes a tensor of one number, which says nothing of where data come from.
-_CONSTANTS = {"zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros"}
+_CONSTANTS = {
+    "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones",
+    "new_full", "tensor", "scalar_tensor",
+}  # fmt: skip
 _ALL = _GATES | _PRODUCTS | _CARRIERS | _CHOICES | _MAXIMA | _CONSTANTS
 
 
@@ -85,17 +95,21 @@ class Patterns:
         if not isinstance(result, Tensor):
             return None
         if name in _CONSTANTS:
-            self._keep(result, _Origin(None))
+            self._keep(result, _Origin(None, added=_value_of(name, args, kwargs)))
             return None
         varying = [origin for origin in origins if origin.source is not None]
         if name in _MAXIMA:
-            constant = len(varying) < len(origins) or _with_zero((*args, *kwargs.values()))
-            return "max(x, 0) written by hand" if len(origins) == 2 and constant else None
+            zero = any(origin.source is None and origin.added == 0 for origin in origins)
+            zero = zero or _with_zero((*args, *kwargs.values()))
+            return "max(x, 0) written by hand" if len(origins) == 2 and zero else None
+        if origins and not varying and name in _CASTS:
+            self._keep(result, origins[0])
         if not varying or any(origin.source is not varying[0].source for origin in varying):
             return None
         gates = [origin.gate for origin in varying if origin.gate is not None]
         if name in _PRODUCTS or name in _CHOICES:
-            if gates and len(gates) < len(varying):
+            filled = name == "masked_fill" and 0 not in _numbers(args, kwargs)
+            if gates and len(gates) < len(varying) and not filled:
                 self._keep(result, _Origin(object()))
                 shown = "where(gate of x, x, …)" if name in _CHOICES else f"x·{gates[0]}(x)"
                 return f"{shown} written by hand"
@@ -152,20 +166,36 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 def _version(tensor: Tensor) -> int:
     """How often a tensor was written into; nobody counts that of inference tensors."""
-    return 0 if tensor.is_inference() else tensor._version
+    if type(tensor) in (Tensor, torch.nn.Parameter):
+        return 0 if tensor.is_inference() else tensor._version
+    # A subclass may refuse to be asked.
+    with torch._C.DisableTorchFunctionSubclass():
+        return 0 if tensor.is_inference() else tensor._version
+
+
+def _numbers(args: Any, kwargs: Any) -> list[float]:
+    """The numbers among the arguments, in order."""
+    given = (*args, *kwargs.values())
+    return [part for part in given if isinstance(part, int | float) and not isinstance(part, bool)]
+
+
+def _value_of(name: str, args: Any, kwargs: Any) -> float | None:
+    """What a constant holds, if it is a number that is given."""
+    if "zeros" in name or "ones" in name:
+        return 0.0 if "zeros" in name else 1.0
+    numbers = _numbers(args, kwargs)
+    return float(numbers[0]) if len(numbers) == 1 else None
 
 
 def _constant_of(args: Any, kwargs: Any) -> float | None:
     """The number that a sum adds to its tensor."""
-    numbers = [part for part in (*args, kwargs.get("other")) if isinstance(part, int | float)]
+    numbers = _numbers(args, kwargs)
     return float(numbers[0]) if len(numbers) == 1 and "alpha" not in kwargs else None
 
 
 def _to_six(name: str, args: Any, kwargs: Any) -> bool:
     """Whether a clamp is between 0 and 6."""
-    given = (*args, *kwargs.values())
-    numbers = [part for part in given if isinstance(part, int | float) and part is not False]
-    return name == "relu6" or [part for part in numbers if part is not True] == [0, 6]
+    return name == "relu6" or _numbers(args, kwargs) == [0, 6]
 
 
 def _with_zero(operands: Any) -> bool:

@@ -6,6 +6,7 @@ replicas too, and makes torch.compile look again. Imports torch.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import copyreg
 import functools
@@ -182,7 +183,7 @@ def _through(
     return place.swap.interceptor.run(place, function, forward, args, kwargs)
 
 
-def _derived(cls: type) -> type:
+def _derived(cls: type, module: nn.Module) -> type:
     """The class that stands for `cls` while a swap holds: the last one, if `cls` is as it was."""
     methods = (*_own_methods(cls), ("__call__", cls.__call__))
     made = _made.get(cls)
@@ -190,12 +191,12 @@ def _derived(cls: type) -> type:
         return made[1]
     if len(_made) >= MOST_KEPT:
         _made.clear()
-    derived = _derive(cls, methods)
+    derived = _derive(cls, methods, module)
     _made[cls] = methods, derived
     return derived
 
 
-def _derive(cls: type, methods: tuple[tuple[str, Any], ...]) -> type:
+def _derive(cls: type, methods: tuple[tuple[str, Any], ...], module: nn.Module) -> type:
     # A forward that is static, or made otherwise, is none of the methods.
     plain = cls.__call__ is nn.Module.__call__ and any(name == "forward" for name, _ in methods)
     entry = "forward" if plain else "__call__"
@@ -203,15 +204,33 @@ def _derive(cls: type, methods: tuple[tuple[str, Any], ...]) -> type:
     body["__module__"], body["__qualname__"] = cls.__module__, cls.__qualname__
     body["__doc__"], body["_pyrevgrad_original"] = cls.__doc__, cls
     body |= _ADDED
-    bases = (Announcing, cls) if _laid_out_as_a_module(cls) else (cls,)
-    return types.new_class(cls.__name__, bases, exec_body=lambda ns: ns.update(body))
+    for announcing in _announcing_for(cls):
+        bases = (cls,) if announcing is None else (announcing, cls)
+        try:
+            derived = types.new_class(cls.__name__, bases, exec_body=lambda ns: ns.update(body))
+            _set_class(module, derived)
+        except TypeError as error:
+            refused = error
+        else:
+            _set_class(module, cls)
+            return derived
+    raise refused
 
 
-def _laid_out_as_a_module(cls: type) -> bool:
-    """Whether instances begin as a Module's do: not where ABC or Generic comes before it."""
-    while cls.__base__ is not object and cls.__base__ is not None:
-        cls = cls.__base__
-    return cls is nn.Module
+def _announcing_for(cls: type) -> Iterator[type | None]:
+    """What may keep the authors' hooks from a derived class: `Announcing`, or one that is laid out
+    as a class where ABC or the like comes before Module; None where nothing else does."""
+    yield Announcing
+    first: Any = cls
+    while first.__base__.__dictoffset__:
+        first = first.__base__
+    if first is not nn.Module:
+        with contextlib.suppress(TypeError):
+            quiet = {"__init_subclass__": classmethod(lambda cls: None)}
+            yield types.new_class(
+                "Announcing", (first.__base__, nn.Module), exec_body=lambda ns: ns.update(quiet)
+            )
+        yield None
 
 
 def _set_class(module: nn.Module, cls: type) -> None:
@@ -239,7 +258,7 @@ def announce(places: list[Place]) -> None:
                 if "_pyrevgrad_original" not in cls.__dict__:
                     try:
                         if cls not in derived:
-                            derived[cls] = _derived(cls)
+                            derived[cls] = _derived(cls, module)
                         _set_class(module, derived[cls])
                     except Exception as error:
                         said = f"the swap cannot hold a {cls.__qualname__}, whose class takes"

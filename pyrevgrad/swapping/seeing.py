@@ -8,16 +8,20 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
+from torch._C import _functorch as functorch
 
 #: Marks a node of the autograd graph as one that a swap has seen, in its metadata.
 SEEN = "pyrevgrad: seen by a swap"
 
 
 def mark(y: Any) -> None:
-    """Note on the node that made `y` that a swap has seen it."""
-    node = y.grad_fn if isinstance(y, Tensor) else None
-    if node is not None:
-        node.metadata[SEEN] = True  # type: ignore[index]
+    """Note on the node that made `y`, at each level of torch.func, that a swap has seen it."""
+    while isinstance(y, Tensor):
+        if y.grad_fn is not None:
+            y.grad_fn.metadata[SEEN] = True  # type: ignore[index]
+        if not functorch.is_functorch_wrapped_tensor(y):
+            return
+        y = functorch.get_unwrapped(y)
 
 
 class _Quiet(threading.local):

@@ -1,7 +1,7 @@
 """What runs in or about the model and that no swap sees: its own code that was bound or compiled
 before, what the graph shows besides, and calls of its parts alone.
 
-Imports audit, sites and torch.
+Imports audit, calls, sites and torch.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os.path
 import sys
+import threading
 import types
 import warnings
 import weakref
@@ -18,6 +19,7 @@ from typing import Any
 from torch import nn
 
 from . import audit
+from .calls import NAMES
 from .places import Place
 from .refusals import SwapWarning
 from .sites import Site
@@ -27,65 +29,98 @@ BOUND = (
     "the model while the swap holds"
 )
 PARTS = "only parts of the model were called, and nothing else of it was seen; swap those parts"
-#: Where a method that is no plain function keeps the function.
-_WRAPPED = ("__func__", "fget", "func", "__wrapped__")
-_OF_INSTANCES = (types.FunctionType, types.MethodType, functools.partial)
-
-
+#: What a class may keep a function in, and where that has it.
+_KEPT_IN = {
+    types.FunctionType: "__wrapped__",
+    types.MethodType: "__func__",
+    staticmethod: "__func__",
+    classmethod: "__func__",
+    property: "fget",
+    functools.cached_property: "func",
+    functools.partialmethod: "func",
+    functools.partial: "func",
+    type(functools.lru_cache(str)): "__wrapped__",
+}
 #: A function's file and first line; compilers keep both.
 Source = tuple[str, int]
-#: Those of each class's own functions.
-_places: weakref.WeakKeyDictionary[type, frozenset[Source]] = weakref.WeakKeyDictionary()
+#: The code of each class's own functions.
+_codes_of: weakref.WeakKeyDictionary[type, dict[Source, types.CodeType]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 class Unseen:
-    """Looks, where a model is entered, whether code of its own is running already."""
+    """Looks, where a model is entered and left, for what no swap has seen."""
 
-    def __init__(self, swap: Any, modules: Iterable[nn.Module]) -> None:
+    def __init__(self, swap: Any, modules: Iterable[nn.Module], where: Any) -> None:
         self._swap = swap
         self._modules = tuple(modules)
-        classes = {base for module in self._modules for base in type(module).__mro__}
-        values = [value for module in self._modules for value in list(vars(module).values())]
-        of_instances = (value for value in values if isinstance(value, _OF_INSTANCES))
-        self._places = frozenset().union(*map(_places_of, classes), _places_in(of_instances))
-        # What ran when the swap began is its author's: a method that explains its own model.
-        self._around = list(self._own_frames())
-        #: Whether the model itself was entered, and whether any call of it has ended.
-        self._whole = self._ended = False
-        self._token = f"pyrevgrad: the end of a call, {id(self)}"
+        self._all = where is None or where == "all"
+        self._codes: dict[Source, types.CodeType] = {}
+        for cls in {base for module in self._modules for base in type(module).__mro__}:
+            self._codes |= _own_codes(cls)
+        #: What is listed here, which `where` cannot leave out.
+        self.sites: list[Site] = []
+        self._whole = False
+        self._around: frozenset[tuple[int, int, Source]] = frozenset()
 
-    def entered(self, place: Place) -> None:
-        """Before the outermost call: list the model's own code that makes it and is not seen."""
-        self._whole = self._whole or place.module is self._swap.model
+    def begin(self) -> None:
+        """Note what runs as the swap begins to hold: it is not seen, and nobody's fault."""
+        self._around = frozenset(
+            (thread, depth, source)
+            for thread, frame in sys._current_frames().items()
+            for _, depth, source in self._own_frames(frame)
+        )
+        here = threading.get_ident()
+        # A method that swaps its own model says itself what it calls.
+        self._whole = any(thread == here for thread, _, _ in self._around)
+
+    def entered(self, place: Place, forward: bool) -> None:
+        """Before the outermost call: list the model's own code that makes it and is not seen.
+
+        Not where it calls the model itself, whose forward is seen from its beginning.
+        """
+        if forward and place.module is self._swap.model:
+            return
         found = self._caller()
         if found is None or self._swap.lists(found):
             return
-        site = Site("", "unseen", self._swap.model)
-        site.spelling, site.source = f"what {found[0]} calls itself", found[1]
-        site.reason = BOUND
-        site.forward, site.meant = 1, True
-        self._swap.add(found, site)
+        name, source, calls_one = found
+        site = self._site(found, f"what {name} calls itself", BOUND)
+        site.source, site.meant = source, calls_one
         self._whole = True
+        if not calls_one:
+            self._warn(site)
 
     def left(self, place: Place, inputs: Any, outputs: Any) -> None:
         """After the outermost call: list what the graph shows that no swap has marked."""
+        model = self._swap.model
+        self._whole = self._whole or place.module is model
         findings = audit.unseen(inputs, outputs)
-        if self._ended:
-            findings += audit.between(inputs, self._token)
+        if findings:
+            # Weights may be results of a graph of their own: of a call that is given them.
+            weights = [*model.parameters(), *model.buffers()]
+            findings = audit.unseen((inputs, weights), outputs)
         for finding in findings:
             self._note(place, finding)
-        audit.mark_outputs(outputs, self._token)
-        self._ended = True
 
     def finished(self) -> None:
         """At the end: warn where only parts of the model were called; it may call more itself."""
         model = self._swap.model
-        if not self._whole and not type(model).forward.__module__.startswith("torch.nn."):
-            site = Site("", "unseen", model)
-            site.spelling, site.reason = f"what {type(model).__name__} calls itself", PARTS
-            site.forward, site.certain = 1, False
-            self._swap.add("parts", site)
-            warnings.warn(f"swap left {site}: {site.reason}", SwapWarning, stacklevel=4)
+        module = getattr(type(model).forward, "__module__", None) or "torch.nn."
+        if self._all and not self._whole and not module.startswith("torch.nn."):
+            self._warn(self._site("parts", f"what {type(model).__name__} calls itself", PARTS))
+
+    def _site(self, key: Any, spelling: str, reason: str) -> Site:
+        site = Site("", "unseen", self._swap.model)
+        site.spelling, site.reason, site.forward = spelling, reason, 1
+        self._swap.add(key, site)
+        self.sites.append(site)
+        return site
+
+    def _warn(self, site: Site) -> None:
+        site.certain = False
+        warnings.warn(f"swap left {site}: {site.reason}", SwapWarning, stacklevel=5)
 
     def _note(self, place: Place, finding: audit.Finding) -> None:
         key = (place.path, finding.kind, finding.text)
@@ -99,65 +134,78 @@ class Unseen:
             self._swap.selection.decide(site, finding.text)
             site.reason, site.certain = finding.text, site.meant
         self._swap.add(key, site)
+        self.sites.append(site)
         if not site.certain:
             site.reason += "; the swap cannot tell whether it is an activation that it should take"
-            warnings.warn(f"swap left {site}: {site.reason}", SwapWarning, stacklevel=6)
+            self._warn(site)
 
     def _explained(self, finding: audit.Finding) -> bool:
         """Whether a fused operation, listed already, leaves such nodes."""
         fused = "fused tanh" if finding.kind == "sigmoid" else f"fused {finding.kind}"
         return any(site.kind == fused and site.forward for site in self._swap.report.left)
 
-    def forget(self) -> None:
-        """Let go of what ran when the swap began."""
-        self._around.clear()
-
-    def _caller(self) -> tuple[str, str] | None:
-        """The function of the model that calls into it unseen, and its ``file:line``, or None."""
-        for frame in self._own_frames():
-            if any(frame is other for other in self._around):
+    def _caller(self) -> tuple[str, str, bool] | None:
+        """The method of the model that calls into it unseen, its ``file:line``, and whether it
+        names an activation that is none of its modules; None if there is none."""
+        thread = threading.get_ident()
+        for frame, depth, source in self._own_frames(sys._getframe(1)):
+            owner = frame.f_locals.get(frame.f_code.co_varnames[0])
+            if (thread, depth, source) in self._around or not self._is_own(owner):
                 continue
-            code, known = frame.f_code, frame.f_locals
-            given = [known.get(name) for name in code.co_varnames[: code.co_argcount]]
-            owner = next((part for part in given if self._is_own(part)), None)
-            if owner is not None:
-                cls = type(owner)
-                cls = cls.__dict__.get("_pyrevgrad_original", cls)
-                source = f"{os.path.basename(code.co_filename)}:{code.co_firstlineno}"
-                return f"{cls.__name__}.{code.co_name}", source
+            code = _codes_of_classes(type(owner)).get(source)
+            if code is not None:
+                cls = type(owner).__dict__.get("_pyrevgrad_original", type(owner))
+                place = f"{os.path.basename(source[0])}:{source[1]}"
+                calls_one = not (_names(code) & NAMES) <= owner._modules.keys()
+                return f"{cls.__name__}.{code.co_name}", place, calls_one
         return None
 
-    def _own_frames(self) -> Iterator[Any]:
-        frame: Any = sys._getframe(1)
+    def _own_frames(self, frame: Any) -> list[tuple[Any, int, Source]]:
+        """The frames of code of the model's classes that take an argument, and their depths."""
+        found, height = [], 0
         while frame is not None:
-            if (frame.f_code.co_filename, frame.f_code.co_firstlineno) in self._places:
-                yield frame
-            frame = frame.f_back
+            code = frame.f_code
+            source = code.co_filename, code.co_firstlineno
+            if source in self._codes and code.co_argcount:
+                found.append((frame, height, source))
+            frame, height = frame.f_back, height + 1
+        return [(frame, height - above, source) for frame, above, source in found]
 
     def _is_own(self, value: Any) -> bool:
         return isinstance(value, nn.Module) and any(value is own for own in self._modules)
 
 
-def _places_of(cls: type) -> frozenset[Source]:
-    found = _places.get(cls)
-    if found is None:
-        plain = cls is nn.Module or cls.__module__ == "torch.nn.modules.container"
-        own = not plain and "_pyrevgrad_original" not in cls.__dict__
-        found = _places[cls] = _places_in(vars(cls).values()) if own else frozenset()
+def _codes_of_classes(cls: type) -> dict[Source, types.CodeType]:
+    found: dict[Source, types.CodeType] = {}
+    for base in cls.__mro__:
+        found |= _own_codes(base)
     return found
 
 
-def _places_in(values: Iterable[Any]) -> frozenset[Source]:
-    codes = (code for value in values for code in _codes(value))
-    return frozenset((code.co_filename, code.co_firstlineno) for code in codes)
+def _own_codes(cls: type) -> dict[Source, types.CodeType]:
+    """Of the functions that the author of a class, if it is not PyTorch's or ours, wrote in it."""
+    found = _codes_of.get(cls)
+    if found is None:
+        room = cls.__module__
+        plain = cls is nn.Module or room == "torch.nn.modules.container" or ".parametriz" in room
+        values = [] if plain or "_pyrevgrad_original" in vars(cls) else list(vars(cls).values())
+        codes = [code for value in values for code in _codes(value)]
+        found = {(code.co_filename, code.co_firstlineno): code for code in codes}
+        _codes_of[cls] = found
+    return found
 
 
 def _codes(value: Any) -> Iterator[types.CodeType]:
     """The code of a function, and of those that it wraps."""
     for _ in range(10):
+        name = _KEPT_IN.get(type(value))
+        if name is None:
+            return
         if isinstance(value, types.FunctionType):
             yield value.__code__
-        inner = [found for name in _WRAPPED if (found := getattr(value, name, None)) is not None]
-        if not inner:
-            return
-        value = inner[0]
+        value = getattr(value, name, None)
+
+
+def _names(code: types.CodeType) -> set[str]:
+    inner = [_names(held) for held in code.co_consts if isinstance(held, types.CodeType)]
+    return {*code.co_names}.union(*inner)
