@@ -86,7 +86,6 @@ class Swap:
         self.unseen = Unseen(self, aliases, where)
         self._register_layers()
         self.hold()
-        self.unseen.begin()
         self.live = True
         recomputation.LIVE.append(self)
         autograd.watcher = _watch

@@ -61,26 +61,20 @@ class Unseen:
             self._codes |= _own_codes(cls)
         #: What is listed here, which `where` cannot leave out.
         self.sites: list[Site] = []
-        self._whole = False
-        self._around: frozenset[tuple[int, int, Source]] = frozenset()
-
-    def begin(self) -> None:
-        """Note what runs as the swap begins to hold: it is not seen, and nobody's fault."""
-        self._around = frozenset(
-            (thread, depth, source)
-            for thread, frame in sys._current_frames().items()
-            for _, depth, source in self._own_frames(frame)
-        )
-        here = threading.get_ident()
-        # A method that swaps its own model says itself what it calls.
-        self._whole = any(thread == here for thread, _, _ in self._around)
+        # What runs as the swap begins is its author's: a method that swaps its own model. In other
+        # threads that cannot be told, since asking for their frames may block in Python 3.11.
+        self._thread = threading.get_ident()
+        self._around = {found[1:] for found in self._own_frames(sys._getframe())}
+        self._whole = bool(self._around)
 
     def entered(self, place: Place, forward: bool) -> None:
         """Before the outermost call: list the model's own code that makes it and is not seen.
 
-        Not where it calls the model itself, whose forward is seen from its beginning.
+        Not where it calls the model itself, whose forward is seen from its beginning, nor in a
+        thread that may have run it before the swap.
         """
-        if forward and place.module is self._swap.model:
+        other = threading.get_ident() != self._thread
+        if other or (forward and place.module is self._swap.model):
             return
         found = self._caller()
         if found is None or self._swap.lists(found):
@@ -147,10 +141,11 @@ class Unseen:
     def _caller(self) -> tuple[str, str, bool] | None:
         """The method of the model that calls into it unseen, its ``file:line``, and whether it
         names an activation that is none of its modules; None if there is none."""
-        thread = threading.get_ident()
-        for frame, depth, source in self._own_frames(sys._getframe(1)):
+        for frame, depth, source in self._own_frames(sys._getframe()):
+            if (depth, source) in self._around:
+                continue
             owner = frame.f_locals.get(frame.f_code.co_varnames[0])
-            if (thread, depth, source) in self._around or not self._is_own(owner):
+            if not self._is_own(owner):
                 continue
             code = _codes_of_classes(type(owner)).get(source)
             if code is not None:
