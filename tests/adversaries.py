@@ -52,3 +52,15 @@ def kill_after(epochs):
             raise Killed
 
     return after_epoch
+
+
+class Seen(nn.Module):
+    """Keeps the first column of whatever passes."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def forward(self, x):
+        self.rows.append(x[:, 0].tolist())
+        return x

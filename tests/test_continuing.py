@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from adversaries import Killed, data, kill_after, network, same, train, weights
+from adversaries import Killed, Seen, data, kill_after, network, same, train, weights
 from torch import nn
 from torch.utils.data import (
     DataLoader,
@@ -226,16 +226,6 @@ def test_keep_best_is_refused_where_the_best_weights_were_not_kept(tmp_path):
 
 def numbered(n):
     return TensorDataset(torch.arange(n, dtype=torch.float32)[:, None], torch.arange(n) % 2)
-
-
-class Seen(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.rows = []
-
-    def forward(self, x):
-        self.rows.append(x[:, 0].tolist())
-        return x
 
 
 def targets_of(target, **options):

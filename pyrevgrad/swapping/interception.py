@@ -32,10 +32,6 @@ NOT_COMPILED = (
     "pyrevgrad.swap: a swapped model runs uncompiled, so fullgraph=True is refused; call the model "
     "and not its compiled form"
 )
-COMPILED_AROUND = (
-    "pyrevgrad.swap: a function compiled by torch.compile calls a part of a swapped model, and "
-    "what it calls itself cannot be seen; call the model, or a function that is not compiled"
-)
 NOT_TRACED = (
     "torch.fx.symbolic_trace would replace the backward of a swapped model by the plain gradient; "
     "trace the model before, and swap the graph module"
@@ -146,10 +142,7 @@ class Interceptor(TorchFunctionMode):
     ) -> Any:
         if any(isinstance(part, torch.fx.Proxy) for part in args):
             raise TracingError(NOT_TRACED)
-        if _is_dynamo_compiling():
-            if place.module is not self.swap.model:
-                raise SwapError(COMPILED_AROUND)
-        elif not self.thread.suspended:
+        if not self.thread.suspended:
             self.swap.unseen.entered(place, forward)
         result = self.resume([place], lambda: function(*args, **kwargs))
         if _resumed.swaps is None:

@@ -119,7 +119,7 @@ class Patterns:
             # A clamp of x itself is an activation or a bound; of x + 3, the gate of hardswish.
             return None
         gate = name if name in _GATES else (gates[0] if gates else None)
-        added = _constant_of(args, kwargs) if name in _SUMS else None
+        added = _only_number(args, kwargs) if name in _SUMS else None
         self._keep(result, _Origin(varying[0].source, gate, added))
         if name in _CLAMPS and varying[0].added == 3.0 and _to_six(name, args, kwargs):
             return f"{name}(x + 3), the hard sigmoid written by hand"
@@ -183,14 +183,13 @@ def _value_of(name: str, args: Any, kwargs: Any) -> float | None:
     """What a constant holds, if it is a number that is given."""
     if "zeros" in name or "ones" in name:
         return 0.0 if "zeros" in name else 1.0
+    return _only_number(args, kwargs)
+
+
+def _only_number(args: Any, kwargs: Any) -> float | None:
+    """The number among the arguments, if it is one."""
     numbers = _numbers(args, kwargs)
     return float(numbers[0]) if len(numbers) == 1 else None
-
-
-def _constant_of(args: Any, kwargs: Any) -> float | None:
-    """The number that a sum adds to its tensor."""
-    numbers = _numbers(args, kwargs)
-    return float(numbers[0]) if len(numbers) == 1 and "alpha" not in kwargs else None
 
 
 def _to_six(name: str, args: Any, kwargs: Any) -> bool:

@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from . import audit
@@ -73,10 +74,13 @@ class Unseen:
         Not where it calls the model itself, whose forward is seen from its beginning, nor in a
         thread that may have run it before the swap.
         """
-        other = threading.get_ident() != self._thread
-        if other or (forward and place.module is self._swap.model):
+        if forward and place.module is self._swap.model:
             return
-        found = self._caller()
+        if threading.get_ident() != self._thread:
+            return
+        # A compiler that traced it would keep the frames that it saw.
+        caller = Unseen._caller
+        found = (_uncompiled(caller) if "torch._dynamo" in sys.modules else caller)(self)
         if found is None or self._swap.lists(found):
             return
         name, source, calls_one = found
@@ -168,6 +172,11 @@ class Unseen:
 
     def _is_own(self, value: Any) -> bool:
         return isinstance(value, nn.Module) and any(value is own for own in self._modules)
+
+
+@functools.cache
+def _uncompiled(function: Any) -> Any:
+    return torch._dynamo.disable(function)
 
 
 def _codes_of_classes(cls: type) -> dict[Source, types.CodeType]:
