@@ -196,6 +196,15 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     assert path.read_bytes() == good
 
 
+def test_a_clipped_gradient_that_is_not_finite_leaves_the_weights_as_they_were():
+    model = network()
+    model.features[0].weight.register_hook(lambda g: g * math.inf)
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(DivergedError, match=r"at step 1 \(.*the norm of the gradient is (nan|inf)"):
+        train(model, max_grad_norm=1.0)
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
 def test_ignored_labels_alone_are_named():
     (x, y), target = data()
     with pytest.raises(DivergedError, match="every label of the batch is ignored"):

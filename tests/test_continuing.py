@@ -101,6 +101,7 @@ OTHERS = {
         lambda model: {"optimizer": torch.optim.Adam(model.parameters(), 0.1)},
         r"optimizer 'SGD' \(now 'Adam'\)",
     ),
+    "clipping": (network, {}, network, {"max_grad_norm": 1}, r"max_grad_norm None \(now 1\.0\)"),
     "scheduler": (network, cosine(9), network, cosine(12), r"scheduler T_max 9 \(now 12\)"),
     "inputs": (
         network, {}, network, {"source": (X * 100, Y)}, "source checksum of the data .* "

@@ -40,6 +40,39 @@ def test_a_step_is_that_of_the_plain_loop():
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
+def test_a_clipped_step_has_the_gradient_of_that_norm():
+    """One step of plain descent moves the weights by rate · norm, in the gradient's direction."""
+    (x, y), target = data(16, 16)
+    model = network().double()
+    before = torch.cat([p.detach().flatten() for p in model.parameters()])
+    model(x.double(), y, target.double()).loss.backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert gradient.norm() > 0.01
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    fit(
+        model, (x.double(), y), target.double(), epochs=1, batch_size=16, optimizer=optimizer,
+        max_grad_norm=0.01, progress=False,
+    )  # fmt: skip
+    moved = torch.cat([p.detach().flatten() for p in model.parameters()]) - before
+    # The norm is divided by with 1e-6 added to it, as PyTorch does.
+    wanted = -0.5 * 0.01 * gradient / gradient.norm()
+    torch.testing.assert_close(moved, wanted, rtol=1e-4, atol=1e-12)
+
+
+def test_gradients_below_the_norm_are_as_they_were():
+    plain, clipped = network(), network()
+    clipped.load_state_dict(plain.state_dict())
+    train(plain, epochs=1)
+    train(clipped, epochs=1, max_grad_norm=1e6)
+    assert same(plain, clipped)
+
+
+@pytest.mark.parametrize("wrong", [0, -1.0, math.inf, math.nan, "1", True])
+def test_a_norm_that_cannot_clip_is_refused(wrong):
+    with pytest.raises((ValueError, TypeError), match="max_grad_norm must"):
+        train(network(), max_grad_norm=wrong)
+
+
 def test_the_history_says_what_happened():
     schedule = LinearSchedule(8)
     model = network(schedule, record_norm=True)

@@ -111,6 +111,7 @@ def _settings(run: Run) -> dict[str, Any]:
         **settings.of_network(run.network),
         "optimizer": settings.of_optimizer(run.optimizer),
         "scheduler": settings.of_scheduler(run.scheduler),
+        "max_grad_norm": run.max_norm,
         "batch_size": run.batch_size,
         "seed": run.seed,
         "processes": run.processes.count,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..checks import is_whole
+from ..checks import check_finite, is_whole
 from ..schedules import GaninLearningRate
 from .batches import Batches, Loaded, domains, parts_of
 from .networks import DANN, Losses
@@ -33,6 +33,13 @@ def check_count(name: str, number: object, least: int = 1) -> int:
     if not is_whole(number) or operator.index(number) < least:
         raise ValueError(f"{name} must be an int >= {least}, got {number!r}")
     return operator.index(number)
+
+
+def _checked_norm(max_norm: object) -> float:
+    norm = check_finite("max_grad_norm", max_norm)
+    if norm <= 0:
+        raise ValueError(f"max_grad_norm must be > 0, got {max_norm!r}; None does not clip")
+    return norm
 
 
 def _least(network: DANN) -> int:
@@ -86,8 +93,9 @@ class Run:
             for name, data in labelled.items()
         }
 
-    def take_optimizer(self, optimizer: Any, scheduler: Any) -> None:
-        """Use the user's optimizer, or the paper's."""
+    def take_optimizer(self, optimizer: Any, scheduler: Any, max_norm: float | None) -> None:
+        """Use the user's optimizer, or the paper's, with gradients of at most a norm."""
+        self.max_norm = None if max_norm is None else _checked_norm(max_norm)
         self.paper_rate = optimizer is None
         if optimizer is None:
             if scheduler is not None:
@@ -194,6 +202,8 @@ class Run:
             if self.step % LOOK_EVERY == LOOK_EVERY - 1:
                 self._look(None)
         losses.loss.backward()
+        if self.max_norm is not None:
+            self._clip(self.max_norm)
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
@@ -231,6 +241,13 @@ class Run:
         elif bad_step >= 0:
             what = "or infinite"
         self._diverged(f"the loss is not finite {what}", step)
+
+    def _clip(self, max_norm: float) -> None:
+        """Scale the gradients down; DivergedError where the CPU sees that their norm is none."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        if self.device.type == "cpu" and not math.isfinite(norm.item()):
+            self._diverged(f"the loss is finite, and the norm of the gradient is {norm}", self.step)
 
     def _check_weights(self) -> None:
         """DivergedError if a weight is not finite, before that could be saved."""

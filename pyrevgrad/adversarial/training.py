@@ -25,6 +25,7 @@ def fit(
     batch_size: int = 64,
     optimizer: Optimizer | None = None,
     scheduler: Any = None,
+    max_grad_norm: float | None = None,
     validation: Any = None,
     patience: int | None = None,
     keep_best: bool = False,
@@ -59,6 +60,9 @@ def fit(
         not given.
     scheduler : scheduler of torch.optim, optional
         Stepped after every training step.
+    max_grad_norm : float, optional
+        The optimizer's gradients are scaled down together where their norm is larger, as by
+        `torch.nn.utils.clip_grad_norm_`. Not clipped if not given.
     validation : (x, y), Dataset or DataLoader, optional
         Held-out source, scored after every epoch.
     patience : int, optional
@@ -98,7 +102,8 @@ def fit(
     DivergedError
         The loss, or at an epoch's end a weight, is NaN or infinite. On the CPU a loss is looked at
         before its backward, so that the weights are those before that step. A gradient that is
-        not finite under a finite loss has spoilt them by the time that the next look finds it.
+        not finite under a finite loss has spoilt them by the time that the next look finds it,
+        unless `max_grad_norm` is given, whose norm is looked at before the step.
     ValueError, TypeError
         Labels out of range, a domain or loader without samples, shapes that do not fit, a
         checkpoint of another training or one that could not be read again, `resume` without a
@@ -124,7 +129,7 @@ def fit(
         raise ValueError("resume=True continues from a checkpoint: name its file by checkpoint=")
     run = Run(model, epochs, batch_size, seed, device)
     run.take_data(source, target, validation, scores)
-    run.take_optimizer(optimizer, scheduler)
+    run.take_optimizer(optimizer, scheduler, max_grad_norm)
     run.take_patience(patience, keep_best)
     saved, there = _checkpoint(run, checkpoint, resume)
     bar = _bar(progress, run)
