@@ -32,11 +32,14 @@ PyObject* derivative_of_output = nullptr;
 struct DerivativeOfOutput : Node {
   explicit DerivativeOfOutput(c10::SafePyObject p) : pair(std::move(p)) {}
   std::string name() const override { return "DerivativeOfOutput"; }
-  void release_variables() override { y.reset_data(); }
+  void release_variables() override {
+    const std::lock_guard lock(mutex_);
+    y.reset_data();
+  }
 
   variable_list apply(variable_list&& gradients) override {
     if (!gradients[0].defined()) return {Tensor()};
-    const Tensor kept = y.unpack(pointer_to(this));
+    const Tensor kept = unpacked(*this, mutex_, y);
     const pybind11::gil_scoped_acquire gil;
     PyObject* own = Py_NewRef(pair.ptr(getPyInterpreter()));
     return {called(derivative_of_output, {wrapped(gradients[0]), wrapped(kept), own})};
@@ -71,13 +74,16 @@ struct ModifiedBackward : Node {
     set_next_edges(torch::autograd::collect_next_edges(x));
   }
   std::string name() const override { return "ModifiedBackward"; }
-  void release_variables() override { kept.reset_data(); }
+  void release_variables() override {
+    const std::lock_guard lock(mutex_);
+    kept.reset_data();
+  }
 
   variable_list apply(variable_list&& gradients) override {
     const Tensor& g = gradients[0];
     if (!g.defined()) return {Tensor()};
     Tensor saved;
-    if (keeps != Keeps::kNothing) saved = kept.unpack(pointer_to(this));
+    if (keeps != Keeps::kNothing) saved = unpacked(*this, mutex_, kept);
     if (at::GradMode::is_enabled()) return {differentiable(g, saved)};
     if (passes_through) return {g};
     static const Operation operation("pyrevgrad::backward");
@@ -154,6 +160,36 @@ Tensor recorded_view(const Tensor& x, const Handle&, const Pointer& node) {
   return y;
 }
 
+// Whether x may be overwritten at once: where it may not, Python makes a copy, or the error.
+bool may_overwrite(const Tensor& x, const Handle& handle, const Tensor& live) {
+  if (!x.is_non_overlapping_and_dense() || x.is_inference()) return false;
+  if (!(x.requires_grad() && at::GradMode::is_enabled())) return true;
+  const bool needs_copy = handle.keeps == Keeps::kInput ||
+                          (handle.keeps == Keeps::kOutput && (live.defined() || !handle.exact));
+  return !needs_copy && !x.is_leaf() && !x.is_view();
+}
+
+Tensor overwritten(const Tensor& x, const Handle& handle) {
+  static const Operation operation("pyrevgrad::value_");
+  operation(x, {x, handle.program});
+  torch::autograd::increment_version(x);
+  return x;
+}
+
+Tensor recorded_in_place(const Tensor& x, const Handle& handle, const Pointer& node) {
+  if (handle.keeps == Keeps::kMask) {
+    static const Operation operation("pyrevgrad::value_and_mask_");
+    node->kept = SavedVariable(operation(x, {x, handle.program})[0].toTensor(), false);
+    if (!x.is_contiguous()) node->strides = x.strides().vec();
+    torch::autograd::increment_version(x);
+  } else {
+    overwritten(x, handle);
+  }
+  torch::autograd::rebase_history(x, node);
+  if (handle.keeps == Keeps::kOutput) node->kept = SavedVariable(x, true);
+  return x;
+}
+
 // CUDA devices that the native kernels run on, by index; read and written under the interpreter.
 std::vector<bool> cuda_devices;
 
@@ -166,7 +202,7 @@ bool is_served(const Tensor& x) {
 // (x, full, half, scale): y by `record`, or by `plain` where no gradient is needed. NotImplemented
 // where the Functions must serve.
 template <class Record, class Plain>
-PyObject* served(PyObject* const* arguments, Record record, Plain plain) {
+PyObject* served(PyObject* const* arguments, Record record, Plain plain, bool in_place = false) {
   if (!THPVariable_CheckExact(arguments[0])) return Py_NewRef(Py_NotImplemented);
   const Tensor& x = THPVariable_Unpack(arguments[0]);
   if (!(is_served(x) && (is_full(x) || is_half(x)) && is_plain(x))) {
@@ -178,6 +214,7 @@ PyObject* served(PyObject* const* arguments, Record record, Plain plain) {
     if (scale.requires_grad() || scale.device() != x.device()) return Py_NewRef(Py_NotImplemented);
   }
   const Handle handle(arguments[is_half(x) ? 2 : 1]);
+  if (in_place && !may_overwrite(x, handle, scale)) return Py_NewRef(Py_NotImplemented);
   Pointer node;  // made while the interpreter is ours: it counts a reference to the pair
   if (x.requires_grad() && at::GradMode::is_enabled()) {
     node = make_node<ModifiedBackward>(x, handle, scale);
@@ -194,6 +231,12 @@ PyObject* call(PyObject*, PyObject* const* arguments, Py_ssize_t) {
   HANDLE_TH_ERRORS
   return served(arguments, recorded,
                 [](const Tensor& x, const Handle& handle) { return value(x, handle.program); });
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* call_in_place(PyObject*, PyObject* const* arguments, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  return served(arguments, recorded_in_place, overwritten, true);
   END_HANDLE_TH_ERRORS
 }
 
@@ -229,6 +272,7 @@ PyObject* serve_cuda(PyObject*, PyObject* argument) {
 #define PYREVGRAD_FAST(NAME) \
   {#NAME, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(NAME)), METH_FASTCALL, nullptr}
 PyMethodDef methods[] = {PYREVGRAD_FAST(call),
+                         PYREVGRAD_FAST(call_in_place),
                          PYREVGRAD_FAST(call_view),
                          PYREVGRAD_FAST(folded_linear),
                          PYREVGRAD_FAST(folded_convolution),

@@ -52,6 +52,7 @@ struct FoldedBackward : Node {
     set_next_edges(torch::autograd::collect_next_edges(x, weight, bias));
   }
   void release_variables() override {
+    const std::lock_guard lock(mutex_);
     kept.reset_data();
     factor.reset_data();
   }
@@ -62,8 +63,8 @@ struct FoldedBackward : Node {
     if (!g.defined()) return found;
     const Wanted wanted{task_should_compute_output(0), task_should_compute_output(1),
                         task_should_compute_output(2)};
-    const Tensor x = reads_x(wanted) ? kept.unpack(pointer_to(this)) : Tensor();
-    const Tensor weight = reads_weight(wanted) ? factor.unpack(pointer_to(this)) : Tensor();
+    const Tensor x = reads_x(wanted) ? unpacked(*this, mutex_, kept) : Tensor();
+    const Tensor weight = reads_weight(wanted) ? unpacked(*this, mutex_, factor) : Tensor();
     if (is_first_order(g) && !is_huge()) {
       first_order(g, x, weight, wanted, found);
     } else {

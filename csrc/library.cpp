@@ -1,5 +1,5 @@
-// The library: schemas, and the operations on CPU tensors. Autograd lives in Python
-// (pyrevgrad/autograd.py).
+// The library: schemas, and the operations on CPU tensors. Autograd lives in pyrevgrad/autograd.py
+// and csrc/autograd.cpp.
 #include <Python.h>
 
 #include <limits>

@@ -12,6 +12,7 @@
 
 #include <cstring>
 #include <initializer_list>
+#include <mutex>
 #include <utility>
 
 #include "memory.h"
@@ -41,6 +42,14 @@ auto pointer_to(N* node) {
   } else {
     return node->shared_from_this();
   }
+}
+
+// What a node has saved. Another thread that runs backward over the same graph may release it
+// meanwhile, under the node's own lock.
+template <class N>
+Tensor unpacked(N& node, std::mutex& mutex, const SavedVariable& saved) {
+  const std::lock_guard lock(mutex);
+  return saved.unpack(pointer_to(&node));
 }
 
 // The error of PyTorch itself where an operation on `x` got no memory for a result like it and its

@@ -55,6 +55,10 @@ Program program_from(const Tensor& tensor) {
         "a program is a float64 CPU tensor of " + std::to_string(kProgramSize) + " numbers");
   const Program p = program_of(static_cast<const double*>(tensor.data()));
   check(p.activation >= 0 && p.activation < kActivations, "no such activation code");
+  check(p.keeps >= Keeps::kNothing && p.keeps <= Keeps::kInput && p.mask_bit >= MaskBit::kNone &&
+            p.mask_bit <= MaskBit::kInterval && p.gradient_gate >= GradientGate::kNone &&
+            p.gradient_gate <= GradientGate::kOutput,
+        "the program holds a code that does not exist");
   return p;
 }
 
@@ -94,6 +98,12 @@ void forward_in_place(Tensor x, Tensor* mask, const Program& program) {
   copy(x, y);
 }
 
+Program masked_program_from(const Tensor& tensor) {
+  const Program p = program_from(tensor);
+  check(p.mask_bit != MaskBit::kNone, "the program has no mask");
+  return p;
+}
+
 void value(StableIValue* stack, std::uint64_t, std::uint64_t) {
   Tensor x = tensor_from(stack[0]);
   const Program program = program_from(tensor_from(stack[1]));
@@ -102,7 +112,7 @@ void value(StableIValue* stack, std::uint64_t, std::uint64_t) {
 
 void value_and_mask(StableIValue* stack, std::uint64_t, std::uint64_t) {
   Tensor x = tensor_from(stack[0]), mask;
-  const Program program = program_from(tensor_from(stack[1]));
+  const Program program = masked_program_from(tensor_from(stack[1]));
   stack[0] = to_stack(forward_from(std::move(x), &mask, program));
   stack[1] = to_stack(std::move(mask));
 }
@@ -114,7 +124,7 @@ void value_in_place(StableIValue* stack, std::uint64_t, std::uint64_t) {
 
 void value_and_mask_in_place(StableIValue* stack, std::uint64_t, std::uint64_t) {
   Tensor x = tensor_from(stack[0]), mask;
-  forward_in_place(std::move(x), &mask, program_from(tensor_from(stack[1])));
+  forward_in_place(std::move(x), &mask, masked_program_from(tensor_from(stack[1])));
   stack[0] = to_stack(std::move(mask));
 }
 

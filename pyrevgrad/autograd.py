@@ -233,9 +233,9 @@ def call_unwatched(
     value: Callable[[Tensor], Tensor] | None = None,
 ) -> Any:
     """As `call`; in eager and torch.func, `value` computes f(x) in place of our own kernels."""
-    nodes = None if inplace or value is not None else nodes_for(pairs)
+    nodes = None if value is not None else nodes_for(pairs)
     if nodes is not None:
-        y = nodes.call(x, *pairs.handles, scale)
+        y = (nodes.call_in_place if inplace else nodes.call)(x, *pairs.handles, scale)
         if y is not NotImplemented:
             return y
     if type(x) not in _PLAIN_TYPES or _is_special():

@@ -4,6 +4,7 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 import weakref
 
 import pytest
@@ -49,15 +50,77 @@ def test_nodes_record_a_plain_call_and_a_plain_reversal(x, dtype):
 
 
 @needs_nodes
-def test_nodes_leave_another_backend_subclasses_and_in_place_calls_to_the_functions(x):
+def test_nodes_record_an_in_place_call_that_needs_no_copy(x):
+    assert name_of(pyrevgrad.relu(x.clone(), GUIDED, inplace=True)) == "ModifiedBackward"
+    assert name_of(pyrevgrad.tanh(x.clone(), inplace=True)) == "ModifiedBackward"
+    # The others are Python's, which goes through a copy or through what the view is of.
+    assert name_of(pyrevgrad.relu(x.clone()[1:], inplace=True)) != "ModifiedBackward"
+    assert name_of(pyrevgrad.tanh(x.clone(), reverse(2.0), inplace=True)) == "CopyBackwards"
+
+
+@needs_nodes
+def test_nodes_leave_another_backend_and_subclasses_to_the_functions(x):
     class Own(torch.Tensor):
         pass
 
     with pyrevgrad.backend("reference"):
         assert name_of(pyrevgrad.relu(x)) in FUNCTIONS
     assert name_of(pyrevgrad.relu(x.as_subclass(Own))) in FUNCTIONS
-    assert name_of(pyrevgrad.relu(x.clone(), inplace=True)) == "_CallInPlaceBackward"
     assert name_of(pyrevgrad.relu(torch.view_as_complex(x[:4].view(2, 2)).conj().imag)) in FUNCTIONS
+
+
+BACKWARD_TWICE = {
+    "output": lambda x: pyrevgrad.tanh(x),
+    "mask": lambda x: pyrevgrad.relu(x, GUIDED),
+    "input": lambda x: pyrevgrad.gelu(x),
+    "linear": pyrevgrad.nn.ReversedLinear(4, 4, scale=0.5),
+    "convolution": pyrevgrad.nn.ReversedConv2d(1, 1, 1, scale=0.5),
+}
+
+
+@needs_nodes
+@pytest.mark.parametrize("kept", BACKWARD_TWICE)
+def test_two_threads_that_share_a_graph_get_an_error_of_pytorch_and_no_crash(kept):
+    """One releases what the other is about to read. (PyTorch's Functions in Python do crash.)"""
+    shape = (1, 2, 2) if kept == "convolution" else (4, 4)
+    errors = []
+
+    def run(y, both):
+        both.wait()
+        try:
+            y.sum().backward()
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    for _ in range(200):
+        y = torch.randn(shape, requires_grad=True)
+        for _ in range(8):
+            y = BACKWARD_TWICE[kept](y)
+        both = threading.Barrier(2)
+        threads = [threading.Thread(target=run, args=(y, both)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert errors and all("backward through the graph a second time" in said for said in errors)
+
+
+@pytest.mark.skipif(pyrevgrad.backends.native() is None, reason="the native library is not built")
+@pytest.mark.parametrize(("entry", "code"), [(0, 99), (1, 7), (2, -1), (3, 4)])
+def test_an_operation_refuses_a_program_with_a_code_that_does_not_exist(entry, code):
+    """Of the activation, of what is kept, of the mask's bit, of the gradient's gate."""
+    program = pyrevgrad.backends.Pairs("relu", GUIDED, {}).full.program.clone()
+    program[entry] = code
+    with pytest.raises(RuntimeError, match="no such activation code|a code that does not exist"):
+        torch.ops.pyrevgrad.value(torch.ones(3), program)
+
+
+@pytest.mark.skipif(pyrevgrad.backends.native() is None, reason="the native library is not built")
+def test_an_operation_refuses_to_make_a_mask_of_nothing():
+    program = pyrevgrad.backends.Pairs("tanh", GUIDED.scaled(1.0), {}).full.program.clone()
+    program[2] = 0
+    with pytest.raises(RuntimeError, match="the program has no mask"):
+        torch.ops.pyrevgrad.value_and_mask(torch.ones(3), program)
 
 
 def test_nothing_is_recorded_where_no_gradient_is_needed(x, nodes):

@@ -9,6 +9,8 @@ from pyrevgrad import EXACT, GUIDED, activation, reverse, reverse_gradient
 from pyrevgrad.activations import ACTIVATIONS
 from pyrevgrad.rules import RULES
 
+pytestmark = pytest.mark.usefixtures("nodes")
+
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 every_sample = pytest.mark.parametrize(("name", "rule"), SAMPLE)
 

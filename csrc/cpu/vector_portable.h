@@ -74,7 +74,7 @@ INLINE Eight<T, I> absolute(const Eight<T, I>& a) {
       (typename EightMask<I>::Raw)a.v & (static_cast<I>(~I(0)) ^ (I(1) << (8 * sizeof(I) - 1)))));
 }
 
-// Kept out of line, here and in the conversions: the bodies are small, 26 activations of them not.
+// Kept out of line, here and in the conversions: the bodies are small, 27 activations of them not.
 template <class T, class I>
 [[gnu::noinline]] Eight<T, I> each(const Eight<T, I>& a, T (*function)(T)) {
   Eight<T, I> r;
