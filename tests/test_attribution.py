@@ -20,7 +20,6 @@ from pyrevgrad.attribution import (
     NeuronGuidedBackprop,
     RectGrad,
     Saliency,
-    SmoothGrad,
     jacobian,
 )
 
@@ -366,34 +365,7 @@ def test_a_jacobian_that_cannot_be():
         jacobian(model, x, 0, rule=GUIDED)
 
 
-# SmoothGrad.
-
-
-def test_smoothgrad_is_the_mean_over_seeded_noise():
-    model, x = Convolutions(), batch()
-    method = SmoothGrad(GuidedBackprop(model), samples=4, spread=0.2, seed=3)
-    found = method.attribute(x, 1)
-    own = torch.Generator().manual_seed(3)
-    width = 0.2 * (x.flatten(1).amax(1) - x.flatten(1).amin(1)).reshape(3, 1, 1, 1)
-    maps = []
-    for _ in range(4):
-        noise = torch.randn(x.shape, generator=own, dtype=x.dtype)
-        maps.append(GuidedBackprop(model).attribute(x + width * noise, 1))
-    torch.testing.assert_close(found, torch.stack(maps).mean(0))
-    assert torch.equal(method.attribute(x, 1), found)
-    with pytest.raises(ValueError, match="samples must be >= 1, got 0"):
-        SmoothGrad(method, samples=0)
-    with pytest.raises(ValueError, match="spread must be >= 0"):
-        SmoothGrad(method, spread=-1)
-
-
-def test_smoothgrad_of_several_inputs_shows_progress(capsys):
-    pytest.importorskip("tqdm")
-    model = zoo.Layer(lambda x: x)
-    model.forward = lambda x, y: (torch.relu(x) * y).sum(1)
-    x = torch.randn(3, 4)
-    found = SmoothGrad(GuidedBackprop(model), samples=3, progress=True).attribute((x, x))
-    assert len(found) == 2 and "SmoothGrad" in capsys.readouterr().err
+# All of them.
 
 
 def test_reachable_after_import():

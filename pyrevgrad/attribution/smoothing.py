@@ -14,7 +14,8 @@ from .targets import Inputs, Target, as_tuple
 class SmoothGrad(Attribution):
     """The mean map over noisy inputs (Smilkov et al. 2017, arXiv 1706.03825, section 3.1).
 
-    ``M̂(x) = 1/n Σ M(x + N(0, σ²))`` with ``σ = spread·(max x − min x)`` of each sample.
+    ``M̂(x) = 1/n Σ M(x + N(0, σ²))`` with ``σ = spread·(max x − min x)`` of each sample. Maps in
+    half types are added up in float32.
 
     Parameters
     ----------
@@ -80,8 +81,10 @@ class SmoothGrad(Attribution):
                 **options,
             )
             parts = found if isinstance(found, tuple) else (found,)
-            sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else list(parts)
-        means = tuple(total / self.samples for total in sums)
+            dtypes = [part.dtype for part in parts]
+            wide = [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
+            sums = [a + b for a, b in zip(sums, wide, strict=True)] if sums else wide
+        means = tuple((a / self.samples).to(to) for a, to in zip(sums, dtypes, strict=True))
         return means if isinstance(inputs, tuple) else means[0]
 
     def _rounds(self) -> Any:

@@ -1,0 +1,54 @@
+"""SmoothGrad: the mean of a method's maps over noise, for any method and any dtype."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import zoo
+from torch import nn
+
+from pyrevgrad.attribution import GuidedBackprop, Saliency, SmoothGrad
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4)).double()
+
+
+def batch():
+    return torch.randn(3, 2, 6, dtype=torch.float64)
+
+
+def test_smoothgrad_is_the_mean_over_seeded_noise():
+    model, x = network(), batch()
+    method = SmoothGrad(GuidedBackprop(model), samples=4, spread=0.2, seed=3)
+    found = method.attribute(x, 1)
+    own = torch.Generator().manual_seed(3)
+    width = 0.2 * (x.flatten(1).amax(1) - x.flatten(1).amin(1)).reshape(3, 1, 1)
+    maps = []
+    for _ in range(4):
+        noise = torch.randn(x.shape, generator=own, dtype=x.dtype)
+        maps.append(GuidedBackprop(model).attribute(x + width * noise, 1))
+    torch.testing.assert_close(found, torch.stack(maps).mean(0))
+    assert torch.equal(method.attribute(x, 1), found)
+    with pytest.raises(ValueError, match="samples must be >= 1, got 0"):
+        SmoothGrad(method, samples=0)
+    with pytest.raises(ValueError, match="spread must be >= 0"):
+        SmoothGrad(method, spread=-1)
+
+
+def test_smoothgrad_of_several_inputs_shows_progress(capsys):
+    pytest.importorskip("tqdm")
+    model = zoo.Layer(lambda x: x)
+    model.forward = lambda x, y: (torch.relu(x) * y).sum(1)
+    x = torch.randn(3, 4)
+    found = SmoothGrad(GuidedBackprop(model), samples=3, progress=True).attribute((x, x))
+    assert len(found) == 2 and "SmoothGrad" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_many_maps_in_a_half_type_add_up_to_their_mean(dtype):
+    model, x = network().to(dtype), batch().to(dtype)
+    found = SmoothGrad(Saliency(model), samples=500, spread=0.0).attribute(x, 1)
+    assert found.dtype == dtype
+    assert torch.equal(found, Saliency(model).attribute(x, 1))
