@@ -14,7 +14,15 @@ from torch import Tensor
 
 from . import backends, functional, triton_backend
 from .activations import ACTIVATIONS, CUSTOM, INPUT, Activation, Parameter
-from .given import Made, check_name, check_triton, constants_of, made_before, try_out
+from .given import (
+    Made,
+    check_elementwise,
+    check_name,
+    check_triton,
+    constants_of,
+    made_before,
+    try_out,
+)
 from .reference import eager
 
 Function = Callable[..., Tensor]
@@ -69,8 +77,9 @@ def custom(
         A Python name that the activation table does not have.
     value, slope : callable
         f(x) and what stands for f′(x), in plain differentiable PyTorch, of (x, *parameters): x of
-        any shape, float32 or float64; the result of the same shape and dtype. Half types arrive
-        widened to float32. `slope` need not be the derivative: a surrogate is welcome.
+        any shape, float32 or float64; the result of the same shape and dtype, each element made of
+        its own x alone and the same each time. Half types arrive widened to float32. `slope` need
+        not be the derivative: a surrogate is welcome.
     triton : (value, slope), optional
         The same two as ``@triton.jit`` functions of scalars (x, *parameters), x of float32 or
         float64, that call nothing but triton's own language and other such functions.
@@ -100,7 +109,8 @@ def custom(
         An argument of the wrong type; functions that do not keep shape and dtype; Triton functions
         that are no ``@triton.jit`` functions of as many arguments.
     ValueError
-        A name that is no Python name, that is taken, or more than two parameters.
+        A name that is no Python name, that is taken, or more than two parameters; functions that
+        are not elementwise, or random, as far as a few numbers show.
 
     Notes
     -----
@@ -182,13 +192,15 @@ def _row(name: str, numbers: Mapping[str, float], text: tuple[str, str]) -> Acti
 
 
 def _points(row: Activation, value: Function, slope: Function) -> Any:
-    """f and f' where activations go wrong; an error as of `try_out` where either does not fit."""
+    """f and f' where activations go wrong; an error where either is no elementwise function."""
     columns = []
     for what, function in (("value", value), ("slope", slope)):
         if not callable(function):
             raise TypeError(f"custom: {what} of {row.name} must be a function of tensors")
+        named, numbers = f"{what} of {row.name}", row.resolve({})
         for dtype in (torch.float32, torch.float64):
-            y = try_out(f"{what} of {row.name}", function, 1, _POINTS, dtype, row.resolve({}))
+            y = try_out(named, function, 1, _POINTS, dtype, numbers)
+        check_elementwise(named, function, numbers)
         columns.append(y.flatten().tolist())
     return tuple(zip(*columns, strict=True))
 

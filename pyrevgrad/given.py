@@ -70,7 +70,7 @@ def try_out(
     dtype: torch.dtype,
     numbers: tuple[float, ...],
 ) -> Tensor:
-    """What `function` makes of `count` tensors of `points`.
+    """What `function` makes of `count` tensors of `points`; another shape is tried as well.
 
     Raises
     ------
@@ -81,8 +81,37 @@ def try_out(
     """
     # Outside of what the caller may be in: inference tensors count no writes.
     with torch.inference_mode(False), torch.enable_grad():
+        _tried(what, function, [_ordinary(dtype).roll(i, 0) for i in range(count)], numbers)
         given = [torch.tensor([points], dtype=dtype) for _ in range(count)]
-        made = function(*given, *numbers)
+        return _tried(what, function, given, numbers)
+
+
+def check_elementwise(what: str, function: Any, numbers: tuple[float, ...]) -> None:
+    """ValueError unless `function` makes of each number what it makes of it alone and again."""
+    # In float64, whose rounding is far below the tolerance, and where no usual function jumps.
+    with torch.inference_mode(False), torch.enable_grad():
+        x = _ordinary(torch.float64)
+        first, again = (_tried(what, function, [x], numbers).flatten() for _ in range(2))
+        parts = [_tried(what, function, [part.reshape(1, 1)], numbers) for part in x.flatten()]
+        alone = torch.cat(parts).flatten()
+    for other, how in ((again, "the second time"), (alone, "of that number alone")):
+        alike = torch.isclose(first, other, rtol=1e-4, atol=1e-6, equal_nan=True)
+        if not alike.all():
+            at = int((~alike).nonzero()[0])
+            raise ValueError(
+                f"custom: {what} must be elementwise and the same each time: of {x.flatten()[at]:g}"
+                f" among other numbers it made {first[at]:g}, and {other[at]:g} {how}"
+            )
+
+
+def _ordinary(dtype: torch.dtype) -> Tensor:
+    """Numbers of both signs, in a shape whose sizes all differ from 1."""
+    return torch.linspace(-2.7183, 2.6458, 12, dtype=dtype).reshape(2, 3, 2)
+
+
+def _tried(what: str, function: Any, given: list[Tensor], numbers: tuple[float, ...]) -> Tensor:
+    """What `function` makes of `given`; the errors of `try_out`."""
+    made = function(*given, *numbers)
     if any(tensor._version for tensor in given):
         raise ValueError(
             f"custom: {what} changes its arguments in place, and others read them: return a new "
@@ -90,10 +119,11 @@ def try_out(
         )
     if not isinstance(made, Tensor):
         raise TypeError(f"custom: {what} returned {type(made).__name__}, not a Tensor")
-    if made.shape != given[0].shape or made.dtype != dtype:
+    shape, dtype = given[0].shape, given[0].dtype
+    if made.shape != shape or made.dtype != dtype:
         raise TypeError(
             f"custom: {what} must keep shape and dtype, and made "
-            f"{made.dtype} {tuple(made.shape)} of {dtype} {tuple(given[0].shape)}"
+            f"{made.dtype} {tuple(made.shape)} of {dtype} {tuple(shape)}"
         )
     if made.requires_grad:
         raise ValueError(

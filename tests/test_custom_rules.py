@@ -276,6 +276,8 @@ BAD = (
     (TypeError, "returned float, not a Tensor", {"sent": lambda g: 1.0}),
     (TypeError, r"keep shape and dtype, and made torch.float32 \(\)", {"sent": lambda g: g.sum()}),
     (TypeError, "must keep shape and dtype, and made torch.bool", {"sent": lambda g: g > 0}),
+    (TypeError, r"made torch.float32 \(1, 3, 2\) of", {"sent": lambda g: g.mean(0, keepdim=True)}),
+    (TypeError, "bad must keep shape", {"sent": lambda g, x: x if g.dim() == 2 else g.sum()}),
     (ValueError, "at most two parameters, got 3", {"parameters": {"a": 1, "b": 2, "c": 3}}),
     (ValueError, "a parameter called 'slope'", {"parameters": {"slope": 1.0}}),
     (TypeError, "a must be a number, not str", {"parameters": {"a": "1"}, "sent": lambda g, a: g}),

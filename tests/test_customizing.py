@@ -226,6 +226,56 @@ def test_what_is_wrong_is_seen_without_gradients_too(mode):
             pyrevgrad.custom("bad", lambda x: LEARNT * x, slope)
 
 
+#: What reads the other elements, or chance.
+NOT_ELEMENTWISE = {
+    "softmax": lambda x: x.softmax(-1),
+    "softmax of the first": lambda x: x.softmax(0),
+    "centred": lambda x: x - x.mean(),
+    "normalised": lambda x: x / x.norm(),
+    "summed": lambda x: x.cumsum(1),
+    "turned": lambda x: x.flip(1),
+    "counted": lambda x: x / x.numel(),
+    "dropped": lambda x: torch.dropout(x, 0.5, True),
+    "noisy": lambda x: x + torch.rand_like(x),
+}
+
+
+@pytest.mark.parametrize("what", ("value", "slope"))
+@pytest.mark.parametrize("named", NOT_ELEMENTWISE)
+def test_what_is_not_elementwise_or_random_is_refused(named, what):
+    functions = {"value": value, "slope": slope, what: NOT_ELEMENTWISE[named]}
+    with pytest.raises(ValueError, match=f"{what} of bad must be elementwise and the same each"):
+        pyrevgrad.custom("bad", **functions)
+    assert "bad" not in customizing.CUSTOM
+
+
+def numerical(x):
+    return (torch.tanh(x + 1e-6) - torch.tanh(x - 1e-6)) / 2e-6
+
+
+#: Elementwise functions that a strict comparison of bits or of finite numbers would refuse.
+ELEMENTWISE = {
+    "kink": lambda x: torch.where(x > 0.4, 2 * x, -x),
+    "step": lambda x: torch.round(torch.tanh(x) * 127) / 127,
+    "nan": lambda x: torch.log(x),
+    "inf": lambda x: torch.where(x > 1, x / 0, x),
+    "rounding": lambda x: torch.expm1(x.float()).to(x.dtype),
+    "difference": numerical,
+    "bessel": lambda x: torch.special.i0e(x) * torch.erf(x),
+    "strided": lambda x: (x.mT.contiguous() * 2).mT,
+}
+
+
+@pytest.mark.parametrize("named", ELEMENTWISE)
+def test_elementwise_functions_of_any_kind_are_taken(named):
+    function = ELEMENTWISE[named]
+    made = pyrevgrad.custom(f"taken_{named}", function, function)
+    x = torch.tensor([[-1.5, 0.7]], requires_grad=True)
+    y = made(x)
+    assert torch.equal(y, function(x.detach())) or named == "nan"
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), x)[0], y.detach(), equal_nan=True)
+
+
 def of_factor(factor):
     return pyrevgrad.custom("scaled_by", lambda x: factor * x, lambda x: 0 * x + factor)
 
@@ -247,6 +297,9 @@ BAD = (
     (TypeError, "value of bad returned float", {"value": lambda x: 1.0}),
     (TypeError, r"must keep shape and dtype, and made torch.float32 \(\)", {"value": torch.sum}),
     (TypeError, "slope of bad must keep shape and dtype", {"slope": lambda x: x > 0}),
+    (TypeError, r"made torch.float32 \(1, 3, 2\) of", {"value": lambda x: x.mean(0, keepdim=True)}),
+    (TypeError, "slope of bad must keep shape", {"slope": lambda x: x.mean(1, keepdim=True)}),
+    (TypeError, "value of bad must keep", {"value": lambda x: x if x.dim() == 2 else x.sum()}),
     (ValueError, "at most two parameters", {"parameters": {"a": 1, "b": 2, "c": 3}}),
     (ValueError, "'lambda' is no Python name", {"parameters": {"lambda": 1.0}}),
     (TypeError, "a parameter of bad must be a string, not int", {"parameters": {1: 1.0}}),
