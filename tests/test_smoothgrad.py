@@ -7,7 +7,13 @@ import torch
 import zoo
 from torch import nn
 
-from pyrevgrad.attribution import GuidedBackprop, Saliency, SmoothGrad
+from pyrevgrad.attribution import (
+    GuidedBackprop,
+    NeuronDeconvolution,
+    NeuronGuidedBackprop,
+    Saliency,
+    SmoothGrad,
+)
 
 
 def network():
@@ -52,3 +58,18 @@ def test_many_maps_in_a_half_type_add_up_to_their_mean(dtype):
     found = SmoothGrad(Saliency(model), samples=500, spread=0.0).attribute(x, 1)
     assert found.dtype == dtype
     assert torch.equal(found, Saliency(model).attribute(x, 1))
+
+
+@pytest.mark.parametrize("neuron", [NeuronGuidedBackprop, NeuronDeconvolution])
+def test_methods_of_neurons_are_smoothed_too(neuron):
+    method, x = neuron(network(), "1"), batch()
+    wanted = method.attribute(x, 3)
+    smooth = SmoothGrad(method, samples=2, spread=0.0)
+    torch.testing.assert_close(smooth.attribute(x, 3), wanted)
+    torch.testing.assert_close(smooth.attribute(x, neuron_selector=3), wanted)
+
+
+def test_what_follows_the_inputs_stands_as_in_the_methods_own_call():
+    model, x = network(), batch()
+    found = SmoothGrad(Saliency(model), samples=2, spread=0.0).attribute(x, 1, False)
+    torch.testing.assert_close(found, Saliency(model).attribute(x, 1, abs=False))

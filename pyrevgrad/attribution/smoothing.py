@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .methods import Attribution
-from .targets import Inputs, Target, as_tuple
+from .targets import Inputs, as_tuple
 
 
 class SmoothGrad(Attribution):
@@ -58,14 +58,8 @@ class SmoothGrad(Attribution):
         self.method, self.samples, self.spread = method, samples, spread
         self.seed, self.progress = seed, progress
 
-    def attribute(
-        self,
-        inputs: Inputs,
-        target: Target = None,
-        additional_forward_args: Any = None,
-        **options: Any,
-    ) -> Any:
-        """As the method's own `attribute`, whose `options` are passed on."""
+    def attribute(self, inputs: Inputs, *chosen: Any, **options: Any) -> Any:
+        """As the method's own `attribute`, which gets the rest, a target or neuron, as it is."""
         given = as_tuple(inputs)
         noise = [torch.Generator(x.device).manual_seed(self.seed + i) for i, x in enumerate(given)]
         sums: list[Tensor] = []
@@ -74,12 +68,8 @@ class SmoothGrad(Attribution):
                 x + self._width(x) * _standard_normal(x, own)
                 for x, own in zip(given, noise, strict=True)
             )
-            found = self.method.attribute(
-                noisy if isinstance(inputs, tuple) else noisy[0],
-                target=target,
-                additional_forward_args=additional_forward_args,
-                **options,
-            )
+            at = noisy if isinstance(inputs, tuple) else noisy[0]
+            found = self.method.attribute(at, *chosen, **options)
             parts = found if isinstance(found, tuple) else (found,)
             dtypes = [part.dtype for part in parts]
             wide = [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
