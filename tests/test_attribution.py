@@ -195,6 +195,17 @@ def test_neurons_and_layers():
         GuidedBackprop(model, layer=nn.Linear(1, 1))
 
 
+def test_a_layer_of_one_number_a_sample_is_explained_without_a_target():
+    model = nn.Sequential(
+        nn.Linear(4, 1), nn.Flatten(0), nn.ReLU(), nn.Unflatten(0, (-1, 1))
+    ).double()
+    x = torch.randn(5, 4).double()
+    found = GuidedBackprop(model, layer="2").attribute(x)
+    on = model[0](x) > 0
+    torch.testing.assert_close(found, on * model[0].weight.detach())
+    assert torch.equal(NeuronGuidedBackprop(model, "2").attribute(x, ()), found)
+
+
 def test_everything_is_left_as_it_was_and_a_second_call_gives_the_same():
     model = nn.Sequential(
         nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Dropout(0.5),

@@ -79,3 +79,19 @@ def test_targets_and_errors():
     assert len(check.layers) == 3
     with pytest.raises(ValueError, match="no layer with parameters ran"):
         sanity_check(nn.ReLU(), torch.randn(2, 1), method=Saliency)
+
+
+def test_inputs_of_one_number_a_sample():
+    class Wide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.head = nn.Linear(1, 9), nn.Linear(9, 2)
+
+        def forward(self, x):
+            return self.head(torch.relu(self.first(x.reshape(-1, 1))))
+
+    x, model = torch.randn(6), Wide()
+    check = sanity_check(model, x, target=1)
+    assert check == sanity_check(model, x[:, None], target=1)
+    assert check.layers == ["head", "first"]

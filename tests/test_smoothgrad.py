@@ -73,3 +73,14 @@ def test_what_follows_the_inputs_stands_as_in_the_methods_own_call():
     model, x = network(), batch()
     found = SmoothGrad(Saliency(model), samples=2, spread=0.0).attribute(x, 1, False)
     torch.testing.assert_close(found, Saliency(model).attribute(x, 1, abs=False))
+
+
+def test_samples_of_one_number_have_no_range():
+    x = torch.randn(6)
+    model = zoo.Layer(lambda x: x**3)
+    found = SmoothGrad(Saliency(model), samples=2).attribute(x)
+    torch.testing.assert_close(found, 3 * x**2)
+    torch.testing.assert_close(
+        found, SmoothGrad(Saliency(model), samples=2).attribute(x[:, None])[:, 0]
+    )
+    assert SmoothGrad(Saliency(model), samples=2).attribute(x[:0]).shape == (0,)

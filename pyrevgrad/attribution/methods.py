@@ -32,6 +32,7 @@ from .targets import (
     kept_output,
     last_of,
     recording,
+    rows,
     selected,
     values,
 )
@@ -207,7 +208,7 @@ class ModifiedGradient(Attribution):
 
         def select(value: Any) -> Tensor:
             if self.layer is not None and target is None:
-                return value.flatten(1).sum(1)
+                return rows(value).sum(1)
             return selected(value, target)
 
         return self.map_of(select, inputs, additional_forward_args, create_graph)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..swapping.sites import table
 from ..swapping.verification import as_found
 from .methods import GuidedBackprop, Saliency
-from .targets import Inputs, Target, as_tuple, extra_arguments
+from .targets import Inputs, Target, as_tuple, extra_arguments, rows
 
 SOURCES = (
     "Adebayo et al. 2018 (arXiv 1810.03292); of the test itself, critical: Yona & Greenfeld 2021 "
@@ -179,7 +179,7 @@ def _map(
     """The maps of all inputs as one row for each sample, in float64."""
     found = method(model).attribute(inputs, target=target, additional_forward_args=extra)
     parts = found if isinstance(found, tuple) else (found,)
-    return torch.cat([part.detach().flatten(1).double() for part in parts], 1)
+    return torch.cat([rows(part.detach()).double() for part in parts], 1)
 
 
 @contextmanager

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from .methods import Attribution
-from .targets import Inputs, as_tuple
+from .targets import Inputs, as_tuple, rows
 
 
 class SmoothGrad(Attribution):
     """The mean map over noisy inputs (Smilkov et al. 2017, arXiv 1706.03825, section 3.1).
 
-    ``M̂(x) = 1/n Σ M(x + N(0, σ²))`` with ``σ = spread·(max x − min x)`` of each sample. Maps in
-    half types are added up in float32.
+    ``M̂(x) = 1/n Σ M(x + N(0, σ²))`` with ``σ = spread·(max x − min x)`` of each sample: one of a
+    single number has no range and gets no noise. Maps in half types are added up in float32.
 
     Parameters
     ----------
@@ -88,9 +88,9 @@ class SmoothGrad(Attribution):
         return tqdm(rounds, unit="map", desc="SmoothGrad")
 
     def _width(self, x: Tensor) -> Tensor:
-        rows = x.detach().flatten(1)
-        width = self.spread * (rows.amax(1) - rows.amin(1))
-        return width.reshape(-1, *[1] * (x.dim() - 1))
+        of = rows(x.detach())
+        width = self.spread * (of.amax(1) - of.amin(1))
+        return width.reshape(x.shape[:1] + (1,) * (x.dim() - 1))
 
 
 def _standard_normal(x: Tensor, own: torch.Generator) -> Tensor:

@@ -55,6 +55,11 @@ def values(x: Tensor) -> Tensor:
     return x.clone() if x.is_inference() else x.detach()
 
 
+def rows(x: Tensor) -> Tensor:
+    """`x` with one row for each sample, of one number where (n,) is all its shape."""
+    return x.flatten(1) if x.dim() > 1 else x.reshape(-1, 1)
+
+
 @contextmanager
 def recording() -> Any:
     """A block in which autograd records, also inside ``no_grad`` and ``inference_mode``."""
@@ -121,8 +126,8 @@ def _from_tensor(target: Tensor, samples: int) -> int | list[int]:
 
 def _at(output: Tensor, places: list[Any]) -> Tensor:
     shape = tuple(output.shape[1:])
-    rows = [place if isinstance(place, tuple) else (place,) for place in places]
-    for row in rows:
+    indices = [place if isinstance(place, tuple) else (place,) for place in places]
+    for row in indices:
         shown = row[0] if len(row) == 1 else row
         if len(row) != len(shape):
             raise ValueError(
@@ -133,7 +138,7 @@ def _at(output: Tensor, places: list[Any]) -> Tensor:
             if not -size <= index < size:
                 raise ValueError(f"target {shown} is out of range for outputs of shape {shape}")
     sample = torch.arange(len(output), device=output.device)
-    columns = [torch.tensor(column, device=output.device) for column in zip(*rows, strict=True)]
+    columns = [torch.tensor(column, device=output.device) for column in zip(*indices, strict=True)]
     place = (sample, *columns)
     return output[place]
 
