@@ -38,6 +38,13 @@ def test_layers_are_randomised_from_the_output_down_in_the_order_they_run():
     assert other.cosines != check.cosines
 
 
+def test_it_gives_the_same_in_inference_mode():
+    model, x = Net(), torch.randn(5, 10)
+    with torch.inference_mode():
+        found = sanity_check(model, x.clone())
+    assert found == sanity_check(model, x)
+
+
 def test_guided_backpropagation_forgets_less_than_the_gradient():
     check = sanity_check(Net(), torch.randn(50, 10))
     assert check.cosines["GuidedBackprop"][0] > 0.3 > abs(check.cosines["plain gradient"][0])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..swapping.sites import table
 from ..swapping.verification import as_found
 from .methods import GuidedBackprop, Saliency
-from .targets import Inputs, Target, as_tuple, extra_arguments, rows
+from .targets import Inputs, Target, as_tuple, extra_arguments, recording, rows
 
 SOURCES = (
     "Adebayo et al. 2018 (arXiv 1810.03292); of the test itself, critical: Yona & Greenfeld 2021 "
@@ -147,7 +147,9 @@ def sanity_check(
         name: method,
         "plain gradient": lambda m: _Signed(Saliency(m)),
     }
-    changed = copy.deepcopy(model)
+    # A copy that is made in inference mode cannot be recorded.
+    with recording():
+        changed = copy.deepcopy(model)
     before = {key: _map(one, model, inputs, target, additional_forward_args) for key, one in
               made.items()}  # fmt: skip
     check = SanityCheck(cosines={key: [] for key in made}, ranks={key: [] for key in made})
