@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -30,6 +32,12 @@ def gray():
     return model
 
 seen = []
+
+def heard():
+    seen.clear()
+    model = plain()
+    model.register_forward_pre_hook(lambda module, args: seen.append(module) if not seen else None)
+    return model
 
 def with_preprocess():
     return plain(), lambda image: torch.ones(3, 9, 9) * image.size[0]
@@ -104,8 +112,6 @@ def test_size_mean_std_and_preprocess(folder):
 
 
 def test_sixteen_bit_greyscale_is_read_whole(folder):
-    import sys
-
     values = np.arange(120, dtype=np.uint16).reshape(12, 10) + 30000
     Pillow.fromarray(values).save(folder / "deep.png")
     assert explain(folder, "gray", "--gray", image="deep.png")[0] == 0
@@ -114,15 +120,72 @@ def test_sixteen_bit_greyscale_is_read_whole(folder):
                                atol=0)  # fmt: skip
 
 
-def test_weights_are_loaded_safely(folder, capsys):
-    model = nn.Sequential(
+def network():
+    return nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
     )
-    torch.save(model.state_dict(), folder / "weights.pt")
-    assert explain(folder, "plain", "--weights", str(folder / "weights.pt"))[0] == 0
-    torch.save(model, folder / "pickled.pt")
-    assert explain(folder, "plain", "--weights", str(folder / "pickled.pt"))[0] == 2
-    assert "does not fit: UnpicklingError" in capsys.readouterr().err
+
+
+def weighed(folder, saved):
+    """The status of a command whose weights are `saved`, and the weights that it explained."""
+    torch.save(saved, folder / "weights.pt")
+    status, _ = explain(folder, "heard", "--weights", str(folder / "weights.pt"))
+    return status, [module.state_dict() for module in sys.modules["explained_model"].seen]
+
+
+def test_weights_are_loaded_safely(folder, capsys):
+    state = network().state_dict()
+    status, (found,) = weighed(folder, state)
+    assert status == 0 and all(torch.equal(found[key], state[key]) for key in state)
+    assert weighed(folder, network())[0] == 2
+    error = capsys.readouterr().err
+    assert "holds more than tensors, such as a whole model; save model.state_dict()" in error
+    assert "\x1b" not in error
+
+
+#: How training scripts save a state_dict, and what is said where it is loaded.
+SAVED = {
+    "under state_dict": (lambda s: {"state_dict": s, "epoch": 3}, ["under 'state_dict'"]),
+    "under model": (lambda s: {"model": s, "optimizer": {}}, ["under 'model'"]),
+    "under model_state_dict": (lambda s: {"model_state_dict": s}, ["under 'model_state_dict'"]),
+    "of DataParallel": (lambda s: nn.DataParallel(s).state_dict(), ["'module.' is left out"]),
+    "compiled": (lambda s: {f"_orig_mod.{k}": v for k, v in s.items()}, ["'_orig_mod.' is left"]),
+    "all of it": (
+        lambda s: {"state_dict": {f"module._orig_mod.{k}": v for k, v in s.items()}},
+        ["under 'state_dict'", "'module.' is left out", "'_orig_mod.' is left out"],
+    ),
+}
+
+
+@pytest.mark.parametrize("how", SAVED)
+def test_weights_as_training_scripts_save_them_are_taken_and_said(folder, how, capsys):
+    model = network()
+    save, said = SAVED[how]
+    status, (found,) = weighed(folder, save(model if "Data" in how else model.state_dict()))
+    printed = capsys.readouterr().out
+    assert status == 0 and all(sentence in printed for sentence in said)
+    assert all(torch.equal(found[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        (lambda: nn.Linear(4, 3).state_dict(),
+         "it lacks 4 of the model's 4 keys, as '0.weight', and the model has none of 2 of its "
+         "keys, as 'weight'"),
+        (lambda: network()[:1].state_dict(), "it lacks 2 of the model's 4 keys, as '4.weight'\n"),
+        (lambda: nn.Sequential(*network(), nn.Linear(3, 3)).state_dict(),
+         "does not fit: the model has none of 2 of its keys, as '5.weight'\n"),
+        (lambda: {**network().state_dict(), "4.bias": torch.ones(2)},
+         "size mismatch for 4.bias: copying a param with shape torch.Size([2])"),
+        (lambda: [torch.ones(2)], "holds no state_dict but a list"),
+        (lambda: {"state_dict": {0: torch.ones(2)}}, "holds no state_dict but a dict"),
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_fit_get_the_first_key_that_does_not(folder, saved, message, capsys):
+    assert weighed(folder, saved())[0] == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -142,6 +205,7 @@ def test_weights_are_loaded_safely(folder, capsys):
         ("plain", ("--std", "0"), "photo.png", "--std must not be 0"),
         ("plain", ("--mean", "1,2"), "photo.png", "--mean must have 1 or 3 numbers, got 2"),
         ("plain", ("--weights", "no.pt"), "photo.png", "--weights: there is no file no.pt"),
+        ("plain", ("--weights", __file__), "photo.png", "test_explain.py is broken or holds more"),
     ],
 )
 def test_what_is_broken_gets_a_sentence(folder, function, options, image, message, capsys):
@@ -250,8 +314,6 @@ def test_numbers_of_unknown_scale_are_refused(folder, numbers, message):
 
 
 def test_a_preprocess_is_given_all_bits_of_a_deep_grey_image(folder):
-    import sys
-
     deep = np.arange(120, dtype=np.uint16).reshape(12, 10) + 30000
     for values, mode, scale in ((deep, "F", 65535), ((deep % 256).astype(np.uint8), "L", 1)):
         Pillow.fromarray(values).save(folder / "grey.png")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import pickle
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,7 +48,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--model", metavar="FILE.py:FUNCTION", help="returns the model, or (model, preprocess)")
-    add("--weights", type=Path, help="a state_dict, loaded with weights_only=True")
+    add("--weights", type=Path, help="a file with a state_dict, loaded with weights_only=True")
     add("--image", type=Path, help="any format of Pillow's; a digit of the data if not given")
     add("--method", choices=METHODS, default="guided", help="default: %(default)s")
     add("--target", type=int, help="the output to explain; the highest if not given")
@@ -117,18 +116,10 @@ def load_model(place: str, weights: Path | None) -> tuple[nn.Module, Callable[..
             f"{type(made).__name__}"
         )
     if weights is not None:
-        _load_weights(model, weights)
+        from .weights import load
+
+        load(model, weights)
     return model.eval(), preprocess
-
-
-def _load_weights(model: nn.Module, path: Path) -> None:
-    if not path.is_file():
-        raise ExplainError(f"--weights: there is no file {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
-        raise ExplainError(f"--weights: {path} does not fit: {_sentence(error)}") from error
 
 
 def _sentence(error: BaseException) -> str:
