@@ -170,7 +170,7 @@ def constants_of(function: Any) -> dict[str, Any]:
 
 def same(one: Any, other: Any) -> bool:
     """Whether two arguments are the same; functions where they do the same with the same things,
-    wherever they stand, as where a notebook's cell runs again."""
+    wherever they stand, as where a notebook's cell runs again; layers where they hold the same."""
     return _same(one, other, set())
 
 
@@ -208,6 +208,9 @@ def _same_value(one: Any, other: Any, met: set[tuple[int, int]]) -> bool:
         return _same((one.real, one.imag), (other.real, other.imag), met)
     if type(one) in (Tensor, torch.nn.Parameter):
         return _same_tensor(one, other)
+    if isinstance(one, torch.nn.Module):
+        # One class, so what it computes is in what it holds: numbers, hooks, tensors, layers.
+        return _same(vars(one), vars(other), met)
     if type(one).__name__ == "constexpr" and hasattr(one, "value"):
         return _same(one.value, other.value, met)
     # What is left compares as it will, a function of C by what it is bound to.

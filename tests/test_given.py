@@ -121,6 +121,51 @@ def test_bound_methods_and_partials_are_compared_by_their_parts():
     assert made[0] is made[1]
 
 
+class Power(torch.nn.Module):
+    def __init__(self, power):
+        super().__init__()
+        self.power = power
+        self.register_buffer("factor", torch.tensor(2.0))
+
+    def forward(self, x):
+        return self.factor * x**self.power
+
+
+def test_layers_are_the_same_where_class_and_contents_are():
+    nn = torch.nn
+    makers = (
+        nn.Softplus,
+        lambda: nn.Softplus(beta=2.0),
+        lambda: nn.Hardtanh(-2.0, 2.0),
+        lambda: nn.Sequential(nn.Tanh(), nn.LeakyReLU(0.1)),
+        lambda: nn.Sequential(nn.Tanh(), nn.LeakyReLU(0.2)),
+        lambda: Power(2),
+        lambda: Power(3),
+    )
+    for i, make in enumerate(makers):
+        assert [same(make(), other()) for other in makers] == [i == j for j in range(len(makers))]
+    changed = Power(2)
+    changed.factor.fill_(3.0)
+    assert not same(changed, Power(2))
+    hooked = nn.Softplus()
+    hooked.register_forward_hook(lambda module, args, y: 2 * y)
+    assert not same(hooked, nn.Softplus())
+
+
+def test_a_cell_of_layers_that_runs_again_gives_the_function_that_is_there():
+    made = [
+        pyrevgrad.custom("softplus_of_layers", torch.nn.Softplus(), torch.nn.Sigmoid())
+        for _ in range(2)
+    ]
+    assert made[0] is made[1]
+    with pytest.raises(ValueError, match="choose another name, or pass replace=True"):
+        pyrevgrad.custom("softplus_of_layers", torch.nn.Softplus(2.0), torch.nn.Sigmoid())
+    steeper = pyrevgrad.custom(
+        "softplus_of_layers", torch.nn.Softplus(2.0), torch.nn.Sigmoid(), replace=True
+    )
+    assert steeper(torch.zeros(())).item() == pytest.approx(math.log(2) / 2)
+
+
 class LikeTritons:
     """What is asked of a ``@triton.jit`` function: its arguments, and Python's function inside."""
 
