@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from .given import (
     check_triton,
     constants_of,
     made_before,
+    positional,
     try_out,
 )
 from .reference import eager
@@ -107,7 +109,8 @@ def custom(
     ------
     TypeError
         An argument of the wrong type; functions that do not keep shape and dtype; Triton functions
-        that are no ``@triton.jit`` functions of as many arguments.
+        that are no ``@triton.jit`` functions of as many arguments; the same parameters by name in
+        another order.
     ValueError
         A name that is no Python name, that is taken, or more than two parameters; functions that
         are not elementwise, or random, as far as a few numbers show.
@@ -141,6 +144,7 @@ def custom(
     found = made_before(_MADE, name, given, repr(name), replace)
     if found is not None:
         return found
+    _check_order(name, tuple(numbers), (value, slope), pair)
     row = dataclasses.replace(row, points=_points(row, value, slope), rectifier=bool(rectifier))
     if triton is not None:
         takes = "x and the parameters"
@@ -203,6 +207,23 @@ def _points(row: Activation, value: Function, slope: Function) -> Any:
         check_elementwise(named, function, numbers)
         columns.append(y.flatten().tolist())
     return tuple(zip(*columns, strict=True))
+
+
+def _check_order(
+    name: str, numbers: tuple[str, ...], functions: tuple[Any, ...], pair: tuple[Any, ...]
+) -> None:
+    """TypeError where two name the same parameters in another order, since a call has no names."""
+    named = {"parameters": numbers}
+    for kind, given in (("", functions), ("Triton's ", pair)):
+        for what, function in zip(("value", "slope"), given, strict=False):
+            taken = positional(function) or ()
+            named[kind + what] = tuple(taken[1 : 1 + len(numbers)])
+    for (one, order), (other, reordered) in itertools.combinations(named.items(), 2):
+        if order != reordered and sorted(order) == sorted(reordered):
+            raise TypeError(
+                f"custom: parameters of {name} go by position: {one} has them as "
+                f"{', '.join(order)}, and {other} as {', '.join(reordered)}"
+            )
 
 
 def _pair(name: str, functions: object) -> tuple[Any, ...]:

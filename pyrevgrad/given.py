@@ -6,6 +6,7 @@ Imports nothing of ours.
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 from dataclasses import dataclass
 from keyword import iskeyword
@@ -148,6 +149,15 @@ def check_triton(what: str, function: Any, arguments: int, takes: str) -> None:
 def _triton(function: Any) -> Any:
     """The Python function inside Triton's, which is what it computes; else `function`."""
     return function.fn if hasattr(function, "arg_names") and hasattr(function, "fn") else function
+
+
+def positional(function: Any) -> list[str] | None:
+    """The names of what `function` takes by position; None where it does not tell."""
+    try:
+        taken = inspect.signature(_triton(function)).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    return [p.name for p in taken if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
 def constants_of(function: Any) -> dict[str, Any]:

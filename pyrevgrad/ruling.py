@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,13 +14,12 @@ from torch import Tensor
 from . import backends, rules, triton_backend
 from .activations import Parameter
 from .custom_rules import CUSTOM_RULES, READABLE, CustomRule
-from .given import Made, check_name, check_triton, constants_of, made_before, try_out
+from .given import Made, check_name, check_triton, constants_of, made_before, positional, try_out
 from .reference import eager
 from .rules import Rule
 
 Function = Callable[..., Tensor]
 _POINTS = (-1.5, 0.0, 0.7, float("nan"), float("inf"))
-_KINDS = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 _MADE: dict[str, Made] = {}
@@ -164,10 +162,9 @@ def _row(name: str, sent: object, numbers: Mapping[str, float], text: str | None
             raise ValueError(f"custom: {name} cannot have a parameter called {parameter!r}")
     if not (text is None or isinstance(text, str)):
         raise TypeError(f"custom: text of {name} must be a string, not {type(text).__name__}")
-    try:
-        taken = [p.name for p in inspect.signature(sent).parameters.values() if p.kind in _KINDS]
-    except (TypeError, ValueError):
-        raise TypeError(f"custom: {name} does not tell its arguments; wrap it in a def") from None
+    taken = positional(sent)
+    if taken is None:
+        raise TypeError(f"custom: {name} does not tell its arguments; wrap it in a def")
     reads = _reads(name, taken, tuple(numbers))
     listed = tuple(
         Parameter(key, Parameter(key, 0.0).check(name, number)) for key, number in numbers.items()

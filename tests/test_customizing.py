@@ -276,6 +276,18 @@ def test_elementwise_functions_of_any_kind_are_taken(named):
     torch.testing.assert_close(torch.autograd.grad(y.sum(), x)[0], y.detach(), equal_nan=True)
 
 
+def test_parameters_may_have_names_of_their_own_in_each_function():
+    made = pyrevgrad.custom(
+        "line_of",
+        lambda x, a, b: a * x + b,
+        lambda x, k, *_: 0 * x + k,
+        parameters={"slope": 3.0, "offset": 1.0},
+    )
+    x = torch.tensor([2.0], requires_grad=True)
+    y = made(x)
+    assert y.item() == 7.0 and torch.autograd.grad(y, x)[0].item() == 3.0
+
+
 def of_factor(factor):
     return pyrevgrad.custom("scaled_by", lambda x: factor * x, lambda x: 0 * x + factor)
 
@@ -309,6 +321,18 @@ BAD = (
     (ValueError, "slope of bad reads a tensor that requires grad", {"slope": lambda x: LEARNT + x}),
     (TypeError, "a must be a number, not str", {"parameters": {"a": "1"}}),
     (TypeError, "text of bad must be two strings", {"text": "x"}),
+    (
+        TypeError,
+        "parameters of bad go by position: value has them as a, b, and slope as b, a",
+        {"value": lambda x, a, b: a * x + b, "slope": lambda x, b, a: 0 * x + a}
+        | {"parameters": {"low": 1.0, "high": 2.0}},
+    ),
+    (
+        TypeError,
+        "parameters has them as b, a, and value as a, b",
+        {"value": lambda x, a, b: a * x + b, "slope": lambda x, a, b: 0 * x + a}
+        | {"parameters": {"b": 1.0, "a": 2.0}},
+    ),
     (TypeError, "triton of bad must be the pair", {"triton": value}),
     (TypeError, "must be a @triton.jit function", {"triton": (value, slope)}),
 )
