@@ -84,6 +84,8 @@ def test_targets_and_errors():
     model = Net()
     check = sanity_check(model, torch.randn(4, 10), target=[0, 1, 2, 0], method=GuidedBackprop)
     assert len(check.layers) == 3
+    with pytest.raises(TypeError, match=r"method must make an .*; got an object of Saliency"):
+        sanity_check(model, torch.randn(4, 10), method=Saliency(model))
     with pytest.raises(ValueError, match="no layer with parameters ran"):
         sanity_check(nn.ReLU(), torch.randn(2, 1), method=Saliency)
 

@@ -39,6 +39,10 @@ def test_smoothgrad_is_the_mean_over_seeded_noise():
     assert torch.equal(method.attribute(x, 1), found)
     with pytest.raises(ValueError, match="samples must be >= 1, got 0"):
         SmoothGrad(method, samples=0)
+    with pytest.raises(TypeError, match="samples must be a whole number, not float"):
+        SmoothGrad(method, samples=3.0)
+    with pytest.raises(ValueError, match="spread must not be NaN"):
+        SmoothGrad(method, spread=float("nan"))
     with pytest.raises(ValueError, match="spread must be >= 0"):
         SmoothGrad(method, spread=-1)
 

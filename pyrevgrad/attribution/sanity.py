@@ -127,7 +127,9 @@ def sanity_check(
     ------
     ValueError
         No layer with parameters ran.
-    SwapError, TypeError
+    TypeError
+        `method` makes nothing, as an attribution that was made already.
+    SwapError
         As the method.
 
     Examples
@@ -138,6 +140,11 @@ def sanity_check(
     >>> check.layers
     ['2', '0']
     """
+    if not callable(method):
+        raise TypeError(
+            "method must make an attribution of each model, as a class of pyrevgrad.attribution or "
+            f"a function does; got an object of {type(method).__name__}"
+        )
     given, extra = as_tuple(inputs), extra_arguments(additional_forward_args)
     order, output = _run_order(model, given, extra)
     if target is None and output.dim() == 2 and output.shape[1] > 1:

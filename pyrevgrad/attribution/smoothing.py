@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_finite, is_whole
 from .methods import Attribution
 from .targets import Inputs, as_tuple, rows
 
@@ -32,8 +33,8 @@ class SmoothGrad(Attribution):
 
     Raises
     ------
-    ValueError
-        `samples` < 1 or `spread` < 0.
+    TypeError, ValueError
+        `samples` is no whole number or < 1, `spread` no finite number or < 0.
 
     Examples
     --------
@@ -51,9 +52,11 @@ class SmoothGrad(Attribution):
         seed: int = 0,
         progress: bool = False,
     ) -> None:
+        if not is_whole(samples):
+            raise TypeError(f"samples must be a whole number, not {type(samples).__name__}")
         if samples < 1:
             raise ValueError(f"samples must be >= 1, got {samples}")
-        if spread < 0:
+        if check_finite("spread", spread) < 0:
             raise ValueError(f"spread must be >= 0, got {spread}")
         self.method, self.samples, self.spread = method, samples, spread
         self.seed, self.progress = seed, progress
