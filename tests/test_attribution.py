@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ import zoo
 from torch import nn
 
 import pyrevgrad
-from pyrevgrad import GUIDED, SwapError, attribution, guided
+from pyrevgrad import SwapError, attribution, guided
 from pyrevgrad.attribution import (
     Deconvolution,
     GuidedBackprop,
@@ -20,7 +21,6 @@ from pyrevgrad.attribution import (
     NeuronGuidedBackprop,
     RectGrad,
     Saliency,
-    jacobian,
 )
 
 
@@ -62,6 +62,12 @@ TARGETS = {
     "list of tuples": ([(0,), (3,), (1,)], lambda y: y[torch.arange(3), torch.tensor([0, 3, 1])]),
     "tensor": (torch.tensor([2, 2, 0]), lambda y: y[torch.arange(3), torch.tensor([2, 2, 0])]),
     "tensor of one": (torch.tensor(3), lambda y: y[:, 3]),
+    "NumPy's int": (np.int64(3), lambda y: y[:, 3]),
+    "array": (np.array([0, 3, 1])[::-1], lambda y: y[torch.arange(3), torch.tensor([1, 3, 0])]),
+    "list of tensors": (
+        [torch.tensor(2), torch.tensor(2), torch.tensor(0)],
+        lambda y: y[torch.arange(3), torch.tensor([2, 2, 0])],
+    ),
 }
 
 
@@ -100,6 +106,13 @@ def test_a_target_of_several_dimensions_and_none():
         (torch.tensor([1.0]), TypeError, "must hold integers"),
         ("cat", TypeError, "target must be None, an int"),
         (True, TypeError, "not bool"),
+        ([True] * 3, TypeError, "target must be made of ints, got True"),
+        ([1.0] * 3, TypeError, "target must be made of ints, got 1.0"),
+        ((1.0,), TypeError, "target must be made of ints, got 1.0"),
+        ((slice(None),), TypeError, r"target must be made of ints, got slice\(None"),
+        (torch.tensor([True] * 3), TypeError, r"must hold integers, got torch\.bool"),
+        (np.array([0.5] * 3), TypeError, r"must hold integers, got torch\.float64"),
+        (np.array([1, 2]), ValueError, "must have one element or 3"),
     ],
 )
 def test_a_target_that_does_not_fit(target, error, message):
@@ -333,47 +346,6 @@ def test_guided_gradcam_is_its_formula(mode):
     assert by_input.shape == (3, 1, 6, 6) and not torch.equal(by_input, coarse)
     with pytest.raises(ValueError, match="has channels and places"):
         GuidedGradCam(model, "head").attribute(x, 1)
-
-
-# Jacobians.
-
-
-def test_the_jacobian_of_one_column_and_of_all():
-    model, x = Convolutions(), batch()
-    plain = jacobian(model, x)
-    guided_ = jacobian(model, x, rule=GUIDED)
-    assert plain.shape == guided_.shape == (3, 4, 2, 6, 6)
-    for column in range(4):
-        saliency = Saliency(model).attribute(x, column, abs=False)
-        torch.testing.assert_close(plain[:, column], saliency)
-        torch.testing.assert_close(jacobian(model, x, column), saliency)
-        modified = GuidedBackprop(model).attribute(x, column)
-        torch.testing.assert_close(guided_[:, column], modified)
-        torch.testing.assert_close(jacobian(model, x, (column,), rule=GUIDED), modified)
-    chunked = jacobian(model, x, rule=GUIDED, chunk_size=1)
-    torch.testing.assert_close(chunked, guided_)
-    assert type(model) is Convolutions
-
-
-def test_a_jacobian_that_cannot_be():
-    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
-    x = torch.randn(2, 4)
-    with pytest.raises(ValueError, match="output 3 is out of range"):
-        jacobian(model, x, 3)
-    with pytest.raises(ValueError, match="does not index outputs of shape"):
-        jacobian(model, x, (1, 2))
-    with pytest.raises(TypeError, match="floating point tensor of shape"):
-        jacobian(model, x.long())
-    several = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
-    several.register_forward_hook(lambda module, args, y: {"logits": y})
-    with pytest.raises(TypeError, match="not dict: wrap it in a module"):
-        jacobian(several, x, 0)
-    with pytest.raises(TypeError, match="not dict: wrap it in a module"):
-        GuidedBackprop(several).attribute(x, 0)
-    with pytest.raises(ValueError, match="as many samples as x"):
-        jacobian(nn.Flatten(0), x)
-    with pytest.raises(SwapError, match="replaced no activation"):
-        jacobian(model, x, 0, rule=GUIDED)
 
 
 # All of them.

@@ -5,6 +5,7 @@ Imports the swap, the targets and torch.func.
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from ..rules import Rule
 from ..swapping import Swap
 from ..swapping.verification import as_found
-from .targets import recording, values
+from .targets import recording, values, whole
 
 
 def jacobian(
@@ -88,10 +89,11 @@ def jacobian(
 
 def _columns(y: Tensor, shape: tuple[int, ...], output: int | tuple[int, ...] | None) -> Tensor:
     """The gradients that go back: one-hot in each sample's output, the same for all samples."""
-    size = y[0].numel()
+    size = math.prod(shape)
     eye = torch.eye(size, dtype=y.dtype, device=y.device)
     if output is not None:
-        index = output if isinstance(output, tuple) else (output,)
+        given = output if isinstance(output, tuple) else (output,)
+        index = tuple(whole("output", part) for part in given)
         if len(index) != len(shape):
             raise ValueError(f"output {output} does not index outputs of shape {shape}")
         for place, length in zip(index, shape, strict=True):

@@ -1,18 +1,21 @@
 """What is explained: inputs as leaves of their own, and the outputs that a target selects.
 
-Captum's conventions of targets. Imports torch.
+Captum's conventions of targets. Imports torch and numpy.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-Target = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]] | None
+_Numpy = np.ndarray[Any, Any] | np.integer[Any]
+Target = int | tuple[int, ...] | Tensor | list[int] | list[tuple[int, ...]] | _Numpy | None
 Inputs = Tensor | tuple[Tensor, ...]
 Neurons = int | tuple[int | slice, ...] | Callable[[Tensor], Tensor]
 
@@ -76,7 +79,8 @@ def selected(output: Any, target: Target) -> Tensor:
         (n, …).
     target : None, int, tuple of int, Tensor, list of int or list of tuple
         None where each sample has one output. An int or a tuple indexes every sample's output
-        alike; a tensor or a list holds one int, or one tuple, for each sample.
+        alike; a tensor or a list holds one int, or one tuple, for each sample. NumPy's integers
+        and arrays are ints and tensors.
 
     Raises
     ------
@@ -90,6 +94,9 @@ def selected(output: Any, target: Target) -> Tensor:
         )
     if output.dim() == 0:
         output = output.reshape(1)
+    if isinstance(target, np.ndarray | np.generic):
+        # A copy, since an array that is read backwards makes no tensor.
+        target = torch.as_tensor(target.copy())
     if isinstance(target, Tensor):
         target = _from_tensor(target, len(output))
     if target is None:
@@ -112,7 +119,7 @@ def selected(output: Any, target: Target) -> Tensor:
 
 
 def _from_tensor(target: Tensor, samples: int) -> int | list[int]:
-    if target.is_floating_point() or target.is_complex():
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
         raise TypeError(f"a tensor target must hold integers, got {target.dtype}")
     if target.numel() == 1:
         return int(target.item())
@@ -124,9 +131,20 @@ def _from_tensor(target: Tensor, samples: int) -> int | list[int]:
     return [int(index) for index in target.tolist()]
 
 
+def whole(what: str, index: Any) -> int:
+    """`index` as an int; TypeError where it is none, with `what` it is of."""
+    try:
+        if not isinstance(index, bool):
+            return operator.index(index)
+    except TypeError:
+        pass
+    raise TypeError(f"{what} must be made of ints, got {index!r}")
+
+
 def _at(output: Tensor, places: list[Any]) -> Tensor:
     shape = tuple(output.shape[1:])
-    indices = [place if isinstance(place, tuple) else (place,) for place in places]
+    given = [place if isinstance(place, tuple) else (place,) for place in places]
+    indices = [tuple(whole("target", part) for part in row) for row in given]
     for row in indices:
         shown = row[0] if len(row) == 1 else row
         if len(row) != len(shape):
