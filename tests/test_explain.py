@@ -233,6 +233,24 @@ def test_an_option_that_would_do_nothing_is_refused(options, message, tmp_path, 
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("given", ["a", "1,,2", "", "nan", "0.5;0.5"])
+def test_mean_and_std_say_what_they_take(given, capsys):
+    for option in ("--mean", "--std"):
+        with pytest.raises(SystemExit):
+            __main__.main(["explain", option, given])
+        message = f"argument {option}: {given!r} is no number, nor one for each channel as 0.485,"
+        assert message in capsys.readouterr().err
+
+
+def test_the_folder_of_the_picture_is_made_or_refused(folder, capsys):
+    options = ["explain", "--model", f"{folder}/model.py:plain", "--image", f"{folder}/photo.png"]
+    out = folder / "maps" / "today" / "map.png"
+    assert __main__.main([*options, "--out", str(out)]) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert __main__.main([*options, "--out", f"{folder}/photo.png/map.png"]) == 2
+    assert "photo.png cannot be made a folder: " in capsys.readouterr().err
+
+
 def test_a_cure_that_this_command_has_not_is_one_in_python():
     from pyrevgrad.explaining import _advised
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import attribution
+from ..checks import make_folder
 
 if TYPE_CHECKING:
     from .images import Image
@@ -36,7 +38,15 @@ class ExplainError(Exception):
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not (numbers and all(map(math.isfinite, numbers))):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number, nor one for each channel as 0.485,0.456,0.406"
+        )
+    return numbers
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -175,6 +185,7 @@ def run(options: argparse.Namespace) -> int:
     if not found.isfinite().all():
         raise ExplainError("the map has numbers that are not finite, so there is nothing to draw")
     title = f"{options.method}, output {target}" if target is not None else options.method
+    make_folder(options.out.parent)
     pictures.draw(options.out, prepared[0], found[0], title)
     if report is not None:
         print(report)
