@@ -41,9 +41,8 @@ class Parameter:
         number = float(value)
         inside = {"any number": True, ">= 0": number >= 0, "> 0": number > 0, "not 0": number != 0}
         if not (math.isfinite(number) and inside[self.bound]):
-            raise ValueError(
-                f"{activation}: {self.name} must be finite and {self.bound}, got {number!r}"
-            )
+            bound = "" if self.bound == "any number" else f" and {self.bound}"
+            raise ValueError(f"{activation}: {self.name} must be finite{bound}, got {number!r}")
         return number
 
 

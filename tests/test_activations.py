@@ -216,8 +216,8 @@ def test_activation_must_be_named_by_a_string():
         ("softplus", {"beta": 0}, "softplus: beta must be finite and > 0, got 0.0"),
         ("hardshrink", {"lambd": -0.1}, "hardshrink: lambd must be finite and >= 0, got -0.1"),
         ("softshrink", {"lambd": -0.1}, "softshrink: lambd must be finite and >= 0, got -0.1"),
-        ("elu", {"alpha": INF}, "elu: alpha must be finite and any number, got inf"),
-        ("leaky_relu", {"negative_slope": NAN}, "negative_slope must be finite and any number"),
+        ("elu", {"alpha": INF}, "elu: alpha must be finite, got inf"),
+        ("leaky_relu", {"negative_slope": NAN}, "negative_slope must be finite, got nan"),
         (
             "hardtanh", {"min_val": 2.0, "max_val": 2.0},
             "hardtanh: min_val must be below max_val, got 2.0 and 2.0",
