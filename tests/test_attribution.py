@@ -266,6 +266,35 @@ def test_rectifiers_are_named_where_there_is_no_relu_at_all():
     assert GuidedBackprop(model, where=None).attribute(torch.randn(2, 4), 0).shape == (2, 4)
 
 
+@pytest.mark.parametrize(
+    ("head", "slope"),
+    [
+        (nn.Sigmoid, lambda z: torch.sigmoid(z) * (1 - torch.sigmoid(z))),
+        (nn.Tanh, lambda z: 1 - torch.tanh(z) ** 2),
+    ],
+)
+def test_guided_on_a_head_that_saturates_blocks_negative_logits_and_so_leaves_it(head, slope):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2), head()).double()
+    nn.init.constant_(model[2].bias, -3.0)
+    x = torch.randn(5, 4).double()
+    hidden = model[0](x)
+    logits = model[2](torch.relu(hidden))
+    assert (logits < 0).all()
+    for where in ("all", (nn.ReLU, head), ("1", "3")):
+        assert not GuidedBackprop(model, where=where).attribute(x, 1).any()
+    g = slope(logits[:, 1:]) * model[2].weight[1]
+    wanted = torch.where((hidden > 0) & (g > 0), g, 0.0) @ model[0].weight
+    assert wanted.any(1).all()
+    for given in ({}, {"where": None}):
+        torch.testing.assert_close(GuidedBackprop(model, **given).attribute(x, 1), wanted)
+    leaf = x.clone().requires_grad_()
+    with pyrevgrad.swap(model, pyrevgrad.GUIDED) as swapped:
+        y = model(leaf)[:, 1].sum()
+    torch.testing.assert_close(torch.autograd.grad(y, leaf)[0], wanted)
+    assert [site.kind for site in swapped.report.left] == [head.__name__.lower()]
+
+
 def test_the_cure_holds_for_custom_rectifiers_too():
     pyrevgrad.custom(
         "shifted_relu_of_attribution",
