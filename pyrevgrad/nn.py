@@ -32,18 +32,20 @@ class Activation(Scaled):
     inplace : bool
         Overwrite the input.
     **params : float
-        The activation's parameters by PyTorch's names.
+        The activation's parameters by PyTorch's names. Each is an attribute, which may be set.
 
     Raises
     ------
     TypeError, ValueError
-        As `pyrevgrad.activation`.
+        As `pyrevgrad.activation`; also where a rule or a parameter is set.
 
     Examples
     --------
     >>> from pyrevgrad import reverse
-    >>> Activation("leaky_relu", rule=reverse(0.3), negative_slope=0.1)
-    Activation('leaky_relu', rule=reverse(0.3), negative_slope=0.1)
+    >>> layer = Activation("leaky_relu", rule=reverse(0.3), negative_slope=0.1)
+    >>> layer.negative_slope = 0.2
+    >>> layer
+    Activation('leaky_relu', rule=reverse(0.3), negative_slope=0.2)
     """
 
     def __init__(
@@ -53,6 +55,10 @@ class Activation(Scaled):
         self._name, self._params = name, dict(params)
         self.inplace = bool(inplace)
         self._set_rule(rule)
+        # A custom activation's may be called as what every layer has, which stays that.
+        listed = (parameter.name for parameter in self._pairs.full.row.parameters)
+        self._settable = tuple(name for name in listed if not hasattr(self, name))
+        self._show_params()
 
     @property
     def name(self) -> str:
@@ -67,6 +73,19 @@ class Activation(Scaled):
         else:
             self._register_scale(rule.tensor)
         self._pairs = pairs.without_tensor()
+
+    def _set_param(self, name: str, value: Any) -> None:
+        params = {**self._params, name: value}
+        self._pairs = backends.Pairs(self._name, self._pairs.rule, params)
+        self._params = params
+        self._show_params()
+
+    def _show_params(self) -> None:
+        """Each parameter as a plain attribute, as PyTorch's layers have it."""
+        full = self._pairs.full
+        for parameter, number in zip(full.row.parameters, full.numbers, strict=True):
+            if parameter.name in self._settable:
+                self.__dict__[parameter.name] = number
 
     @property
     def rule(self) -> Rule:
@@ -94,6 +113,8 @@ class Activation(Scaled):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "rule":
             self._set_rule(value)
+        elif name in self.__dict__.get("_settable", ()):
+            self._set_param(name, value)
         else:
             super().__setattr__(name, value)
 

@@ -149,6 +149,73 @@ def test_a_rule_is_set_by_assignment():
     assert layer.rule == DECONVNET
 
 
+@pytest.mark.parametrize(
+    ("ours", "pytorchs"),
+    [
+        (Activation("leaky_relu", negative_slope=0.25), nn.LeakyReLU(0.25)),
+        (Activation("hardtanh", min_val=-2.0), nn.Hardtanh(-2.0)),
+        (Activation("elu"), nn.ELU()),
+        (Activation("celu", alpha=2.0), nn.CELU(2.0)),
+        (Activation("softplus", beta=3.0), nn.Softplus(3.0)),
+        (Activation("hardshrink"), nn.Hardshrink()),
+        (Activation("softshrink", lambd=0.75), nn.Softshrink(0.75)),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_parameters_are_attributes_that_may_be_set_as_those_of_pytorchs_layers(ours, pytorchs):
+    x = torch.linspace(-4, 4, 33, dtype=torch.float64)
+    names = [parameter.name for parameter in ACTIVATIONS[ours.name].parameters]
+    assert [getattr(ours, name) for name in names] == [getattr(pytorchs, name) for name in names]
+    for number, name in zip((2.5, 0.5), reversed(names), strict=False):
+        for layer in (ours, pytorchs):
+            setattr(layer, name, number)
+        at, where = x.clone().requires_grad_(), x.clone().requires_grad_()
+        torch.testing.assert_close(ours(at), pytorchs(where))
+        ours(at).sum().backward()
+        pytorchs(where).sum().backward()
+        torch.testing.assert_close(at.grad, where.grad)
+        assert f"{name}={number}" in repr(ours)
+
+
+def test_a_parameter_that_is_refused_stays_as_it_was():
+    layer = Activation("softplus", GUIDED, beta=2.0)
+    with pytest.raises(ValueError, match="softplus: beta must be finite and > 0, got -1"):
+        layer.beta = -1.0
+    with pytest.raises(TypeError, match="softplus: beta must be a number, not Tensor"):
+        layer.beta = torch.tensor(1.0)
+    assert layer.beta == 2.0 and repr(layer) == "Activation('softplus', rule=GUIDED, beta=2.0)"
+    layer.threshold = 1.0
+    assert layer(torch.tensor([3.0])).item() == 3.0 and layer.rule == GUIDED
+
+
+def test_a_set_parameter_keeps_the_rule_and_its_live_scale():
+    layer = Activation("leaky_relu", reverse(torch.tensor(0.5)))
+    layer.negative_slope = 0.25
+    assert slopes(layer, (-1.0, 2.0)) == [-0.125, -0.5]
+    layer.rule = reverse(2.0)
+    assert slopes(layer, (-1.0, 2.0)) == [-0.5, -2.0]
+
+
+def test_a_custom_parameter_by_the_name_of_what_every_layer_has_leaves_that_alone():
+    pyrevgrad.custom(
+        "stretched", lambda x, training: x * training, lambda x, training: x * 0 + training,
+        parameters={"training": 2.0},
+    )  # fmt: skip
+    layer = Activation("stretched", training=3.0)
+    assert layer.training is True and layer.eval().training is False
+    assert slopes(layer) == [3.0, 3.0]
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of its compiler
+def test_a_compiled_layer_sees_a_parameter_that_is_set():
+    torch._dynamo.reset()
+    layer = Activation("leaky_relu")
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    for slope in (0.01, 0.25, 0.5):
+        layer.negative_slope = slope
+        assert slopes(compiled, (-1.0, 2.0)) == pytest.approx([slope, 1.0])
+
+
 def test_the_rule_of_a_layer_reads_its_scale():
     layer = Activation("relu", GUIDED.scaled(torch.tensor(0.5)))
     layer.scale = 3.0
@@ -294,6 +361,10 @@ def test_a_copy_behaves_as_its_original_and_is_its_own(layer, how):
     made = COPIES[how](layer)
     assert type(made) is type(layer) and repr(made) == repr(layer)
     assert slopes(made, (-1.5, 2.0)) == slopes(layer, (-1.5, 2.0))
+    if getattr(layer, "name", "") == "leaky_relu":
+        made.negative_slope = 0.5
+        assert (made.negative_slope, layer.negative_slope) == (0.5, 0.25)
+        assert slopes(made, (-1.5, 2.0)) == [-0.25, -0.5] != slopes(layer, (-1.5, 2.0))
     if layer.scale is not None:
         made.scale = 8.0
         assert layer.scale.item() == 0.25
