@@ -135,6 +135,75 @@ def test_without_what_the_model_takes_nothing_is_changed():
     assert type(model[1]) is nn.ReLU
 
 
+class Reading(nn.Module):
+    """Its forward reads an attribute of its activation."""
+
+    def __init__(self, act, attribute):
+        super().__init__()
+        self.first, self.act, self.last = nn.Linear(4, 64), act, nn.Dropout(0.5)
+        self.attribute = attribute
+
+    def forward(self, x):
+        return self.last(self.act(self.first(x)) * getattr(self.act, self.attribute))
+
+
+def test_a_forward_that_reads_the_parameters_of_its_layers_goes_on():
+    model = Reading(nn.LeakyReLU(0.25), "negative_slope")
+    model.last = nn.Hardtanh()
+    x = torch.randn(8, 4)
+    wanted = model(x)
+    assert "act" in convert(model, x).converted
+    assert torch.equal(model(x), wanted)
+    model.act.negative_slope = 0.5
+    assert torch.equal(model(x), nn.Hardtanh()(nn.LeakyReLU(0.5)(model.first(x)) * 0.5))
+
+
+def test_a_model_that_fails_with_layers_replaced_is_left_as_it_was():
+    model = Reading(nn.Threshold(0, 0), "threshold")
+    modules, x = dict(model.named_modules()), torch.randn(8, 4)
+    with pytest.raises(
+        RuntimeError, match=r"it raised AttributeError: .*'threshold'; the model is as before"
+    ):
+        convert(model, x)
+    assert dict(model.named_modules()) == modules
+
+    class Once(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Dropout(0.5))
+
+        def forward(self, batches):
+            return self.body(next(batches))
+
+    model = Once()
+    modules = dict(model.named_modules())
+    with pytest.raises(RuntimeError, match=r"it raised StopIteration: ; the model is as before"):
+        convert(model, iter([x]))
+    assert dict(model.named_modules()) == modules
+
+
+def test_a_layer_that_is_also_called_by_a_plain_reference_is_not_converted():
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.act = nn.Linear(4, 64), nn.ReLU()
+            self.last = nn.Sequential(nn.Dropout(0.5), nn.LeakyReLU(), nn.Dropout(0.5))
+            self.functions = [self.act]
+
+        def forward(self, x):
+            return self.last(self.functions[0](self.body(x)))
+
+    model = Listed()
+    act, x = model.act, torch.randn(8, 4)
+    before = kept_bytes(model, x)
+    done = convert(model, x)
+    assert done.converted == ["last.1"] and model.act is act
+    assert done.skipped == {
+        "act": "the model also calls it by a reference that is no module's child"
+    }
+    assert done.bytes_before == before > kept_bytes(model, x) == done.bytes_after
+
+
 def test_layers_that_cannot_be_replaced_are_named():
     class Subclass(nn.ReLU):
         pass

@@ -79,6 +79,7 @@ class _Kept:
         self._own = {tensor.untyped_storage().data_ptr() for tensor in tensors}
         self.sizes: dict[int, int] = {}
         self.keepers: dict[int, set[str]] = {}
+        self.ran: dict[str, None] = {}
         self.current: list[str] = []
 
     def pack(self, tensor: Tensor) -> Tensor:
@@ -94,15 +95,17 @@ class _Kept:
     def announced(self, layers: dict[str, nn.Module]) -> Iterator[None]:
         handles = []
         for name, layer in layers.items():
-            handles.append(
-                layer.register_forward_pre_hook(lambda *_, name=name: self.current.append(name))
-            )
+            handles.append(layer.register_forward_pre_hook(lambda *_, name=name: self._enter(name)))
             handles.append(layer.register_forward_hook(lambda *_: self._leave()))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _enter(self, name: str) -> None:
+        self.ran[name] = None
+        self.current.append(name)
 
     def _leave(self) -> None:
         self.current.pop()
@@ -149,6 +152,8 @@ def convert(model: nn.Module, *inputs: Any, where: Any = None, **named: Any) -> 
     ------
     TypeError, ValueError
         As `swap`, for the model and `where`; where the inputs are not what the model takes.
+    RuntimeError
+        The model runs at these inputs, and not once more with its layers replaced; it is as before.
 
     Examples
     --------
@@ -178,16 +183,18 @@ def convert(model: nn.Module, *inputs: Any, where: Any = None, **named: Any) -> 
     layers = {names[0]: module for module, names in aliases.items()}
     before = _measured(model, layers, inputs, named)
     done.bytes_before = done.bytes_after = sum(before.sizes.values())
-    for name in list(made):
-        gainless = _no_gain(name, set(made), before)
-        if gainless is not None:
-            done.skipped[name] = gainless
-            del made[name]
-    for name, fused in made.items():
-        _replace(done, layers[name], fused, aliases[layers[name]])
-        done.converted.append(name)
-    if made:
-        done.bytes_after = sum(_measured(model, {}, inputs, named).sizes.values())
+    try:
+        _replace_gainful(
+            done, made, before, aliases, lambda old: _measured(model, old, inputs, named)
+        )
+    except BaseException as error:
+        done.revert()
+        if not isinstance(error, Exception):
+            raise
+        raise RuntimeError(
+            "convert runs the model again at the same inputs, and with layers replaced it raised "
+            f"{type(error).__name__}: {error}; the model is as before"
+        ) from error
     return done
 
 
@@ -238,6 +245,36 @@ def _no_gain(name: str, candidates: set[str], kept: _Kept) -> str | None:
     if any(kept.keepers[place] <= candidates for place in own):
         return None
     return "what it keeps is kept by another operation anyway"
+
+
+def _replace_gainful(
+    done: Conversion,
+    made: dict[str, Activation],
+    before: _Kept,
+    aliases: dict[nn.Module, list[str]],
+    measured: Callable[[dict[str, nn.Module]], _Kept],
+) -> None:
+    """Put those of `made` that save memory into the model, and measure what it keeps then."""
+    layers = {names[0]: module for module, names in aliases.items()}
+    while True:
+        for name in list(made):
+            gainless = _no_gain(name, set(made), before)
+            if gainless is not None:
+                done.skipped[name] = gainless
+                del made[name]
+        if not made:
+            return
+        for name, fused in made.items():
+            _replace(done, layers[name], fused, aliases[layers[name]])
+        after = measured({name: layers[name] for name in made})
+        if not after.ran:
+            break
+        done.revert()
+        for name in after.ran:
+            done.skipped[name] = "the model also calls it by a reference that is no module's child"
+            del made[name]
+    done.converted += made
+    done.bytes_after = sum(after.sizes.values())
 
 
 def _replace(done: Conversion, module: nn.Module, fused: nn.Module, names: list[str]) -> None:
