@@ -230,6 +230,26 @@ def test_layers_that_cannot_be_replaced_are_named():
         convert("model")
 
 
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (nn.Hardtanh(0, float("inf")), "hardtanh: max_val must be finite"),
+        (nn.Softplus(1, float("inf")), "softplus: threshold must be finite"),
+        (nn.CELU(-1), "celu: alpha must be finite and > 0, got -1.0"),
+        (nn.Hardshrink(-1.0), "hardshrink: lambd must be finite and >= 0, got -1.0"),
+        (nn.ELU(float("inf")), "elu: alpha must be finite"),
+        (nn.LeakyReLU(torch.tensor(0.2)), "leaky_relu: negative_slope must be a number, not Ten"),
+        (nn.LeakyReLU(True), "leaky_relu: negative_slope must be a number, not bool"),
+    ],
+    ids=lambda part: type(part).__name__,
+)
+def test_a_parameter_that_no_fused_layer_has_leaves_its_layer_alone(layer, said):
+    model = nn.Sequential(nn.Linear(4, 64), layer, nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.5))
+    done = convert(model, torch.randn(8, 4))
+    assert done.converted == ["3"] and model[1] is layer
+    assert done.skipped["1"].startswith(f"no fused layer has its parameter: {said}")
+
+
 def test_a_converted_model_can_be_swapped():
     model, x = network()[:8].double(), torch.randn(4, 3, 8, 8).double()
     reference = copy.deepcopy(model)

@@ -231,7 +231,11 @@ def _fused(module: nn.Module, names: list[str], selection: Selection) -> tuple[s
         return "it has hooks, which the new layer would lose", None
     params = {p.name: getattr(module, p.name) for p in ACTIVATIONS[kind].parameters
               if hasattr(module, p.name)}  # fmt: skip
-    if plan(kind, EXACT, **params).keeps != "mask":
+    try:
+        keeps = plan(kind, EXACT, **params).keeps
+    except (TypeError, ValueError) as error:
+        return f"no fused layer has its parameter: {error}", None
+    if keeps != "mask":
         return "fused, it keeps as much as PyTorch's", None
     fused = Activation(kind, inplace=getattr(module, "inplace", False), **params)
     return "", fused.train(module.training)
