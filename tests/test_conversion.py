@@ -230,6 +230,26 @@ def test_layers_that_cannot_be_replaced_are_named():
         convert("model")
 
 
+def test_a_layer_is_left_alone_that_has_more_than_its_class():
+    layers = [nn.ReLU() for _ in range(5)]
+    layers[0].register_buffer("count", torch.zeros(()))
+    layers[1].register_parameter("slope", nn.Parameter(torch.zeros(())))
+    layers[2].inner = nn.Identity()
+    layers[3].forward = lambda x: x.clamp(min=0) * 2
+    layers[4].register_state_dict_post_hook(lambda *_: None)
+    model = nn.Sequential(nn.Linear(4, 64))
+    for layer in layers:
+        model.extend([layer, nn.Dropout(0.5)])
+    state, x = list(model.state_dict()), torch.randn(8, 4)
+    done = convert(model, x)
+    own = "it has tensors or layers of its own, which the new layer would lose"
+    assert not done.converted and list(model.state_dict()) == state
+    assert list(done.skipped.values()) == [
+        own, own, own, "no fused layer computes the same",
+        "it has hooks, which the new layer would lose",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("layer", "said"),
     [

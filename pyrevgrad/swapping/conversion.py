@@ -24,7 +24,8 @@ from .selection import Selection
 from .sites import Site, table
 from .verification import as_found
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS = [name for name in vars(nn.Module()) if name.endswith("_hooks")]
+_CONTENTS = ("_parameters", "_buffers", "_modules")
 
 
 @dataclass
@@ -221,7 +222,7 @@ def _fused(module: nn.Module, names: list[str], selection: Selection) -> tuple[s
     if "" in names:
         return "it is the model itself, which has no parent to put another into", None
     ours = type(module) in LAYERS and declared(module) is None and kind in ACTIVATIONS
-    if not ours or isinstance(module, nn.RReLU):
+    if not ours or isinstance(module, nn.RReLU) or "forward" in vars(module):
         return "no fused layer computes the same", None
     site = Site(names[0], kind, module, tuple(names), rectifier=ACTIVATIONS[kind].rectifier)
     selection.decide(site, None)
@@ -229,6 +230,8 @@ def _fused(module: nn.Module, names: list[str], selection: Selection) -> tuple[s
         return site.reason, None
     if any(getattr(module, hooks) for hooks in _HOOKS):
         return "it has hooks, which the new layer would lose", None
+    if any(getattr(module, contents) for contents in _CONTENTS):
+        return "it has tensors or layers of its own, which the new layer would lose", None
     params = {p.name: getattr(module, p.name) for p in ACTIVATIONS[kind].parameters
               if hasattr(module, p.name)}  # fmt: skip
     try:
