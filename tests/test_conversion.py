@@ -8,6 +8,7 @@ import pytest
 import torch
 import zoo
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 import pyrevgrad
 from pyrevgrad import GUIDED, convert, swap
@@ -228,6 +229,56 @@ def test_layers_that_cannot_be_replaced_are_named():
     assert "it is the model itself" in alone.skipped[""]
     with pytest.raises(TypeError, match=r"swap takes a torch\.nn\.Module"):
         convert("model")
+
+
+def small():
+    return nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 2))
+
+
+def test_tensors_whose_storage_cannot_be_told_are_refused_in_a_sentence():
+    refused = "convert cannot measure what the model keeps: "
+    model = small()
+    model[3] = nn.LazyLinear(2)
+    with pytest.raises(ValueError, match=refused + r"3\.weight is not initialised: run the model"):
+        convert(model, torch.randn(8, 4))
+    with (
+        torch.device("meta"),
+        pytest.raises(ValueError, match=r"0\.weight is a meta or fake tensor"),
+    ):
+        convert(small(), torch.randn(8, 4))
+    with FakeTensorMode(), pytest.raises(ValueError, match=r"0\.weight is a meta or fake tensor"):
+        convert(small(), torch.randn(8, 4))
+    with pytest.raises(ValueError, match="an input is a meta or fake tensor"):
+        convert(nn.Sequential(nn.ReLU()), torch.randn(8, 4, device="meta"))
+    assert type(model[1]) is nn.ReLU
+    model(torch.randn(8, 4))
+    assert convert(model, torch.randn(8, 4)).converted == ["1"]
+
+
+def test_a_sharded_model_is_refused_in_a_sentence():
+    if not torch.distributed.is_available():
+        pytest.skip("this torch has no torch.distributed")
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        model = small()
+        fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+        with pytest.raises(
+            ValueError, match=r"DTensor .*a model is converted before it is sharded"
+        ):
+            convert(model, torch.randn(8, 4))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("block", [torch.no_grad, torch.inference_mode])
+def test_a_block_without_gradients_changes_nothing_about_what_is_converted(block):
+    model, x = small(), torch.randn(8, 4)
+    with block():
+        assert convert(model, x).converted == ["1"]
 
 
 def test_a_layer_is_left_alone_that_has_more_than_its_class():

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from ..activations import ACTIVATIONS
@@ -76,8 +77,13 @@ class _Kept:
     """The storages that autograd keeps, and who keeps them: a layer, or the rest of the model."""
 
     def __init__(self, model: nn.Module, given: Any) -> None:
-        tensors = [*model.parameters(), *model.buffers(), *given]
-        self._own = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        named = [*model.named_parameters(), *model.named_buffers()]
+        self._own: set[int] = set()
+        for name, tensor in [*named, *(("an input", tensor) for tensor in given)]:
+            reason = _unmeasurable(tensor)
+            if reason is not None:
+                raise ValueError(f"convert cannot measure what the model keeps: {name} {reason}")
+            self._own.add(tensor.untyped_storage().data_ptr())
         self.sizes: dict[int, int] = {}
         self.keepers: dict[int, set[str]] = {}
         self.ran: dict[str, None] = {}
@@ -112,11 +118,27 @@ class _Kept:
         self.current.pop()
 
 
+def _unmeasurable(tensor: Tensor) -> str | None:
+    """Why what is kept cannot be told from this tensor of the model's or of its input, if so."""
+    if is_lazy(tensor):
+        return "is not initialised: run the model once before"
+    try:
+        storage = tensor.untyped_storage()
+        if storage.device.type == "meta":
+            return "is a meta or fake tensor: give the model and its input real ones"
+        storage.data_ptr()
+    except RuntimeError:
+        kind = f"{type(tensor).__name__} of layout {tensor.layout}"
+        return f"is a {kind}, which shows no storage; a model is converted before it is sharded"
+    return None
+
+
 def _measured(model: nn.Module, layers: dict[str, nn.Module], args: Any, kwargs: Any) -> _Kept:
     given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     kept = _Kept(model, given)
     with (
         as_found(model),
+        torch.inference_mode(False),
         torch.enable_grad(),
         kept.announced(layers),
         torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor),
@@ -152,7 +174,8 @@ def convert(model: nn.Module, *inputs: Any, where: Any = None, **named: Any) -> 
     Raises
     ------
     TypeError, ValueError
-        As `swap`, for the model and `where`; where the inputs are not what the model takes.
+        As `swap`, for the model and `where`; inputs that are not what the model takes; parameters
+        that are sharded, lazy, or on the meta device.
     RuntimeError
         The model runs at these inputs, and not once more with its layers replaced; it is as before.
 
