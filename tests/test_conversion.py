@@ -131,6 +131,9 @@ def test_without_what_the_model_takes_nothing_is_changed():
         convert(model)
     with pytest.raises(TypeError, match=r"takes no rule; swap\(model, rule\) changes them"):
         convert(model, GUIDED)
+    for where in (GUIDED, {"1": GUIDED}):
+        with pytest.raises(TypeError, match=r"takes no rule; swap\(model, rule\) changes them"):
+            convert(model, torch.randn(2, 4), where=where)
     with pytest.raises(TypeError, match="got an unexpected keyword argument 'y'"):
         convert(model, torch.randn(2, 4), y=1)
     assert type(model[1]) is nn.ReLU

@@ -6,7 +6,7 @@ Imports the layers, plans and the table of PyTorch's layers.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -164,7 +164,7 @@ def convert(model: nn.Module, *inputs: Any, where: Any = None, **named: Any) -> 
     *inputs, **named
         What the model takes.
     where : optional
-        Which layers may be replaced, as `swap`.
+        Which layers may be replaced, as `swap`; of a mapping, None leaves a layer out.
 
     Returns
     -------
@@ -188,7 +188,7 @@ def convert(model: nn.Module, *inputs: Any, where: Any = None, **named: Any) -> 
     (['1'], Activation('relu'))
     """
     check_model(model)
-    _check_inputs(model, inputs, named)
+    _check_inputs(model, inputs, named, where)
     aliases: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if layer_kind(module) is not None:
@@ -222,8 +222,10 @@ def convert(model: nn.Module, *inputs: Any, where: Any = None, **named: Any) -> 
     return done
 
 
-def _check_inputs(model: nn.Module, inputs: Any, named: Any) -> None:
-    if any(isinstance(given, Rule) for given in (*inputs, *named.values())):
+def _check_inputs(model: nn.Module, inputs: Any, named: Any, where: Any) -> None:
+    chosen = where.values() if isinstance(where, Mapping) else ()
+    given = (*inputs, *named.values(), where, *(rule for rule in chosen if rule != EXACT))
+    if any(isinstance(one, Rule) for one in given):
         raise TypeError(
             "convert keeps the model's gradients and takes no rule; swap(model, rule) changes them"
         )
