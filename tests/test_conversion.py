@@ -91,6 +91,15 @@ def test_a_model_without_activation_layers_is_said_to_have_none():
     assert str(done) == "Functional has no activation layer (functions stay as they are)"
 
 
+def test_layers_that_are_converted_already_are_said_to_be():
+    model, x = small(), torch.randn(8, 4)
+    first = convert(model, x)
+    act = model[1]
+    second = convert(model, x)
+    assert second.skipped == {"1": "it is pyrevgrad's already"} and model[1] is act
+    assert second.bytes_before == second.bytes_after == first.bytes_after
+
+
 def test_training_goes_on_as_before_bit_for_bit():
     plain = network()
     fused = copy.deepcopy(plain)

@@ -191,7 +191,7 @@ def convert(model: nn.Module, *inputs: Any, where: Any = None, **named: Any) -> 
     _check_inputs(model, inputs, named, where)
     aliases: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if layer_kind(module) is not None:
+        if layer_kind(module) is not None or isinstance(module, Activation):
             aliases.setdefault(module, []).append(name)
     selection = Selection(
         dict(model.named_modules(remove_duplicate=False)), EXACT, "all" if where is None else where
@@ -242,6 +242,8 @@ def _check_inputs(model: nn.Module, inputs: Any, named: Any, where: Any) -> None
 
 def _fused(module: nn.Module, names: list[str], selection: Selection) -> tuple[str, Any]:
     """The fused layer that could stand for `module`, or None and the reason."""
+    if isinstance(module, Activation):
+        return "it is pyrevgrad's already", None
     kind = layer_kind(module)
     assert kind is not None
     if "" in names:
