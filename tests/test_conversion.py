@@ -239,8 +239,15 @@ def test_layers_that_cannot_be_replaced_are_named():
     }
     alone = convert(nn.ReLU(), torch.randn(3, requires_grad=True))
     assert "it is the model itself" in alone.skipped[""]
-    with pytest.raises(TypeError, match=r"swap takes a torch\.nn\.Module"):
+    with pytest.raises(TypeError, match=r"convert takes a torch\.nn\.Module, not str"):
         convert("model")
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of its compiler
+def test_a_compiled_model_is_refused_by_the_name_of_what_was_called():
+    refused = r"^convert: the model is compiled by torch\.compile, .*; convert its _orig_mod"
+    with pytest.raises(TypeError, match=refused):
+        convert(torch.compile(small()), torch.randn(8, 4))
 
 
 def small():

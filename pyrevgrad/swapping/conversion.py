@@ -187,7 +187,7 @@ def convert(model: nn.Module, *inputs: Any, where: Any = None, **named: Any) -> 
     >>> done.converted, model[1]
     (['1'], Activation('relu'))
     """
-    check_model(model)
+    check_model(model, "convert")
     _check_inputs(model, inputs, named, where)
     aliases: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):

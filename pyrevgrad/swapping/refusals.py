@@ -23,17 +23,17 @@ class SwapWarning(UserWarning):
     """Something that looks like an activation and that the swap left as it is."""
 
 
-def check_model(model: Any) -> None:
-    """ModelError unless the swap can see into every module of `model`."""
-    modules_of(model)
+def check_model(model: Any, called: str = "swap") -> None:
+    """ModelError unless the swap can see into every module of `model`; it names what was called."""
+    modules_of(model, called)
 
 
-def modules_of(model: Any) -> dict[str, nn.Module]:
+def modules_of(model: Any, called: str = "swap") -> dict[str, nn.Module]:
     """Every module of `model` by each of its dotted names, checked as by `check_model`."""
     if not isinstance(model, nn.Module):
         kind = type(model).__name__
-        cure = "; swap the model that it was made from" if "Export" in kind else ""
-        raise ModelError(f"swap takes a torch.nn.Module, not {kind}{cure}")
+        cure = f"; {called} the model that it was made from" if "Export" in kind else ""
+        raise ModelError(f"{called} takes a torch.nn.Module, not {kind}{cure}")
     named: dict[str, nn.Module] = {}
     _list(model, "", named)
     classes: dict[type, tuple[str, str] | None] = {}
@@ -45,7 +45,9 @@ def modules_of(model: Any) -> dict[str, nn.Module]:
         if found is not None:
             kind, cure = found
             place = f"{path} is" if path else "the model is"
-            raise ModelError(f"swap: {place} {kind}, whose activations cannot be reached; {cure}")
+            raise ModelError(
+                f"{called}: {place} {kind}, whose activations cannot be reached; {called} {cure}"
+            )
     return named
 
 
@@ -60,9 +62,9 @@ def _list(module: nn.Module, path: str, named: dict[str, nn.Module]) -> None:
 def _refused_class(cls: type) -> tuple[str, str] | None:
     name, room = cls.__name__, cls.__module__
     if issubclass(cls, torch.jit.ScriptModule):
-        return f"a ScriptModule ({name})", "swap the model before torch.jit"
+        return f"a ScriptModule ({name})", "the model before torch.jit"
     if ".quantized" in room and room.startswith(("torch.ao.nn", "torch.nn")):
-        return f"quantised ({room.rpartition('.nn.')[2]}.{name})", "swap the float model"
+        return f"quantised ({room.rpartition('.nn.')[2]}.{name})", "the float model"
     return None
 
 
@@ -70,10 +72,10 @@ def _refused(module: nn.Module) -> tuple[str, str] | None:
     # In its own dictionary: a module is slow to say that it lacks an attribute.
     own, cls = module.__dict__, type(module)
     if cls.__name__ == "OptimizedModule" and hasattr(module, "_orig_mod"):
-        return "compiled by torch.compile", "swap its _orig_mod, which runs uncompiled"
+        return "compiled by torch.compile", "its _orig_mod, which runs uncompiled"
     if own.get("_compiled_call_impl") is not None:
-        return "compiled by Module.compile()", "swap a copy that is not compiled"
+        return "compiled by Module.compile()", "a copy that is not compiled"
     configured = own.get("qconfig", getattr(cls, "qconfig", None))
     if configured is not None and hasattr(module, "_is_quantized"):
-        return f"quantised ({cls.__name__})", "swap the float model"
+        return f"quantised ({cls.__name__})", "the float model"
     return None
