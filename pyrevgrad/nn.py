@@ -67,7 +67,6 @@ class Activation(Scaled):
 
     def _set_rule(self, rule: Rule) -> None:
         pairs = backends.Pairs(self._name, check_rule(rule), self._params)
-        self._buffers.pop("scale", None)
         if rule.tensor is None:
             self.register_buffer("scale", None)
         else:

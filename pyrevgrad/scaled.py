@@ -7,8 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import check_scale
+from .checks import check_number, check_scale
 from .schedules import Schedule
+
+_PLAIN_TYPES = (Tensor, nn.Parameter)
+
+
+def _checked(value: object) -> tuple[float, Tensor | None]:
+    """As `check_scale`, and ValueError for a tensor of NaN where reading it waits for nothing."""
+    number, tensor = check_scale(value)
+    if tensor is None or torch.compiler.is_compiling() or type(tensor) not in _PLAIN_TYPES:
+        return number, tensor
+    if tensor.is_cpu and not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        check_number("scale", tensor.item())
+    return number, tensor
 
 
 class Scaled(nn.Module):
@@ -22,7 +34,7 @@ class Scaled(nn.Module):
     scale: Tensor | None
 
     def _register_scale(self, value: float | Tensor) -> None:
-        number, tensor = check_scale(value)
+        number, tensor = _checked(value)
         if tensor is None:
             buffer = torch.tensor(number, dtype=torch.float64)
         else:
@@ -53,14 +65,15 @@ class Scaled(nn.Module):
         Raises
         ------
         TypeError, ValueError
-            Not a number nor a 0-dim floating tensor, or one that requires grad.
+            Not a number nor a 0-dim floating tensor, one that requires grad, or NaN (of a tensor,
+            where it is the CPU's, which reads it without waiting, and no compiler traces).
         """
         if self.scale is None:
             raise ValueError(
                 "this layer's rule has a number for a scale; give the rule a 0-dim tensor to make "
                 "it live, or set layer.rule"
             )
-        number, tensor = check_scale(value)
+        number, tensor = _checked(value)
         # Through a view: torch.compile loses a write into a 0-dim float64 CPU tensor itself.
         scale = self.scale.detach()
         scale.fill_(number) if tensor is None else scale.copy_(tensor)

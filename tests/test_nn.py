@@ -8,11 +8,12 @@ import pytest
 import torch
 from expected import SAMPLE, gradient, points, value
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 import pyrevgrad
 from pyrevgrad import DECONVNET, EXACT, GUIDED, activation, rectgrad, reverse
 from pyrevgrad.activations import ACTIVATIONS
-from pyrevgrad.nn import Activation, GradientReversal
+from pyrevgrad.nn import Activation, GradientReversal, ReversedLinear
 from pyrevgrad.rules import RULES
 from pyrevgrad.schedules import GaninSchedule, LinearSchedule
 
@@ -121,6 +122,35 @@ def test_a_bad_scale_is_refused_and_the_old_one_stays(bad):
     with pytest.raises((TypeError, ValueError), match=r"scale must be|must be floating point"):
         layer.scale = bad
     assert slopes(layer) == [-0.5, -0.5]
+
+
+@pytest.mark.parametrize("nan", [float("nan"), torch.tensor(float("nan"))], ids=["float", "tensor"])
+def test_a_scale_of_nan_is_refused_and_the_old_one_stays(nan):
+    for make in (GradientReversal, lambda scale: ReversedLinear(2, 2, scale=scale)):
+        with pytest.raises(ValueError, match="scale must not be NaN"):
+            make(nan)
+        layer = make(0.5)
+        with pytest.raises(ValueError, match="scale must not be NaN"):
+            layer.set_scale(nan)
+        assert layer.scale.item() == 0.5
+    layer = Activation("relu", reverse(torch.tensor(0.5)))
+    with pytest.raises(ValueError, match="scale must not be NaN"):
+        layer.rule = reverse(nan)
+    assert slopes(layer) == [-0.5, -0.5]
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of its compiler
+def test_compiled_code_sets_a_scale_by_a_tensor_and_a_fake_one_makes_a_layer():
+    layer = GradientReversal(0.5)
+
+    def setting(x, scale):
+        layer.scale = scale
+        return layer(x)
+
+    setting = torch.compile(setting, backend="aot_eager")
+    assert slopes(lambda x: setting(x, torch.tensor(0.25))) == [-0.25, -0.25]
+    with FakeTensorMode():
+        assert GradientReversal(torch.tensor(0.5)).scale.shape == ()
 
 
 @pytest.mark.parametrize("new", [0.5, torch.tensor(0.5), torch.ones(3)])
