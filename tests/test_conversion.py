@@ -91,6 +91,13 @@ def test_a_model_without_activation_layers_is_said_to_have_none():
     assert str(done) == "Functional has no activation layer (functions stay as they are)"
 
 
+def test_the_mode_of_the_model_decides_what_is_kept_and_so_what_is_converted():
+    model, x = small(), torch.randn(8, 4)
+    evaluated = convert(model.eval(), x)
+    assert evaluated.skipped == {"1": "what it keeps is kept by another operation anyway"}
+    assert convert(model.train(), x).converted == ["1"]
+
+
 def test_layers_that_are_converted_already_are_said_to_be():
     model, x = small(), torch.randn(8, 4)
     first = convert(model, x)

@@ -156,6 +156,8 @@ def convert(model: nn.Module, *inputs: Any, where: Any = None, **named: Any) -> 
     PyTorch keeps a tensor. One forward at `inputs` shows where that saves memory: a layer whose
     tensor another operation keeps anyway, as a convolution keeps its input, is skipped, and so is
     one that would keep as much as PyTorch's. Only layers are replaced; functions cannot be.
+    Convert in the mode that you train in: in ``eval()`` a dropout keeps nothing, and the relu
+    before it shares its tensor with the layer behind.
 
     Parameters
     ----------
@@ -235,7 +237,7 @@ def _check_inputs(model: nn.Module, inputs: Any, named: Any, where: Any) -> None
         inspect.signature(model.forward).bind(*inputs, **named)
     except TypeError as error:
         raise TypeError(
-            f"convert runs the model once to see what it keeps: give it what "
+            f"convert runs the model to see what it keeps: give it what "
             f"{type(model).__name__}.forward takes, as convert(model, x); {error}"
         ) from None
 
