@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyrevgrad.adversarial import DANN, GaninSchedule, fit
+from pyrevgrad.adversarial import DANN, GaninSchedule, evaluate, fit
 from pyrevgrad.nn import ReversedLinear
 
 if not torch.distributed.is_available():
@@ -48,6 +48,8 @@ def worker(mode, folder):
     """What each process runs: fit under DistributedDataParallel, and says what came of it."""
     if mode == "sharded":
         return sharded(folder)
+    if mode == "normalised":
+        return normalised(folder)
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     model = network()
@@ -74,6 +76,27 @@ def worker(mode, folder):
         return
     torch.save(model.state_dict(), folder / f"{rank}.pt")
     (folder / f"{rank}.json").write_text(json.dumps(history.epochs))
+    torch.distributed.destroy_process_group()
+
+
+def normalised(folder):
+    """Each process's normalisation sees a share of its own; the weights of the best epoch stay."""
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    torch.manual_seed(0)
+    features = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU())
+    model = DANN(features, nn.Linear(8, 2), nn.Linear(8, 1))
+    source, target = data()
+    # A share of the held-out data for each process, as a DistributedSampler deals it out.
+    held_out = [part[rank::2] for part in source]
+    history = fit(
+        nn.parallel.DistributedDataParallel(model), source, target, epochs=6, batch_size=4,
+        optimizer=torch.optim.SGD(model.parameters(), 0.3), validation=tuple(held_out),
+        keep_best=True, patience=2, checkpoint=folder / "run.pt", progress=False,
+    )  # fmt: skip
+    torch.save(model.state_dict(), folder / f"{rank}.pt")
+    told = [evaluate(model, source).loss, history.best_epoch, history.epochs]
+    (folder / f"{rank}.json").write_text(json.dumps(told))
     torch.distributed.destroy_process_group()
 
 
@@ -208,6 +231,24 @@ def test_a_nan_in_one_process_stops_both_and_a_bare_model_is_refused(tmp_path):
         assert ("in another process" in text) == (rank == 0)
         refused = (tmp_path / f"bare {rank}.txt").read_text()
         assert "runs 2 processes" in refused and "wrap it in torch.nn.parallel" in refused
+
+
+def test_both_processes_score_and_keep_the_running_statistics_of_the_first(tmp_path):
+    codes, said = launched(tmp_path, "normalised")
+    assert codes == [0, 0], said
+    states, told = zip(
+        *((saved(tmp_path, r), json.loads((tmp_path / f"{r}.json").read_text())) for r in range(2)),
+        strict=True,
+    )
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert told[0] == told[1]
+    whole_loss, best, records = told[0]
+    losses = [record["validation_loss"] for record in records]
+    assert losses.index(min(losses)) == best
+    # Halves of equal size: the mean of their losses is that of the whole.
+    assert losses[best] == pytest.approx(whole_loss, rel=1e-6)
+    *_, kept = torch.load(tmp_path / "run.pt")["best"]
+    assert all(torch.equal(kept[name], states[0][name]) for name in kept)
 
 
 def test_fsdp2_matches_one_process_and_leaves_the_scale_alone(tmp_path):

@@ -45,6 +45,17 @@ class Processes:
             values /= self.count
         return values
 
+    @torch.no_grad()
+    def share_buffers(self, network: nn.Module) -> None:
+        """Give every process the buffers of the first, as running statistics that it gathered."""
+        if self.count == 1:
+            return
+        for buffer in network.buffers():
+            told = buffer.clone(memory_format=torch.contiguous_format)
+            # As bytes, which every backend can send.
+            dist.broadcast(told.flatten().view(torch.uint8), 0)
+            buffer.copy_(told)
+
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether the flag is set in one of them."""
         if self.count == 1:

@@ -159,9 +159,13 @@ class Run:
         means = self.processes.mean(sums[0] / sums[1]).tolist()
         record = {"epoch": number + 1, "step": self.step, **dict(zip(MEANS, means, strict=True))}
         record |= self._standing()
+        # DistributedDataParallel would share them at the next forward, which is after the scores.
+        self.processes.share_buffers(self.network)
         for name, data in self.labelled.items():
             found_score = score(self.network, data)
-            record |= {f"{name}_loss": found_score.loss, f"{name}_accuracy": found_score.accuracy}
+            pair = torch.tensor([found_score.loss, found_score.accuracy], dtype=kind)
+            loss, accuracy = self.processes.mean(pair.to(self.device)).tolist()
+            record |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
         self.history.epochs.append(record)
         self._compare(record)
         return record
