@@ -61,6 +61,16 @@ def loader(n=50, size=10, **options):
     return DataLoader(TensorDataset(X[:n], Y[:n]), size, **options)
 
 
+def frozen_head():
+    model = network()
+    model.domain_head.requires_grad_(False)
+    return model
+
+
+def trained(model):
+    return [p for p in model.parameters() if p.requires_grad]
+
+
 def options_of(options, model):
     return options(model) if callable(options) else dict(options)
 
@@ -134,8 +144,8 @@ OTHERS = {
         r"it holds \(8, 4\) torch.float32 for features.0.weight, which is \(9, 4\)",
     ),
     "other parameters": (
-        network, sgd(), network,
-        lambda model: {"optimizer": torch.optim.SGD(model.features.parameters(), 0.1)},
+        network, sgd(), frozen_head,
+        lambda model: {"optimizer": torch.optim.SGD(trained(model), 0.1)},
         "is of an optimizer with .* parameters in its groups",
     ),
 }  # fmt: skip

@@ -1,6 +1,6 @@
 """One run of training: its data, its state, an epoch, when it ends.
 
-Imports the networks, batches and scores beside it.
+Imports the networks, batches, scores and checks of optimizers beside it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ..checks import check_finite, is_whole
 from ..schedules import GaninLearningRate
 from .batches import Batches, Loaded, domains, parts_of
 from .networks import DANN, Losses
+from .optimizers import check_parameters, check_steps
 from .processes import Processes
 from .records import DivergedError, History
 from .scoring import dtype_of, score, to_score
@@ -109,6 +110,9 @@ class Run:
             parameters = [p for p in self.model.parameters() if p.requires_grad]
             optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
             scheduler = GaninLearningRate(optimizer, self.epochs * steps)
+        else:
+            check_steps(optimizer, scheduler)
+            check_parameters(self.network, optimizer, scheduler)
         self.optimizer, self.scheduler = optimizer, scheduler
 
     def take_patience(self, patience: int | None, keep_best: bool) -> None:

@@ -57,9 +57,10 @@ def fit(
         mode may see it alone (in the label head, or in the features where not `together`).
     optimizer : torch.optim.Optimizer, optional
         SGD with learning rate .01 and momentum .9 under `GaninLearningRate`, as in the paper, if
-        not given.
+        not given. Its ``step()`` takes no closure. Trainable parameters that it does not hold are
+        named in a warning.
     scheduler : scheduler of torch.optim, optional
-        Stepped after every training step.
+        Of that optimizer, stepped after every training step without arguments.
     max_grad_norm : float, optional
         The optimizer's gradients are scaled down together where their norm is larger, as by
         `torch.nn.utils.clip_grad_norm_`. Not clipped if not given.
@@ -107,7 +108,8 @@ def fit(
     ValueError, TypeError
         Labels out of range, a domain or loader without samples, shapes that do not fit, a
         checkpoint of another training or one that could not be read again, `resume` without a
-        `checkpoint`, a λ that is infinite.
+        `checkpoint`, a λ that is infinite; an optimizer of none of the model's parameters or whose
+        step needs a closure, a scheduler of another optimizer or whose step needs a metric.
     FileExistsError
         A checkpoint is there, and `resume` is not asked for.
     OSError
