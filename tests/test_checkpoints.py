@@ -2,7 +2,9 @@
 
 import io
 import math
+import pickle
 
+import numpy as np
 import pytest
 import torch
 from adversaries import Killed, data, kill_after, network, same, train, weights
@@ -119,6 +121,62 @@ def test_another_training_does_not_continue(tmp_path, change, message):
     assert all(map(torch.equal, weights(model), before))
 
 
+# Files.
+
+
+def test_numbers_of_numpy_are_saved_as_pythons_own(tmp_path):
+    path, model = tmp_path / "run.pt", network()
+
+    def mine(record):
+        record.update(mine=np.float64(record["epoch"]))
+        if record["epoch"] == 2:
+            raise Killed
+
+    optimizer = torch.optim.SGD(model.parameters(), np.float64(0.1))
+    with pytest.raises(Killed):
+        train(model, checkpoint=path, after_epoch=mine, optimizer=optimizer)
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), np.float64(0.1))
+    found = train(model, checkpoint=path, resume=True, optimizer=optimizer).epochs
+    assert (found[0]["mine"], type(found[0]["mine"])) == (1.0, float)
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    path = tmp_path / "run.pt"
+    message = r"look at what after_epoch adds to its record.*_reconstruct is none\)"
+    with pytest.raises(ValueError, match=message):
+        train(network(), checkpoint=path, after_epoch=lambda r: r.update(mine=np.zeros(3)))
+    good = torch.load(path, weights_only=True)
+    assert len(good["epochs"]) == 1
+    with pytest.raises(ValueError, match="look at what after_epoch adds to its record"):
+        train(
+            network(), checkpoint=path, resume=True, after_epoch=lambda r: r.update(mine=lambda: 0)
+        )
+    assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
+
+
+def never(record):
+    raise AssertionError("an epoch was trained")
+
+
+def test_a_checkpoint_that_cannot_be_written_is_found_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "run.pt", "/proc/no/such/run.pt"):
+        with pytest.raises(OSError, match=r"run\.pt cannot be written"):
+            train(network(), checkpoint=path, after_epoch=never)
+    for resume in (False, True):
+        with pytest.raises(IsADirectoryError, match="is a folder: name a file in it"):
+            train(network(), checkpoint=tmp_path, resume=resume, after_epoch=never)
+
+
+def test_a_file_of_an_earlier_version_is_named_as_such(tmp_path):
+    path = tmp_path / "run.pt"
+    train(network(), checkpoint=path)
+    torch.save({**torch.load(path), "format": 1}, path)
+    with pytest.raises(ValueError, match="of another version of pyrevgrad"):
+        train(network(), checkpoint=path, resume=True)
+
+
 # Stopping.
 
 
@@ -215,3 +273,21 @@ def test_resuming_without_a_checkpoint_is_an_error():
     source, target = data()
     with pytest.raises(ValueError, match="name its file by checkpoint="):
         train(network(), source, target, resume=True)
+
+
+def test_a_divergence_in_the_first_epoch_says_that_nothing_was_written_yet(tmp_path):
+    path, model = tmp_path / "run.pt", network()
+    with pytest.raises(DivergedError, match=r"no checkpoint had been written to .*run\.pt"):
+        train(model, (data()[0][0] * math.nan, data()[0][1]), checkpoint=path)
+
+
+def test_a_diverged_error_passes_between_processes(tmp_path):
+    error = DivergedError("at step 7", 6, 1, tmp_path / "run.pt")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is DivergedError and str(again) == "at step 7"
+    assert (again.step, again.epoch, again.checkpoint) == (6, 1, tmp_path / "run.pt")
+
+
+def test_an_infinite_λ_is_refused_before_training():
+    with pytest.raises(ValueError, match="λ of the network's reversal is inf"):
+        train(network(math.inf), after_epoch=never)

@@ -1,11 +1,9 @@
 """What a resumed training must share with the one before, and what of its loaders is continued."""
 
 import copy
+import functools
 import itertools
-import math
-import pickle
 
-import numpy as np
 import pytest
 import torch
 from adversaries import Killed, Seen, data, kill_after, network, same, train, weights
@@ -20,7 +18,6 @@ from torch.utils.data import (
 from pyrevgrad.adversarial import (
     CDAN,
     DANN,
-    DivergedError,
     GaninLearningRate,
     GaninSchedule,
     LinearSchedule,
@@ -43,13 +40,17 @@ def cosine(steps):
     return made
 
 
-def two_groups(rate):
+def two_groups(rate, **options):
     def made(model):
-        groups = [{"params": model.features.parameters(), "lr": rate}]
+        groups = [{"params": model.features.parameters(), "lr": rate, **options}]
         groups += [{"params": part.parameters()} for part in (model.label_head, model.domain_head)]
         return {"optimizer": torch.optim.SGD(groups, 0.1)}
 
     return made
+
+
+def smoothed(label_smoothing):
+    return functools.partial(nn.functional.cross_entropy, label_smoothing=label_smoothing)
 
 
 def conditional(**options):
@@ -105,6 +106,34 @@ OTHERS = {
     ),
     "momentum": (
         network, sgd(), network, sgd(momentum=0.5), r"optimizer momentum 0 \(now 0\.5\)"
+    ),
+    "a group's momentum": (
+        network, two_groups(0.01), network, two_groups(0.01, momentum=0.9),
+        r"optimizer momentum 0 \(now \[0\.9, 0, 0\]\)",
+    ),
+    "class weights": (
+        lambda: network(label_loss=nn.CrossEntropyLoss()), {},
+        lambda: network(label_loss=nn.CrossEntropyLoss(torch.tensor([1.0, 9.0]))), {},
+        r"label_loss weight None \(now \[1\.0, 9\.0\]\)",
+    ),
+    "other class weights": (
+        lambda: network(label_loss=nn.CrossEntropyLoss(torch.tensor([1.0, 2.0]))), {},
+        lambda: network(label_loss=nn.CrossEntropyLoss(torch.tensor([1.0, 9.0]))), {},
+        r"label_loss weight \[1\.0, 2\.0\] \(now \[1\.0, 9\.0\]\)",
+    ),
+    "smoothing": (
+        lambda: network(label_loss=nn.CrossEntropyLoss(label_smoothing=0.1)), {},
+        lambda: network(label_loss=nn.CrossEntropyLoss(label_smoothing=0.2)), {},
+        r"label_loss label_smoothing 0\.1 \(now 0\.2\)",
+    ),
+    "a partial's argument": (
+        lambda: network(label_loss=smoothed(0.1)), {},
+        lambda: network(label_loss=smoothed(0.2)), {},
+        r"label_loss label_smoothing 0\.1 \(now 0\.2\)",
+    ),
+    "another loss": (
+        network, {}, lambda: network(label_loss=nn.CrossEntropyLoss()), {},
+        r"label_loss 'CrossEntropy' \(now 'CrossEntropyLoss'\)",
     ),
     "optimizer": (
         network, sgd(), network,
@@ -195,6 +224,16 @@ def test_a_training_continues_though_its_own_loop_changed_λ_and_the_rate(tmp_pa
     model, again = run(path)
     again()
     assert model.reversal.scale == pytest.approx(0.4)
+
+
+def test_a_scheduler_may_have_moved_the_momentum_of_the_optimizer_that_continues(tmp_path):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 24)
+    options = {"optimizer": optimizer, "scheduler": scheduler, "checkpoint": tmp_path / "run.pt"}
+    train(model, epochs=2, **options)
+    assert optimizer.param_groups[0]["momentum"] != 0.95
+    assert len(train(model, epochs=4, resume=True, **options).epochs) == 4
 
 
 def test_epochs_are_added_under_a_rate_of_ones_own_as_one_run_would_have(tmp_path):
@@ -328,79 +367,3 @@ def test_a_loader_that_has_become_shorter_is_refused(tmp_path):
     with pytest.raises(ValueError, match="ended after 4 batches, where 8 had been taken of it"):
         train(model, target=DataLoader(Stream(12), 3), checkpoint=path, resume=True)
     assert all(map(torch.equal, weights(model), before))
-
-
-# Files.
-
-
-def test_numbers_of_numpy_are_saved_as_pythons_own(tmp_path):
-    path, model = tmp_path / "run.pt", network()
-
-    def mine(record):
-        record.update(mine=np.float64(record["epoch"]))
-        if record["epoch"] == 2:
-            raise Killed
-
-    rate = np.float64(0.1)
-    with pytest.raises(Killed):
-        train(model, checkpoint=path, after_epoch=mine, **sgd(rate)(model))
-    model = network()
-    found = train(model, checkpoint=path, resume=True, **sgd(rate)(model)).epochs
-    assert (found[0]["mine"], type(found[0]["mine"])) == (1.0, float)
-
-
-def test_what_could_not_be_read_again_is_not_written(tmp_path):
-    path = tmp_path / "run.pt"
-    message = r"look at what after_epoch adds to its record.*_reconstruct is none\)"
-    with pytest.raises(ValueError, match=message):
-        train(network(), checkpoint=path, after_epoch=lambda r: r.update(mine=np.zeros(3)))
-    good = torch.load(path, weights_only=True)
-    assert len(good["epochs"]) == 1
-    with pytest.raises(ValueError, match="look at what after_epoch adds to its record"):
-        train(
-            network(), checkpoint=path, resume=True, after_epoch=lambda r: r.update(mine=lambda: 0)
-        )
-    assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
-
-
-def never(record):
-    raise AssertionError("an epoch was trained")
-
-
-def test_a_checkpoint_that_cannot_be_written_is_found_before_training(tmp_path):
-    (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file" / "run.pt", "/proc/no/such/run.pt"):
-        with pytest.raises(OSError, match=r"run\.pt cannot be written"):
-            train(network(), checkpoint=path, after_epoch=never)
-    for resume in (False, True):
-        with pytest.raises(IsADirectoryError, match="is a folder: name a file in it"):
-            train(network(), checkpoint=tmp_path, resume=resume, after_epoch=never)
-
-
-def test_a_file_of_an_earlier_version_is_named_as_such(tmp_path):
-    path = tmp_path / "run.pt"
-    train(network(), checkpoint=path)
-    torch.save({**torch.load(path), "format": 1}, path)
-    with pytest.raises(ValueError, match="of another version of pyrevgrad"):
-        train(network(), checkpoint=path, resume=True)
-
-
-# Divergence.
-
-
-def test_a_divergence_in_the_first_epoch_says_that_nothing_was_written_yet(tmp_path):
-    path, model = tmp_path / "run.pt", network()
-    with pytest.raises(DivergedError, match=r"no checkpoint had been written to .*run\.pt"):
-        train(model, (X * math.nan, Y), checkpoint=path)
-
-
-def test_a_diverged_error_passes_between_processes(tmp_path):
-    error = DivergedError("at step 7", 6, 1, tmp_path / "run.pt")
-    again = pickle.loads(pickle.dumps(error))
-    assert type(again) is DivergedError and str(again) == "at step 7"
-    assert (again.step, again.epoch, again.checkpoint) == (6, 1, tmp_path / "run.pt")
-
-
-def test_an_infinite_λ_is_refused_before_training():
-    with pytest.raises(ValueError, match="λ of the network's reversal is inf"):
-        train(network(math.inf), after_epoch=never)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy
 import torch
 
-FORMAT = 2
+FORMAT = 3
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Imports the batches and the network beside it.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import zlib
 from numbers import Integral, Real
@@ -20,6 +21,8 @@ from .networks import DANN
 
 #: Bounds what is read of the data, however large they are.
 SAMPLED = 4096
+#: A tensor of more elements is named by its checksum.
+LISTED = 16
 CHECKSUM = "checksum of the data"
 #: How a step is computed, and not which.
 _MEANS = ("foreach", "fused", "capturable", "differentiable", "last_epoch")
@@ -30,28 +33,47 @@ def of_network(network: DANN) -> dict[str, Any]:
     options = ("domain_weight", "domain_average", "together", "ignore_index", "entropy")
     found: dict[str, Any] = {"model": type(network).__qualname__}
     found |= {name: plain(getattr(network, name)) for name in options if hasattr(network, name)}
-    for name in ("label_loss", "conditioning"):
-        if hasattr(network, name):
-            found[name] = _name_of(getattr(network, name))
+    found["label_loss"] = of_loss(network.label_loss)
+    if hasattr(network, "conditioning"):
+        found["conditioning"] = _name_of(network.conditioning)
     found["schedule"] = of_scheduler(network.schedule)
     if network.schedule is None:
         found["scale"] = plain(network.reversal.scale)
     return found
 
 
+def of_loss(loss: Any) -> dict[str, Any]:
+    """Its class or name, and its arguments: those of its constructor that it keeps, or a partial's.
+
+    Class weights are among them, which the network's saved state would overwrite.
+    """
+    if isinstance(loss, functools.partial):
+        return {**of_loss(loss.func), **_plain_parts(loss.keywords)}
+    return {"class": _name_of(loss), **_kept(loss)}
+
+
 def of_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Its class, its defaults, and the learning rates that its groups began with."""
-    rates = [plain(group.get("initial_lr", group.get("lr"))) for group in optimizer.param_groups]
-    return {"class": type(optimizer).__name__, **_plain_parts(optimizer.defaults), "lr": rates}
+    """Its class, the learning rates that its groups began with, and their other options."""
+    groups = optimizer.param_groups
+    found: dict[str, Any] = {"class": type(optimizer).__name__}
+    for name, default in optimizer.defaults.items():
+        if any("max_momentum" in group for group in groups) and name in ("momentum", "betas"):
+            # A scheduler cycles them.
+            continue
+        values = [plain(group.get(name, default)) for group in groups]
+        alike = all(value == values[0] for value in values)
+        found |= _plain_parts({name: values[0] if alike else values})
+    return {**found, "lr": [plain(group.get("initial_lr", group.get("lr"))) for group in groups]}
 
 
 def of_scheduler(scheduler: Any) -> dict[str, Any] | None:
     """Its class, and which arguments of its constructor it keeps."""
-    if scheduler is None:
-        return None
-    names = inspect.signature(type(scheduler).__init__).parameters
-    kept = {name: getattr(scheduler, name) for name in names if hasattr(scheduler, name)}
-    return {"class": type(scheduler).__name__, **_plain_parts(kept)}
+    return None if scheduler is None else {"class": type(scheduler).__name__, **_kept(scheduler)}
+
+
+def _kept(thing: Any) -> dict[str, Any]:
+    names = inspect.signature(type(thing).__init__).parameters
+    return _plain_parts({name: getattr(thing, name) for name in names if hasattr(thing, name)})
 
 
 def of_data(name: str, parts: list[Batches], columns: int) -> dict[str, Any]:
@@ -124,8 +146,11 @@ def plain(value: Any) -> Any:
     """Numbers, text and their lists as Python's own, whatever holds them; else `_UNKNOWN`."""
     if value is None or isinstance(value, (bool, str)):
         return value
-    if isinstance(value, numpy.generic) or (isinstance(value, Tensor) and value.dim() == 0):
+    if isinstance(value, numpy.generic):
         return plain(value.item())
+    if isinstance(value, Tensor):
+        long = value.numel() > LISTED
+        return f"tensor of checksum {checksum(value)}" if long else plain(value.tolist())
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Real):
