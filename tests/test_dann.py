@@ -239,13 +239,6 @@ def test_frozen_normalisation_does_not_change_the_reversal():
     assert all(map(torch.equal, *gradients))
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])
-def test_class_labels_may_be_any_integers(dtype):
-    source, labels, target = batch()
-    wanted = network()(source, labels, target)
-    assert torch.equal(network()(source, labels.to(dtype), target).loss, wanted.loss)
-
-
 @pytest.mark.parametrize("where", ["label_head", "domain_head"])
 def test_a_head_that_overwrites_the_shared_features_is_refused(where):
     parts = {"features": nn.Linear(5, 6), "label_head": nn.Linear(6, 3)}

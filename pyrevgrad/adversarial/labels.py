@@ -20,6 +20,12 @@ class CrossEntropy(nn.Module):
         self.ignore_index = ignore_index
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if labels.shape == logits.shape and not labels.is_floating_point():
+            raise ValueError(
+                f"labels of the label logits' shape {tuple(labels.shape)} are probabilities to "
+                f"cross-entropy, and these are {labels.dtype}: give one-hot labels as floating "
+                "point (labels.float()), or classes (labels.argmax(1))"
+            )
         if not (are_classes(labels, logits) or labels.shape == logits.shape):
             raise ValueError(
                 f"labels of shape {tuple(labels.shape)} do not fit label logits of shape "
@@ -60,6 +66,8 @@ def check_labels(labels: Tensor, logits: Tensor, ignore_index: int) -> None:
 
 def check_range(labels: Tensor, classes: int, ignore_index: int) -> None:
     """ValueError unless every label is in [0, classes) or is ignored; reads the values."""
+    # In a narrow dtype the ignored label may wrap to a class: −100 is 156 in uint8.
+    labels = labels.long()
     wrong = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
     if bool(wrong.any()):
         first = labels[wrong][0].item()
@@ -73,6 +81,11 @@ def are_classes(labels: Tensor, logits: Tensor) -> bool:
     """Whether labels are integers without the class dimension of the logits."""
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     return whole and logits.dim() == labels.dim() + 1
+
+
+def kind_of(labels: Tensor, logits: Tensor) -> torch.dtype:
+    """The dtype in which a loss takes the labels: int64 of classes, which all integers may be."""
+    return torch.long if are_classes(labels, logits) else labels.dtype
 
 
 @torch.no_grad()

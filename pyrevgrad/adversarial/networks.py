@@ -16,7 +16,7 @@ from ..checks import check_finite
 from ..compat import GradientReverseLayer, RevGrad, WarmStartGradientReverseLayer
 from ..nn import FoldedReversal, GradientReversal
 from ..schedules import Schedule
-from .labels import CrossEntropy, accuracy, are_classes, check_labels, ignored_by
+from .labels import CrossEntropy, accuracy, check_labels, ignored_by, kind_of
 from .probabilities import refuse_probabilities
 
 _REVERSALS = (
@@ -199,8 +199,7 @@ class DANN(nn.Module):
         logits = _headed("label_head", self.label_head, labelled)
         truth = _joined("the labels", answers)
         check_labels(truth, logits, self.ignore_index)
-        kind = torch.long if are_classes(truth, logits) else truth.dtype
-        truth = truth.to(logits.device, kind, non_blocking=True)
+        truth = truth.to(logits.device, kind_of(truth, logits), non_blocking=True)
         label_loss = self.label_loss(logits, truth)
         if label_loss.dim() != 0:
             raise ValueError(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .batches import Batches, Ordered, domains, parts_of
-from .labels import accuracy, are_classes, check_labels
+from .labels import accuracy, are_classes, check_labels, kind_of
 from .networks import DANN
 from .processes import Processes
 from .records import Score
@@ -96,7 +96,7 @@ def score(model: DANN, batches: Batches) -> Score:
             x, labels = parts_of("data", batch, device)
             logits = model.predict(x)
             check_labels(labels, logits, model.ignore_index)
-            labels = labels.to(device)
+            labels = labels.to(device, kind_of(labels, logits))
             loss = model.label_loss(logits, labels).to(kind)
             samples += len(x)
             weight = torch.full_like(losses, len(x))
