@@ -1,4 +1,4 @@
-"""A domain head that makes probabilities is refused at the first step; one that does not is not."""
+"""A head that makes probabilities where logits are taken is refused at the first step."""
 
 import pytest
 import torch
@@ -89,6 +89,48 @@ def test_a_head_of_logits_is_not(head):
 def test_cdan_refuses_it_too():
     with pytest.raises(ValueError, match="ends in a sigmoid"):
         step(nn.Sequential(nn.Linear(8, 1), nn.Sigmoid()), CDAN)
+
+
+def labelled(head, loss, network=DANN):
+    torch.manual_seed(0)
+    domain = nn.Linear(4 if network is DANN else 8, 1)
+    model = network(nn.Linear(3, 4), head, domain, loss)
+    return model(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]), torch.randn(5, 3)).loss
+
+
+def of_probabilities(p, y):
+    return nn.functional.nll_loss(p.log(), y)
+
+
+LABEL_HEADS = {
+    "nn.Softmax": lambda: nn.Sequential(nn.Linear(4, 2), nn.Softmax(1)),
+    "torch.softmax": lambda: Head(lambda y: y.softmax(1), 2),
+    "nn.Sigmoid": lambda: nn.Sequential(nn.Linear(4, 2), nn.Sigmoid()),
+}
+
+
+@pytest.mark.parametrize("loss", [None, nn.CrossEntropyLoss(torch.ones(2))], ids=["ours", "torch"])
+@pytest.mark.parametrize("head", LABEL_HEADS.values(), ids=LABEL_HEADS)
+def test_a_label_head_of_probabilities_is_refused_under_cross_entropy(head, loss):
+    with pytest.raises(
+        ValueError, match=r"label_head ends in a s\w+, .* cross-entropy takes logits"
+    ):
+        labelled(head(), loss)
+
+
+@pytest.mark.parametrize("head", LABEL_HEADS.values(), ids=LABEL_HEADS)
+def test_a_loss_of_ones_own_may_take_probabilities_but_cdan_takes_logits(head):
+    assert labelled(head(), of_probabilities).isfinite()
+    with pytest.raises(ValueError, match=r"label_head ends in a s\w+, .* and CDAN takes logits"):
+        labelled(head(), of_probabilities, CDAN)
+
+
+@pytest.mark.parametrize("network", [DANN, CDAN])
+def test_a_log_softmax_changes_nothing_under_cross_entropy(network):
+    head = Head(lambda y: y, 2)
+    same = Head(lambda y: y.log_softmax(1), 2)
+    same.load_state_dict(head.state_dict())
+    torch.testing.assert_close(labelled(same, None, network), labelled(head, None, network))
 
 
 def test_it_is_refused_under_checkpointing_and_with_nothing_to_train():

@@ -1,6 +1,6 @@
 """CDAN: the domain head judges features together with the label head's predictions.
 
-Imports the networks.
+Imports the networks and the check of heads beside it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..checks import is_whole
 from .networks import DANN
+from .probabilities import refuse_probabilities
 
 
 class OuterProduct(nn.Module):
@@ -91,7 +92,8 @@ class CDAN(DANN):
     features, label_head, domain_head, label_loss, **options
         As `DANN`; features (n, F), label logits (n, C), and a domain head that takes what
         `conditioning` gives. One logit z, (n, 1), stands for two classes: g is ``(σ(−z), σ(z))``,
-        C is 2, and `label_loss` is one of your own.
+        C is 2, and `label_loss` is one of your own. No sigmoid or softmax ends either head,
+        whatever the loss.
     conditioning : torch.nn.Module
         `OuterProduct`, which gives F·C numbers a sample, if not given; or `RandomizedProduct`.
     entropy : bool
@@ -134,6 +136,7 @@ class CDAN(DANN):
                 f"CDAN takes features (n, F) and label logits (n, C), got {tuple(joined.shape)} "
                 f"and {tuple(z.shape)}"
             )
+        refuse_probabilities("label_head", self.label_head, logits, "CDAN")
         g = torch.cat([-z, z], 1).sigmoid() if z.shape[1] == 1 else z.softmax(1)
         weights = None
         if self.entropy:

@@ -71,7 +71,7 @@ class DANN(nn.Module):
     features : torch.nn.Module
         From inputs to features, of any shape (n, …).
     label_head : torch.nn.Module
-        From features to what `label_loss` takes first.
+        From features to what `label_loss` takes first: of cross-entropy, logits.
     domain_head : torch.nn.Module
         From features to domain logits: one, (n, 1, …) or (n,), for two domains, or K, (n, K, …),
         for K domains. No sigmoid or softmax at its end. Further dimensions, as of a head per pixel,
@@ -187,8 +187,8 @@ class DANN(nn.Module):
         ------
         TypeError, ValueError
             A domain that is missing or empty, shapes that do not fit, labels out of range (seen
-            where the labels are on the CPU, or on the way there by `fit`), a domain head that ends
-            in a sigmoid or softmax.
+            where the labels are on the CPU, or on the way there by `fit`), a head that ends in a
+            sigmoid or softmax: the domain head, or under cross-entropy the label head.
         """
         sources, targets = _listed("source", source), _listed("target", target)
         answers = _listed("labels", labels)
@@ -200,6 +200,8 @@ class DANN(nn.Module):
         truth = _joined("the labels", answers)
         check_labels(truth, logits, self.ignore_index)
         truth = truth.to(logits.device, kind_of(truth, logits), non_blocking=True)
+        if type(self.label_loss) in (CrossEntropy, nn.CrossEntropyLoss):
+            refuse_probabilities("label_head", self.label_head, logits, "the cross-entropy")
         label_loss = self.label_loss(logits, truth)
         if label_loss.dim() != 0:
             raise ValueError(
@@ -275,7 +277,7 @@ class DANN(nn.Module):
                 f"domain_head made {len(logits)} rows of {sum(sizes)}: it must keep the batch "
                 "dimension first"
             )
-        refuse_probabilities(self.domain_head, logits)
+        refuse_probabilities("domain_head", self.domain_head, logits, "the domain loss")
         shares = [None] * len(sizes) if weights is None else weights.split(sizes)
         losses, right = [], []
         for domain, (part, share) in enumerate(zip(logits.split(sizes), shares, strict=True)):

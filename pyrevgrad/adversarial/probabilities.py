@@ -1,4 +1,4 @@
-"""Domain heads that end in a sigmoid or softmax, where the loss takes logits. Imports the layers.
+"""Heads that end in a sigmoid or softmax, where logits are taken. Imports the layers.
 
 Such a head trains without an error and badly: of two domains it can never name the first.
 """
@@ -28,8 +28,10 @@ _CARRIERS = (
 )
 
 
-def refuse_probabilities(head: nn.Module, logits: Tensor) -> None:
+def refuse_probabilities(name: str, head: nn.Module, logits: Tensor, taker: str) -> None:
     """ValueError where the last thing that `head` does is to make probabilities.
+
+    `taker` is what takes logits of the head that `name` calls.
 
     Seen in the graph of what it made; the layers are asked only where the graph ends in a function
     that does not say what it computes, or where there is none. A head that goes on to anything
@@ -40,7 +42,7 @@ def refuse_probabilities(head: nn.Module, logits: Tensor) -> None:
     found = _last(head, logits)
     if found is not None:
         raise ValueError(
-            f"domain_head ends in a {found}, so that it gives probabilities, and the domain loss "
+            f"{name} ends in a {found}, so that it gives probabilities, and {taker} "
             f"takes logits: leave the {found} out (torch.{found.removeprefix('hard')} of the "
             "logits gives the probabilities)"
         )
