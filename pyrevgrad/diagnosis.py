@@ -90,8 +90,8 @@ def check_reversal(
         lists, tuples and dicts within.
     scale : float, optional
         λ as the model has it now. If not given, layers of pyrevgrad are set to .5 on the copy, so
-        that even a λ of 0 or 1 can be told from no reversal; a model without them is taken to
-        have λ = 1.
+        that even a λ of 0 or 1 can be told from no reversal (the sentence names a layer whose own
+        λ is 0 now, as where a schedule begins); a model without them is taken to have λ = 1.
     features : str or torch.nn.Module, optional
         The submodule, or its name, whose gradient must be reversed, while that of all else on the
         way stays plain. ``model.features`` if there is one; else some modules must be reversed,
@@ -135,7 +135,7 @@ def check_reversal(
     if expected == 0:
         raise ValueError("scale is 0: no reversal could be seen; check with another λ")
     probe = Probe(model, inputs, features, dtype)
-    turned_round = probe.negative_scale() if expected is None else None
+    own = probe.scales() if expected is None else {}
     expected = probe.set_scale() if expected is None else expected
     domain, labels = probe.chosen(output, label)
     verdict, sentence, factors = _measured(probe, domain, labels, expected)
@@ -144,16 +144,27 @@ def check_reversal(
         # measure neither of its slopes; and a head that starts at zero sends no gradient back.
         probe.stir()
         verdict, sentence, factors = _measured(probe, domain, labels, expected)
-    if verdict == "reversed" and turned_round is not None:
-        verdict = "wrong sign"
-        sentence = (
-            "the reversal reverses, but λ of {} is {:g}: below 0 it undoes the reversal; give λ "
-            "without its sign".format(*turned_round)
-        )
+    if verdict == "reversed":
+        verdict, sentence = _as_it_stands(sentence, own, expected)
     report = ReversalReport(verdict, sentence, expected, factors)
     if strict and not report.ok:
         raise ReversalError(report)
     return report
+
+
+def _as_it_stands(sentence: str, own: dict[str, float], expected: float) -> tuple[str, str]:
+    """The verdict and sentence of a reversal that reverses, with what its own λ does now."""
+    for name, scale in own.items():
+        if scale < 0:
+            return "wrong sign", (
+                f"the reversal reverses, but λ of {name} is {scale:g}: below 0 it undoes the "
+                "reversal; give λ without its sign"
+            )
+    still = [name for name, scale in own.items() if scale == 0]
+    if still:
+        # As a schedule begins, so no error.
+        sentence += f" (checked at λ = {expected:g}, as λ of {_listed(still)} is 0 now)"
+    return "reversed", sentence
 
 
 def _measured(

@@ -50,12 +50,11 @@ class Probe:
         given = inputs if isinstance(inputs, (tuple, list)) else [inputs]
         return [_each_float(it, taken) for it in given], {}
 
-    def negative_scale(self) -> tuple[str, float] | None:
-        """The first live layer of ours whose λ is below 0, and that λ."""
-        for name, layer in self.model.named_modules():
-            if isinstance(layer, Scaled) and layer.scale is not None and layer.scale < 0:
-                return name or "the layer itself", layer.scale.item()
-        return None
+    def scales(self) -> dict[str, float]:
+        """λ of every live layer of ours, by its name."""
+        named = self.model.named_modules()
+        layers = {name or "the layer itself": it for name, it in named if isinstance(it, Scaled)}
+        return {name: it.scale.item() for name, it in layers.items() if it.scale is not None}
 
     def set_scale(self) -> float:
         """Give every live layer of ours the same λ, and say which; 1 where there is none."""

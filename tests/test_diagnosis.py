@@ -339,6 +339,18 @@ def test_it_is_reachable_from_the_package():
     assert issubclass(pyrevgrad.ReversalError, RuntimeError)
 
 
+@pytest.mark.parametrize("scale", [0.0, GaninSchedule(10)], ids=["a number", "a schedule"])
+def test_a_scale_that_is_zero_now_is_said(scale):
+    model = nn.Sequential(nn.Linear(5, 4), GradientReversal(scale), nn.Linear(4, 1))
+    report = check_reversal(model, X)
+    assert report.ok and report.scale == 0.5
+    assert report.sentence == (
+        "the features get -0.5 times the plain gradient (checked at λ = 0.5, as λ of 1 is 0 now)"
+    )
+    model[1].scale = 0.3
+    assert "now" not in check_reversal(model, X).sentence
+
+
 def test_a_scale_below_zero_is_a_wrong_sign():
     layers = [nn.Linear(2, 8), nn.Tanh(), GradientReversal(-1.0), nn.Linear(8, 1)]
     with pytest.raises(ReversalError, match=r"wrong sign: .* λ of 2 is -1: below 0 it undoes"):
