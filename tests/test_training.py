@@ -233,9 +233,16 @@ BAD = [
     (lambda: train(network(), patience=2), ValueError, "need a validation to go by"),
     (lambda: train(network(), keep_best=True), ValueError, "need a validation to go by"),
     (lambda: train(network(), validation=(X, Y), patience=0), ValueError, "patience must be an"),
+    (
+        lambda: train(network(), list(zip(X, Y, strict=True))), TypeError,
+        r"source\[0\] is one sample, and a list is of domains: a domain is tensors \(x, y\) of",
+    ),
+    (lambda: train(network(), [(X[0], 1), (X[1], 0)]), TypeError, r"source\[0\] is one sample"),
+    (lambda: train(network(), [{"x": x} for x in X]), TypeError, r"source\[0\] is one sample"),
+    (lambda: train(network(), target=[{"x": T}]), TypeError, "target is one sample, and a list is"),
     (lambda: train(network(), scheduler=object()), ValueError, "a scheduler comes with the opt"),
     (lambda: train(network(), scores={"label": (X, Y)}), ValueError, "cannot be called 'label'"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("call", "kind", "message"), BAD)

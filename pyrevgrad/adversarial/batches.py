@@ -6,7 +6,7 @@ Imports the random states beside it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -208,9 +208,29 @@ def domains(
     for i, each in enumerate(given):
         called = name if len(given) == 1 else f"{name}[{i}]"
         own = None if seed is None else [*seed, i]
+        if _is_sample(each):
+            raise TypeError(
+                f"{called} is one sample, and a list is of domains: a domain is tensors "
+                f"{_kinds(columns)} of many samples, a Dataset or a DataLoader"
+            )
         found = _tensors(called, each, columns, dtype)
         parts.append(_batches(called, found, columns, (batch_size, own, share, least)))
     return parts
+
+
+def _is_sample(data: Any) -> bool:
+    """Whether it is a dict, or parts of which one has no dimension to be a batch's."""
+    if isinstance(data, Mapping):
+        # A dataset may be one, whose keys are the samples' places.
+        return 0 not in data
+    if isinstance(data, tuple) and any(isinstance(p, (int, float, numpy.generic)) for p in data):
+        return True
+    parts = data if isinstance(data, tuple) else (data,)
+    return any(isinstance(p, (Tensor, numpy.ndarray)) and not p.ndim for p in parts)
+
+
+def _kinds(columns: int) -> str:
+    return "(x, y)" if columns == 2 else "x"
 
 
 def _tensors(name: str, data: Any, columns: int, dtype: torch.dtype | None) -> Any:
@@ -228,9 +248,8 @@ def _batches(name: str, data: Any, columns: int, order: tuple[Any, ...]) -> Batc
         raise TypeError(f"{name}: wrap a dataset without a length in a DataLoader")
     if loader:
         if not hasattr(data, "__iter__"):
-            kinds = "(x, y)" if columns == 2 else "x"
             raise TypeError(
-                f"{name} must be tensors {kinds}, a Dataset or a DataLoader, "
+                f"{name} must be tensors {_kinds(columns)}, a Dataset or a DataLoader, "
                 f"not {type(data).__name__}"
             )
         if iter(data) is data:
