@@ -366,6 +366,8 @@ def test_a_file_that_is_none_is_said(tmp_path, capsys):
         (("--data", "moons", "--device", "meta"), "--device meta cannot be trained on"),
         (("--data", "moons", "--weight", -1), "--weight must be a finite number >= 0"),
         (("--data", "moons", "--seed", -1), "--seed must be at least 0"),
+        (("--data", "moons", "--seed", 10**20), "must be at most 2147483646"),
+        (("--data", "moons", "--seed", 2**31 - 2, "--seeds", 2), "must be at most 2147483646"),
         (("--data", "moons", "--patience", 0), "--patience must be at least 1"),
         (("--data", "moons", "--device", "abacus"), "--device abacus cannot be trained on"),
     ],

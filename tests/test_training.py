@@ -226,6 +226,7 @@ BAD = [
     (lambda: train(network(), epochs=0), ValueError, "epochs must be an int >= 1, got 0"),
     (lambda: train(network(), batch_size=1.5), ValueError, "batch_size must be an int >= 1"),
     (lambda: train(network(), seed=-1), ValueError, "seed must be an int >= 0"),
+    (lambda: train(network(), seed=2**64), ValueError, "seed must be at most 18446744073709551615"),
     (lambda: train(network(), epochs=True), ValueError, "epochs must be an int >= 1"),
     (lambda: train(network(), validation=[(X, Y)]), TypeError, "validation is a list; a score"),
     (lambda: evaluate(network(), [(X, Y), (X, Y)]), TypeError, "data is a list; a score is of one"),
@@ -322,6 +323,10 @@ def test_whole_numbers_of_numpy_are_taken():
     train(one, **{name: np.int64(value) for name, value in options.items()})
     train(other, **options)
     assert same(one, other)
+
+
+def test_the_largest_seed_is_taken():
+    train(network(), epochs=1, seed=2**64 - 1)
 
 
 def test_evaluate_weighs_batches_by_their_samples():

@@ -11,6 +11,9 @@ import torch
 
 from . import datasets, networks
 
+#: scikit-learn takes 32 bits, and the moons' two domains twice the seed and a bit.
+LAST_SEED = 2**31 - 2
+
 
 class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
     """Prints the defaults that say something."""
@@ -66,6 +69,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         reader.error("--patience must be at least 1")
     if options.seed < 0:
         reader.error("--seed must be at least 0")
+    if options.seed + options.seeds - 1 > LAST_SEED:
+        reader.error(f"--seed, and the last of --seeds from there, must be at most {LAST_SEED}")
     for name in ("scale", "weight", "rate"):
         value = getattr(options, name)
         if not math.isfinite(value) or value < 0:

@@ -65,6 +65,11 @@ class Run:
         if not math.isfinite(scale):
             raise ValueError(f"λ of the network's reversal is {scale}: give one that is finite")
         self.processes = Processes(model)
+        if self.seed + self.processes.count > 2**64:
+            raise ValueError(
+                f"seed must be at most {2**64 - self.processes.count}, got {seed}: torch takes 64 "
+                "bits, and each process draws from a seed of its own"
+            )
         if self.batch_size % self.processes.count:
             raise ValueError(
                 f"batch_size {batch_size} cannot be dealt out to {self.processes.count} processes"
