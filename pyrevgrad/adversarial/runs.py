@@ -152,6 +152,8 @@ class Run:
     def epoch(self, bar: Any) -> dict[str, float]:
         """Train one epoch and return its record."""
         number = len(self.history.epochs)
+        # Casts of before a checkpoint was loaded, or of a score, which have no gradient.
+        torch.clear_autocast_cache()
         kind = torch.float32 if self.device.type == "mps" else torch.float64
         sums = torch.zeros(2, len(MEANS), dtype=kind, device=self.device)
         self._first_bad = torch.full((), -1, dtype=torch.long, device=self.device)
@@ -214,10 +216,15 @@ class Run:
             self._first_bad.masked_fill_(bad, self.step)
             if self.step % LOOK_EVERY == LOOK_EVERY - 1:
                 self._look(None)
-        losses.loss.backward()
+        # Under autocast, backward has the dtypes of the forward, and no cast of its own.
+        with torch.autocast(self.device.type, enabled=False):
+            losses.loss.backward()
         if self.max_norm is not None:
             self._clip(self.max_norm)
         self.optimizer.step()
+        # Where the caller put fit under autocast, the casts of the weights before this step would
+        # stay in its cache to the end of that context.
+        torch.clear_autocast_cache()
         if self.scheduler is not None:
             self.scheduler.step()
         if self.network.schedule is not None:

@@ -41,7 +41,8 @@ def fit(
 
     A step takes one batch of each domain, descends ``losses.loss``, then steps `scheduler` and the
     schedule of λ. An epoch is one pass over the (first) source; shorter domains begin again, and
-    longer ones go on in the next epoch.
+    longer ones go on in the next epoch. Under ``torch.autocast`` (bfloat16: no loss is scaled) the
+    forwards and scores are in mixed precision, and the backward and the optimizer outside of it.
 
     Parameters
     ----------
@@ -89,7 +90,8 @@ def fit(
         neither the learning rate nor λ follows from it; the default learning rate does. Of a loader
         that stands within a pass, the batches taken are read once more and passed over. That is
         exact where it draws its order when a pass begins, or from a generator that is its own, as
-        PyTorch's samplers do.
+        PyTorch's samplers do; not where samples are changed at random in workers that persist
+        (``persistent_workers=True``), whose random states no checkpoint reaches.
     progress : bool
         Whether to show a bar, which needs tqdm.
     after_epoch : callable, optional
