@@ -407,7 +407,9 @@ def _compiled_view(x: Any, pairs: Pairs, scale: Tensor | None) -> Any:
     _refuse_transform()
     if backends.forced() is not None:
         return _View.apply(x, pair, scale, backends.choose(x, pair))
-    number = eager.fitted(pair, x).rule.scale if scale is None else -1.0
+    *_, number = eager.floats(eager.fitted(pair, x).texts.rule)
+    if scale is not None:
+        number = -1.0
     return Reversal.apply(x, number, scale)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from .activations import CONSTANT, MASK, OUTPUT, Activation
 from .rules import NOTHING, Rule, plan_kind
@@ -15,6 +15,39 @@ from .rules import NOTHING, Rule, plan_kind
 _FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 # The least number that rounds to no float32.
 _FLOAT32_OVERFLOW = (2 - 2**-24) * 2.0**127
+
+
+class Texts(NamedTuple):
+    """The floats of a pair as text, for what torch.compile traces.
+
+    Of a float that it finds in an object the compiler makes an input of its graph, under
+    ``dynamic=True`` or where two objects differ, and fails where two Functions share that input.
+    A text it takes for a constant, and the float made of it too.
+    """
+
+    numbers: tuple[str, ...]
+    interval: tuple[str, ...]
+    slopes: tuple[str, ...]
+    #: Threshold, clip and scale.
+    rule: tuple[str, ...]
+    custom: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        numbers: tuple[float, ...],
+        interval: tuple[float, float],
+        slopes: tuple[float, float],
+        rule: Rule,
+    ) -> Texts:
+        """What a pair of these reads."""
+        of_rule = (rule.threshold, rule.clip, rule.scale)
+        parts = (numbers, interval, slopes, of_rule, rule.custom[1:])
+        return cls(*(tuple(repr(float(number)) for number in part) for part in parts))
+
+    def in_float32(self) -> Texts:
+        """The same, with what overflows float32 as infinite, as a cast would make it."""
+        return Texts(*(tuple(repr(_in_float32(float(text))) for text in part) for part in self))
 
 
 # Not frozen: torch.compile before 2.11 makes a frozen argument of a Function anew from all of its
@@ -26,17 +59,13 @@ class Pair:
     Attributes
     ----------
     row : Activation
-    numbers : tuple of float
-        The activation's parameters in table order.
+    texts : Texts
+        The pair's floats; outside of what is traced, its properties have them.
     rule : Rule
         Without a tensor scale, which travels beside the pair.
     keeps : {"nothing", "mask", "output", "input"}
     bit : {"none", "own", "positive", "interval"}
         What the input says of an element: the mask's bit, or the rule's input gate.
-    interval : (float, float)
-        For ``bit="interval"``.
-    slope_high, slope_low : float
-        The two slopes of a mask (or the constant slope and 0), the rule's slope applied.
     in_float32 : Pair or None
         The pair with what overflows float32 as infinite, as a cast would make it; None where
         nothing does.
@@ -58,13 +87,10 @@ class Pair:
     """
 
     row: Activation
-    numbers: tuple[float, ...]
+    texts: Texts
     rule: Rule
     keeps: str
     bit: str
-    interval: tuple[float, float]
-    slope_high: float
-    slope_low: float
     in_float32: Pair | None = None
     exact: bool = False
     passes_through: bool = False
@@ -73,6 +99,27 @@ class Pair:
     reads: tuple[str, ...] = ()
     by_output: Pair | None = None
     program: Any = None
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """The activation's parameters in table order."""
+        return tuple(map(float, self.texts.numbers))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """For ``bit="interval"``."""
+        low, high = map(float, self.texts.interval)
+        return low, high
+
+    @property
+    def slope_high(self) -> float:
+        """The slope where a mask's bit is set, or the constant slope, the rule's slope applied."""
+        return float(self.texts.slopes[0])
+
+    @property
+    def slope_low(self) -> float:
+        """The slope where a mask's bit is not set."""
+        return float(self.texts.slopes[1])
 
 
 def _slopes(row: Activation, numbers: tuple[float, ...], rule: Rule) -> tuple[float, float]:
@@ -108,13 +155,9 @@ def make_pair(row: Activation, numbers: tuple[float, ...], rule: Rule, half: boo
     # To a custom rule the activation's own slope of 0 is a number like any other.
     flat = high == 0 and not rule.custom
     low_blocks = low == 0 and (not rule.custom or (keeps == "mask" and bit != "own"))
-    pair = Pair(
-        row, numbers, rule, keeps, bit, interval, high, low, None, exact, through, flat, low_blocks,
-        rule.reads,
-    )  # fmt: skip
-    all_numbers = (*numbers, *interval, high, low, rule.threshold, rule.clip, rule.scale)
-    if any(_in_float32(number) != number for number in (*all_numbers, *rule.custom[1:])):
-        pair.in_float32 = _pair_in_float32(pair)
+    texts = Texts.of(numbers, interval, (high, low), rule)
+    pair = Pair(row, texts, rule, keeps, bit, None, exact, through, flat, low_blocks, rule.reads)
+    pair.in_float32 = _pair_in_float32(pair)
     pair.by_output = _by_output(pair, half)
     return pair
 
@@ -129,8 +172,7 @@ def _by_output(pair: Pair, half: bool) -> Pair | None:
     if not row.output_suffices(pair.numbers) or (half and row.input_in_half):
         return None
     found = replace(pair, rule=rule, keeps=OUTPUT, bit="none", in_float32=None)
-    if pair.in_float32 is not None:
-        found.in_float32 = _pair_in_float32(found)
+    found.in_float32 = _pair_in_float32(found)
     return found
 
 
@@ -140,20 +182,6 @@ def _in_float32(number: float) -> float:
     return math.copysign(_FLOAT32_MAX if abs(number) < _FLOAT32_OVERFLOW else math.inf, number)
 
 
-def _pair_in_float32(pair: Pair) -> Pair:
-    rule = pair.rule
-    low, high = pair.interval
-    return replace(
-        pair,
-        numbers=tuple(map(_in_float32, pair.numbers)),
-        interval=(_in_float32(low), _in_float32(high)),
-        slope_high=_in_float32(pair.slope_high),
-        slope_low=_in_float32(pair.slope_low),
-        rule=replace(
-            rule,
-            threshold=_in_float32(rule.threshold),
-            clip=_in_float32(rule.clip),
-            scale=_in_float32(rule.scale),
-            custom=(*rule.custom[:1], *map(_in_float32, rule.custom[1:])),
-        ),
-    )
+def _pair_in_float32(pair: Pair) -> Pair | None:
+    texts = pair.texts.in_float32()
+    return None if texts == pair.texts else replace(pair, texts=texts)

@@ -1,6 +1,6 @@
 """The reference as the choice of backends sees it: what is kept is the eager formulas' own.
 
-Imports pairs and the eager formulas.
+Imports the activation table, pairs and the eager formulas.
 """
 
 from __future__ import annotations
@@ -10,8 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .activations import MASK
 from .pairs import Pair
 from .reference import eager
+
+
+def _tested_in_backward(kept: Tensor, g: Tensor) -> Tensor:
+    """`kept`, bound to `g` where torch.compile compiles for the CPU.
+
+    It would else test what is kept in the forward already and keep the answers, a byte each, which
+    its code for the CPU writes and reads some 30 times as slowly as the tensor itself.
+    """
+    if not (torch.compiler.is_compiling() and g.is_cpu):
+        return kept
+    return kept + (g != g) * kept.new_zeros(())
 
 
 class Reference:
@@ -46,6 +58,8 @@ class Reference:
         if pair.keeps == "mask":
             return eager.gradient_of_mask(g, kept, pair, scale)
         if pair.keeps == "output":
+            if pair.row.slope_from == MASK:
+                kept = _tested_in_backward(kept, g)
             return eager.gradient_of_output(g, kept, pair, scale)
         return eager.gradient_of_input(g, kept, pair, scale)
 

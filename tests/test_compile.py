@@ -134,6 +134,21 @@ def test_dynamic_shapes_compile_once(name):
     assert graphs.count == first
 
 
+@pytest.mark.parametrize("rule", (EXACT, reverse(0.3), GUIDED.clipped(0.5)), ids=repr)
+@pytest.mark.parametrize("name", pyrevgrad.activations.ACTIVATIONS)
+def test_two_activations_of_one_kind_compile_with_dynamic_shapes(name, rule):
+    """A float that two Functions read would be an input of the graph, which they cannot share."""
+    first, second = (pyrevgrad.nn.Activation(name, rule) for _ in range(2))
+
+    def function(x):
+        return pyrevgrad.activation(second(first(x) * 3), name, rule)
+
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+    for shape in ((5, 6), (7, 6)):
+        x, g = inputs(*shape)
+        torch.testing.assert_close(both(compiled, x, g), both(function, x, g))
+
+
 @pytest.mark.parametrize("name", ["relu", "tanh", "gelu"])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_channels_last_keeps_its_strides(name, dynamic):
@@ -404,6 +419,8 @@ def test_no_mask_is_kept_where_the_next_layer_keeps_the_output(name, rule_name):
     kept, operations = kept_dtypes(lambda x: pyrevgrad.activation(x, name, rule) @ weight, x, g)
     assert torch.bool not in kept
     assert not any("pyrevgrad" in operation for operation in operations)
+    alone, _ = kept_dtypes(lambda x: pyrevgrad.activation(x, name, rule), x, g)
+    assert torch.bool not in alone, "code for the CPU writes and reads bytes slowly"
 
 
 @pytest.mark.skipif(not NATIVE, reason="the native library is not built")

@@ -40,7 +40,7 @@ def _inside(x: Tensor, low: float, high: float) -> Tensor:
     return ~(x <= low) & ~(x >= high)
 
 
-def _elu(x: Tensor, alpha: float, divisor: float = 1.0) -> Tensor:
+def _elu(x: Tensor, alpha: float, divisor: float) -> Tensor:
     return torch.where(x > 0, x, alpha * torch.expm1(_negative(x) / divisor))
 
 
@@ -67,18 +67,20 @@ def _mish_tangent(x: Tensor) -> Tensor:
     return torch.tanh(_softplus(x, 1.0, 20.0))
 
 
+# Numbers stand as literals, or as text: of a global one torch.compile makes an input of the graph
+# (pairs.py, Texts).
 def _gelu_distribution(x: Tensor) -> Tensor:
-    return 0.5 * (1 + torch.erf(x * math.sqrt(0.5)))
+    return 0.5 * (1 + torch.erf(x * 0.5**0.5))
 
 
 def _gelu_share(x: Tensor) -> Tensor:
     """(1 + tanh(z)) / 2 = 1 / (1 + e^(−2z)), which does not cancel where z < 0."""
-    return torch.sigmoid(math.sqrt(8 / math.pi) * (x + 0.044715 * x * x * x))
+    return torch.sigmoid((8 / 3.141592653589793) ** 0.5 * (x + 0.044715 * x * x * x))
 
 
 def _gelu_tanh_slope(x: Tensor) -> Tensor:
     s = _gelu_share(x)
-    inner = math.sqrt(8 / math.pi) * (1 + 3 * 0.044715 * x * x)
+    inner = (8 / 3.141592653589793) ** 0.5 * (1 + 3 * 0.044715 * x * x)
     return s + x * (s * (1 - s)) * inner
 
 
@@ -96,7 +98,23 @@ def _shrinks(x: Tensor, lambd: float) -> Tensor:
     return ~(x.abs() <= lambd)
 
 
-_SELU_NEGATIVE = SELU_SCALE * SELU_ALPHA
+_SELU = (repr(SELU_SCALE), repr(SELU_ALPHA))
+
+
+def _selu(x: Tensor) -> Tensor:
+    scale, alpha = map(float, _SELU)
+    return scale * _elu(x, alpha, 1.0)
+
+
+def _selu_slope(x: Tensor) -> Tensor:
+    scale, alpha = map(float, _SELU)
+    return torch.where(x > 0, scale, scale * alpha * torch.exp(_negative(x)))
+
+
+def _selu_slope_of_output(y: Tensor) -> Tensor:
+    scale, alpha = map(float, _SELU)
+    return torch.where(y > 0, scale, y + scale * alpha)
+
 
 #: One line an activation: the same names, the same special values as the table's rows.
 FORMULAS: dict[str, Formula] = {
@@ -123,15 +141,11 @@ FORMULAS: dict[str, Formula] = {
         flat=lambda x: x <= 0,
     ),
     "elu": Formula(
-        _elu,
+        lambda x, alpha: _elu(x, alpha, 1.0),
         slope=lambda x, alpha: torch.where(x > 0, 1.0, alpha * torch.exp(_negative(x))),
         from_output=lambda y, alpha: torch.where(y > 0, 1.0, y + alpha),
     ),
-    "selu": Formula(
-        lambda x: SELU_SCALE * _elu(x, SELU_ALPHA),
-        slope=lambda x: torch.where(x > 0, SELU_SCALE, _SELU_NEGATIVE * torch.exp(_negative(x))),
-        from_output=lambda y: torch.where(y > 0, SELU_SCALE, y + _SELU_NEGATIVE),
-    ),
+    "selu": Formula(_selu, slope=_selu_slope, from_output=_selu_slope_of_output),
     "celu": Formula(
         lambda x, alpha: _elu(x, alpha, alpha),
         slope=lambda x, alpha: torch.where(x > 0, 1.0, torch.exp(_negative(x) / alpha)),
@@ -180,7 +194,7 @@ FORMULAS: dict[str, Formula] = {
     "gelu": Formula(
         lambda x: x * _gelu_distribution(x),
         slope=lambda x: (
-            _gelu_distribution(x) + x * (torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi))
+            _gelu_distribution(x) + x * (torch.exp(-0.5 * x * x) / (2 * 3.141592653589793) ** 0.5)
         ),
     ),
     "gelu_tanh": Formula(lambda x: x * _gelu_share(x), slope=_gelu_tanh_slope),
@@ -234,6 +248,11 @@ def _narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == dtype else x.to(dtype)
 
 
+def floats(texts: tuple[str, ...]) -> tuple[float, ...]:
+    """What a pair has as text."""
+    return tuple(map(float, texts))
+
+
 def fitted(pair: Pair, x: Tensor) -> Pair:
     """`pair` in the compute type of `x`."""
     return pair if pair.in_float32 is None or x.dtype == torch.float64 else pair.in_float32
@@ -241,10 +260,11 @@ def fitted(pair: Pair, x: Tensor) -> Pair:
 
 def _scale(pair: Pair, tensor: Tensor | None, like: Tensor) -> Tensor | float:
     """The factor λ: a number, or a tensor in the compute type of `like`, multiplied in float64."""
+    *_, number = floats(pair.texts.rule)
     if tensor is None:
-        return pair.rule.scale
+        return number
     wide = tensor if tensor.device.type == "mps" else tensor.double()
-    return _narrow(pair.rule.scale * wide, like.dtype)
+    return _narrow(number * wide, like.dtype)
 
 
 def value(x: Tensor, pair: Pair) -> Tensor:
@@ -256,7 +276,7 @@ def value(x: Tensor, pair: Pair) -> Tensor:
 def _value(x: Tensor, pair: Pair) -> Tensor:
     """f(x), differentiable; a user's function may give x itself, a view, or other strides."""
     pair = fitted(pair, x)
-    return _narrow(_formula(pair.row).value(_wide(x), *pair.numbers), x.dtype)
+    return _narrow(_formula(pair.row).value(_wide(x), *floats(pair.texts.numbers)), x.dtype)
 
 
 def _own(y: Tensor, x: Tensor) -> Tensor:
@@ -279,11 +299,11 @@ def bit(x: Tensor, pair: Pair) -> Tensor:
     if pair.bit == "positive":
         return ~(x <= 0)
     if pair.bit == "interval":
-        low, high = pair.interval
+        low, high = floats(pair.texts.interval)
         return ~(x < low) & ~(x > high)
     passes = _formula(pair.row).passes
     assert passes is not None
-    return passes(x, *pair.numbers)
+    return passes(x, *floats(pair.texts.numbers))
 
 
 def gradient(
@@ -300,8 +320,9 @@ def gradient(
     A condition is used once: one that is used twice Inductor stores as bytes, which is slow.
     """
     rule = pair.rule
-    if not math.isinf(rule.clip):
-        g = torch.clamp(g, -rule.clip, rule.clip)
+    threshold, clip, _ = floats(pair.texts.rule)
+    if not math.isinf(clip):
+        g = torch.clamp(g, -clip, clip)
     tested = None
     if rule.gradient_gate == "gradient":
         tested = g <= 0
@@ -309,10 +330,11 @@ def gradient(
         tested = slope * g <= 0
     elif rule.gradient_gate == "output":
         assert y is not None
-        tested = y * g <= rule.threshold
+        tested = y * g <= threshold
     if rule.custom:
         at = {"slope": slope, "x": x, "y": y}
-        sent = RULES[rule.custom[0]](g, *(at[name] for name in pair.reads), *rule.custom[1:])
+        read = [at[name] for name in pair.reads]
+        sent = RULES[rule.custom[0]](g, *read, *floats(pair.texts.custom))
         # The sum makes +0 of −0, which is what blocks.
         product = _scale(pair, scale, g) * sent + 0.0
     else:
@@ -324,13 +346,14 @@ def gradient(
 
 def _two_slopes(passes: Tensor, pair: Pair, like: Tensor) -> tuple[Tensor, Tensor | None]:
     """The slope where `passes` holds and where it does not, and what blocks: a slope of 0."""
+    high, low = floats(pair.texts.slopes)
     if pair.low_blocks:
-        return torch.full_like(like, pair.slope_high), passes
-    return torch.where(passes, pair.slope_high, torch.full_like(like, pair.slope_low)), None
+        return torch.full_like(like, high), passes
+    return torch.where(passes, high, torch.full_like(like, low)), None
 
 
 def _constant_slope(like: Tensor, pair: Pair) -> tuple[Tensor, Tensor | None]:
-    slope = torch.full_like(like, pair.slope_high)
+    slope = torch.full_like(like, floats(pair.texts.slopes)[0])
     return slope, torch.zeros_like(like, dtype=torch.bool) if pair.flat else None
 
 
@@ -340,7 +363,7 @@ def slope_of_output(y: Tensor, pair: Pair) -> tuple[Tensor, Tensor | None]:
         return _constant_slope(y, pair)
     from_output = _formula(pair.row).from_output
     assert from_output is not None
-    found = from_output(y, *pair.numbers)
+    found = from_output(y, *floats(pair.texts.numbers))
     return _two_slopes(found, pair, y) if pair.row.slope_from == MASK else (found, None)
 
 
@@ -348,13 +371,13 @@ def slope_of_input(x: Tensor, pair: Pair) -> tuple[Tensor, Tensor | None]:
     """f'(x) from x in the compute type, and what blocks (None: nothing)."""
     if pair.rule.slope == "identity" or pair.row.slope_from == CONSTANT:
         return _constant_slope(x, pair)
-    formula = _formula(pair.row)
+    formula, numbers = _formula(pair.row), floats(pair.texts.numbers)
     if formula.passes is not None:
-        return _two_slopes(formula.passes(x, *pair.numbers), pair, x)
+        return _two_slopes(formula.passes(x, *numbers), pair, x)
     assert formula.slope is not None
     blocks = formula.flat is not None and not pair.rule.custom
-    passes = ~formula.flat(x, *pair.numbers) if blocks else None  # type: ignore[misc]
-    return formula.slope(x, *pair.numbers), passes
+    passes = ~formula.flat(x, *numbers) if blocks else None  # type: ignore[misc]
+    return formula.slope(x, *numbers), passes
 
 
 def gradient_of_nothing(g: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
@@ -362,7 +385,7 @@ def gradient_of_nothing(g: Tensor, pair: Pair, scale: Tensor | None) -> Tensor:
     if pair.flat:
         return torch.zeros_like(g)
     pair, wide = fitted(pair, g), _wide(g)
-    slope = torch.full_like(wide, pair.slope_high)
+    slope = torch.full_like(wide, floats(pair.texts.slopes)[0])
     return _narrow(gradient(wide, slope, None, None, pair, scale), g.dtype)
 
 
@@ -418,11 +441,11 @@ def derivative_of_output(g: Tensor, y: Tensor, pair: Pair) -> Tensor:
     """f'(x)·g from y, whatever the rule; differentiable in both."""
     row, wide = pair.row, _wide(y)
     if row.slope_from == CONSTANT:
-        return row.slope_values(pair.numbers)[0] * g
+        return row.slope_values(floats(pair.texts.numbers))[0] * g
     from_output = _formula(row).from_output
     assert from_output is not None
-    slope = from_output(wide, *pair.numbers)
+    slope = from_output(wide, *floats(pair.texts.numbers))
     if row.slope_from == MASK:
-        high, low = row.slope_values(pair.numbers)
+        high, low = row.slope_values(floats(pair.texts.numbers))
         slope = torch.where(slope, high, torch.full_like(wide, low))
     return _narrow(slope * _wide(g), g.dtype)
