@@ -13,7 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
-from contextlib import ContextDecorator
+from contextlib import AbstractContextManager, ContextDecorator, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -212,6 +212,7 @@ _named_by_environment = os.environ.get("PYREVGRAD_BACKEND") or None
 _forced = _named_by_environment and _check_name(_named_by_environment)
 # The open blocks, outermost first. Each takes out its own entry, in whatever order threads leave.
 _blocks: list[list[str]] = []
+_blocks_lock = threading.RLock()
 
 
 def allows_native() -> bool:
@@ -256,6 +257,11 @@ def _this_thread() -> int:
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
+def _one_at_a_time() -> AbstractContextManager[Any]:
+    # Nor can it trace a lock.
+    return nullcontext() if torch.compiler.is_compiling() else _blocks_lock
+
+
 class _Serving(ContextDecorator):
     """Blocks in which one backend serves, one after the other, nested or in several threads."""
 
@@ -266,19 +272,21 @@ class _Serving(ContextDecorator):
     def __enter__(self) -> None:
         global _forced
         block = [self._name]
-        self._open.append((_this_thread(), block))
-        _blocks.append(block)
-        _forced = self._name
+        with _one_at_a_time():
+            self._open.append((_this_thread(), block))
+            _blocks.append(block)
+            _forced = self._name
 
     def __exit__(self, *error: object) -> None:
         global _forced
         # The innermost that this thread has entered; another's only where it has none.
         here = _this_thread()
-        own = [entry for entry in self._open if entry[0] == here] or self._open
-        _, block = last = own[-1]
-        self._open[:] = [entry for entry in self._open if entry is not last]
-        _blocks[:] = [other for other in _blocks if other is not block]
-        _forced = _blocks[-1][0] if _blocks else _named_by_environment
+        with _one_at_a_time():
+            own = [entry for entry in self._open if entry[0] == here] or self._open
+            _, block = last = own[-1]
+            self._open[:] = [entry for entry in self._open if entry is not last]
+            _blocks[:] = [other for other in _blocks if other is not block]
+            _forced = _blocks[-1][0] if _blocks else _named_by_environment
 
 
 def _require(name: str) -> None:

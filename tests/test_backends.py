@@ -75,7 +75,7 @@ def test_a_block_may_be_entered_again_nested_and_as_a_decorator():
 
 def test_one_block_in_two_threads_ends_for_each_by_itself():
     before = backends.forced()
-    block, outer = pyrevgrad.backend("reference"), pyrevgrad.backend(BACKENDS[0])
+    block, outer = pyrevgrad.backend("reference"), pyrevgrad.backend(BACKENDS[-1])
     entered, left, found = threading.Event(), threading.Event(), []
 
     def other():
@@ -92,7 +92,7 @@ def test_one_block_in_two_threads_ends_for_each_by_itself():
         assert entered.wait(10)
     left.set()
     thread.join()
-    assert found == ["reference", BACKENDS[0]]
+    assert found == ["reference", BACKENDS[-1]]
     assert backends.forced() == before and not backends._blocks
 
 
@@ -182,6 +182,35 @@ def test_blocks_that_overlap_in_two_threads_leave_nothing_behind():
         assert backends.forced() == before
     finally:
         backends._forced = before
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_blocks_of_many_threads_leave_nothing_behind(shared, monkeypatch):
+    before = backends.forced()
+    monkeypatch.setattr(backends, "_forced", before)
+    monkeypatch.setattr(backends, "_blocks", [])
+    block = pyrevgrad.backend("reference")
+    problems = []
+
+    def enter_and_leave():
+        try:
+            for _ in range(4000):
+                with block if shared else pyrevgrad.backend("reference"):
+                    pass
+        except Exception as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=enter_and_leave) for _ in range(8)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not problems and not backends._blocks and backends.forced() == before
 
 
 # The environment.
