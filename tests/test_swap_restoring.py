@@ -8,6 +8,7 @@ import io
 import pickle
 import sys
 import threading
+import time
 import weakref
 
 import pytest
@@ -19,6 +20,7 @@ from torch import nn
 
 import pyrevgrad
 from pyrevgrad import DECONVNET, GUIDED, SwapError, reverse, swap
+from pyrevgrad.swapping import holding, recomputation
 
 # Putting back.
 
@@ -120,6 +122,17 @@ def test_pyrevgrads_own_activations_are_replaced_unless_they_have_a_rule():
     assert [site.reason for site in swapped.report.left] == [
         "it has a rule of its own: reverse(0.5)"
     ]
+
+
+def test_the_innermost_of_two_swaps_replaces_pyrevgrads_own_activation():
+    act, x = pyrevgrad.nn.Activation("relu"), torch.tensor([-1.0, -1.0, 2.0], requires_grad=True)
+    g = torch.tensor([1.0, -1.0, 3.0])
+    with swap(act, DECONVNET) as outer, swap(act, GUIDED) as inner:
+        (gx,) = torch.autograd.grad(act(x), x, g)
+    # DeconvNet passes the first one too.
+    assert gx.tolist() == [0.0, 0.0, 3.0]
+    assert [site.backward for site in inner.report.replaced] == [1]
+    assert not outer.report.replaced
 
 
 # Models that cannot be swapped.
@@ -240,3 +253,36 @@ def test_swaps_that_come_and_go_in_many_threads_leave_every_class_as_it_was():
         sys.setswitchinterval(before)
     assert [type(module) for module in model.modules()] == classes
     assert not any("_pyrevgrad_places" in module.__dict__ for module in model.modules())
+
+
+def test_swaps_of_other_models_in_other_threads_neither_stay_nor_end_each_other(monkeypatch):
+    monkeypatch.setattr(recomputation, "LIVE", recomputation.LIVE)
+    monkeypatch.setattr(pyrevgrad.autograd, "watcher", None)
+    problems = []
+
+    def give_way(frame, event, arg):
+        time.sleep(0)
+        return give_way
+
+    def swap_my_own():
+        act = pyrevgrad.nn.Activation("relu")
+        x = torch.ones(1, requires_grad=True)
+        # Another thread's turn at every line of the swap.
+        sys.settrace(lambda frame, *_: give_way if frame.f_code.co_filename == room else None)
+        try:
+            for _ in range(30):
+                # The rule stops the gradient; PyTorch's own would pass it.
+                with swap(act, GUIDED):
+                    (gx,) = torch.autograd.grad(act(x), x, -torch.ones(1))
+                assert gx.item() == 0
+        except Exception as error:
+            problems.append(error)
+
+    room = holding.__file__
+    threads = [threading.Thread(target=swap_my_own) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not problems
+    assert not recomputation.LIVE and pyrevgrad.autograd.watcher is None

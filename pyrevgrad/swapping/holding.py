@@ -87,8 +87,7 @@ class Swap:
         self._register_layers()
         self.hold()
         self.live = True
-        recomputation.LIVE.append(self)
-        autograd.watcher = _watch
+        _set_live(self, True)
 
     def _register_layers(self) -> None:
         for place in self._places:
@@ -281,9 +280,7 @@ class Swap:
             if not self.live:
                 return False
             self.live = False
-            recomputation.LIVE[:] = [swap for swap in recomputation.LIVE if swap is not self]
-            if not recomputation.LIVE:
-                autograd.watcher = None
+            _set_live(self, False)
             self.release()
             return True
 
@@ -364,12 +361,23 @@ class Swap:
         return f"<swap of {self.report.model} by {self.rule!r}, {state}: {self.report!r}>"
 
 
+_live_lock = threading.Lock()
+
+
+def _set_live(swap: Swap, live: bool) -> None:
+    """List a swap among the living ones of all threads, who share the watcher, or take it out."""
+    with _live_lock:
+        others = tuple(other for other in recomputation.LIVE if other is not swap)
+        recomputation.LIVE = (*others, swap) if live else others
+        autograd.watcher = _watch if recomputation.LIVE else None
+
+
 def _watch(x: Any, pairs: Any, scale: Any, inplace: bool) -> Any:
     """A call of pyrevgrad's own activations, seen by the innermost swap that is at work."""
     eager = not torch.compiler.is_dynamo_compiling()
     if eager and not is_quiet() and isinstance(x, Tensor):
         resumed = interception.resumed_swaps()
-        for swap in reversed(recomputation.LIVE if resumed is None else list(resumed)):
+        for swap in reversed(recomputation.LIVE if resumed is None else tuple(resumed)):
             thread = swap.interceptor.thread
             if not (thread.active and thread.places):
                 continue

@@ -19,14 +19,14 @@ from .seeing import is_quiet, quiet
 _lock = threading.Lock()
 _originals: tuple[Any, Any] | None = None
 _watching = 0
-#: The living swaps, outermost first.
-LIVE: list[Any] = []
+#: The living swaps, outermost first. Replaced whole, so that who walks along it sees no change.
+LIVE: tuple[Any, ...] = ()
 
 
 def remembering(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, to be called in a backward as if the swaps that hold now still held alone."""
     resumed, was_quiet = resumed_swaps(), is_quiet()
-    swaps = tuple(LIVE) if resumed is None else tuple(resumed)
+    swaps = LIVE if resumed is None else tuple(resumed)
     places = [(swap.interceptor, tuple(swap.interceptor.thread.places)) for swap in swaps]
 
     def recompute(*args: Any, **kwargs: Any) -> Any:
