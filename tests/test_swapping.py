@@ -16,6 +16,7 @@ from torch import nn
 
 import pyrevgrad
 from pyrevgrad import DECONVNET, EXACT, GUIDED, SwapError, SwapWarning, reverse, swap
+from pyrevgrad.reference_backend import Reference
 
 # The report.
 
@@ -316,6 +317,58 @@ def test_verify_leaves_buffers_grads_and_random_state():
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not x.requires_grad and model.training
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        (math.nan, r"nn.ReLU in 1 .*sent back nan where GUIDED gives 0: "),
+        (math.inf, r"nn.ReLU in 1 .*sent back inf where GUIDED gives 0: "),
+        (0.01, r"nn.ReLU in 1 .*sent back a gradient that is .* from GUIDED: "),
+    ],
+)
+def test_verify_refuses_a_gradient_that_is_not_the_rules_in_a_sentence(monkeypatch, sent, message):
+    right = Reference.backward
+
+    def wrong(g, kept, pair, scale, strides=None):
+        gx = right(g, kept, pair, scale, strides)
+        return torch.where(gx == 0, sent, gx)
+
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pyrevgrad.backend("reference"):
+        pyrevgrad.assert_overridden(model, GUIDED, torch.randn(6, 4))
+        monkeypatch.setattr(Reference, "backward", staticmethod(wrong))
+        with pytest.raises(SwapError, match=message):
+            pyrevgrad.assert_overridden(model, GUIDED, torch.randn(6, 4))
+
+
+def test_verify_takes_nan_and_infinite_gradients_that_are_the_rules():
+    x = torch.tensor([[math.nan, math.inf, -1.0, 1.0]])
+
+    class Steep(nn.Module):
+        def forward(self, x):
+            return F.relu(x), F.relu(x) * math.inf
+
+    for dtype in (torch.float16, torch.float32):
+        assert pyrevgrad.assert_overridden(Steep(), GUIDED, x.to(dtype)).must_differ
+    # Infinite in float16 alone.
+    model = nn.Sequential(nn.ReLU())
+    assert pyrevgrad.assert_overridden(model, reverse(1e5), torch.ones(3).half()).must_differ == 3
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.5])
+def test_verify_refuses_a_swap_that_changes_a_value(value):
+    class Seeing(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            y = F.relu(x)
+            # The swap's run comes first.
+            return torch.where(y == 0, value, y) if self.calls == 1 else y
+
+    with pytest.raises(SwapError, match="the swap changed a value of the model's output"):
+        pyrevgrad.assert_overridden(Seeing(), GUIDED, torch.randn(6, 4))
 
 
 def test_verify_says_when_nothing_was_proved():

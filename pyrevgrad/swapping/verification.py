@@ -5,6 +5,7 @@ Imports torch, the reference's formulas and interception.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -250,7 +251,7 @@ def verified(swap: Swap, args: Any, kwargs: Any) -> Verification:
     finally:
         swap.recorder, thread.suspended = None, False
     for y, expected in zip(outputs, plain_outputs, strict=True):
-        if not torch.equal(y.nan_to_num(), expected.nan_to_num()):
+        if not _equal(y, expected):
             raise SwapError("verify: the swap changed a value of the model's output")
     proof = Verification(_judged(seen))
     pairs = zip(modified, plain_gradients, strict=True)
@@ -258,6 +259,12 @@ def verified(swap: Swap, args: Any, kwargs: Any) -> Verification:
     proof.input_difference = max(differences, default=0.0)
     _conclude(swap, seen, proof)
     return proof
+
+
+def _equal(found: Tensor, expected: Tensor) -> bool:
+    if found.shape != expected.shape:
+        return False
+    return bool(torch.isclose(found, expected, rtol=0.0, atol=0.0, equal_nan=True).all())
 
 
 def _conclude(swap: Swap, seen: list[_Seen], proof: Verification) -> None:
@@ -289,9 +296,14 @@ def _judged(seen: list[_Seen]) -> list[Numbers]:
         size = float(expected.abs().nan_to_num(0, 0, 0).max()) if g.numel() else 1.0
         size = max(size, 1e-30)
         near = TOLERANCES[one.x.dtype] * size
-        distances = (gx - expected).abs()
-        distances = distances[torch.isfinite(distances)]
+        distances = _distances(gx, expected, one.x.dtype)
         error = float(distances.max()) if distances.numel() else 0.0
+        if math.isinf(error):
+            at = int(distances.argmax())
+            raise SwapError(
+                f"verify: {one.site} sent back {gx.flatten()[at]:g} where {rule!r} gives "
+                f"{expected.flatten()[at]:g}: {rule.formula(one.call.kind)}"
+            )
         must = (expected - ordinary).abs() > 3 * near
         numbers.elements += g.numel()
         numbers.must_differ += int(must.sum())
@@ -305,11 +317,22 @@ def _judged(seen: list[_Seen]) -> list[Numbers]:
     return list(judged.values())
 
 
+def _distances(found: Tensor, expected: Tensor, dtype: torch.dtype) -> Tensor:
+    """How far apart, as numbers of `dtype`; infinite where one alone is NaN or infinite."""
+    limit = torch.finfo(dtype).max
+    # A number beyond the dtype's largest is infinite there, and rightly so.
+    apart = (found.clamp(-limit, limit) - expected.clamp(-limit, limit)).abs()
+    both_nan = found.isnan() & expected.isnan()
+    strays = expected.isinf() & (found != expected) | found.isinf() & (expected.abs() < limit / 2)
+    apart = apart.masked_fill(apart.isnan() | strays, torch.inf)
+    return apart.masked_fill(both_nan, 0.0)
+
+
 def _check_declared(one: _Seen, g: Tensor, ordinary: Tensor) -> None:
     """SwapError unless a declared layer has the gradient of what it is said to be."""
     said = _formula(one, EXACT, g).detach()
     near = HAND_WRITTEN * float(said.abs().nan_to_num(0, 0, 0).max()) if g.numel() else 0.0
-    if bool(((said - ordinary).abs() > near).any()):
+    if bool((_distances(ordinary, said, ordinary.dtype) > near).any()):
         raise SwapError(
             f"verify: {one.site} is declared to be {one.call.kind}, and its own gradient is another"
         )
