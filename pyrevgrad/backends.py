@@ -92,8 +92,9 @@ _load_native()
 
 
 @functools.lru_cache(maxsize=4096)
-def _pair(row: Activation, numbers: tuple[float, ...], rule: Rule, half: bool) -> Pair:
-    pair = make_pair(row, numbers, rule, half)
+def _pair(row: Activation, digits: tuple[str, ...], rule: Rule, half: bool) -> Pair:
+    # Kept by the numbers' digits: 0.0 equals -0.0.
+    pair = make_pair(row, tuple(map(float.fromhex, digits)), rule, half)
     if _native is not None:
         pair.program = _native.program(pair)
     return pair
@@ -113,14 +114,14 @@ class Pairs:
 
     def __init__(self, name: str, rule: Rule, params: dict[str, Any]) -> None:
         row = find(name)
-        numbers = row.resolve(params)
+        digits = tuple(map(float.hex, row.resolve(params)))
         self.given = params
         self.rule = check_rule(rule)
         self.tensor = rule.tensor
         bare = rule if rule.tensor is None else replace(rule, tensor=None)
-        self.full = _pair(row, numbers, bare, False)
+        self.full = _pair(row, digits, bare, False)
         # What a half type keeps differs for some rows alone.
-        self.half = _pair(row, numbers, bare, True) if row.input_in_half else self.full
+        self.half = _pair(row, digits, bare, True) if row.input_in_half else self.full
         self.handles = _handles(self.full, self.half)
 
     def __reduce__(self) -> Any:
@@ -180,13 +181,16 @@ def pairs_of(name: str, rule: Rule, params: dict[str, Any]) -> Pairs:
 
 def _cached_pairs(name: str, rule: Rule, params: dict[str, Any]) -> Pairs:
     key: tuple[Any, ...] = (name, rule)
-    if params:
-        # By type too: True is no number here, though it equals 1.
-        key += tuple((key, value, type(value)) for key, value in params.items())
     try:
+        if params:
+            # What is equal and not the same: 1 and True, which is no number here; 0.0 and -0.0.
+            key += tuple([(name, n, type(n), n or str(n)) for name, n in params.items()])
         return _PAIRS[key]
-    except (KeyError, TypeError):
+    except KeyError:
         pairs = Pairs(name, rule, params)
+    except (TypeError, ValueError, RuntimeError):
+        # No number: it has no hash, or no truth.
+        return Pairs(name, rule, params)
     if rule.tensor is None and len(_PAIRS) < 4096:
         _PAIRS[key] = pairs
     return pairs

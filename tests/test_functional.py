@@ -3,8 +3,10 @@
 import inspect
 import math
 
+import numpy
 import pytest
 import torch
+import torch.nn.functional as F
 from expected import BACKENDS, gradient, points, value
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -168,6 +170,25 @@ def test_reverse_gradient_tells_zero_from_minus_zero_whatever_came_before():
     for scale in (0.0, -0.0, 0.0):
         (gx,) = torch.autograd.grad(reverse_gradient(x, scale), x, g)
         assert math.copysign(1, gx.item()) == -math.copysign(1, scale)
+
+
+@pytest.mark.parametrize("number", [float, numpy.float32])
+@pytest.mark.parametrize(
+    ("name", "parameter", "x", "function"),
+    [
+        ("leaky_relu", "negative_slope", -1.0, F.leaky_relu),
+        ("hardtanh", "min_val", -1.0, F.hardtanh),
+        ("elu", "alpha", -1.0, F.elu),
+        ("heaviside", "values", 0.0, lambda x, values: torch.heaviside(x, torch.tensor(values))),
+    ],
+)
+def test_parameter_of_zero_is_told_from_minus_zero_whatever_came_before(
+    name, parameter, x, function, number
+):
+    x = torch.tensor([x])
+    for zero in (0.0, -0.0, 0.0):
+        y = activation(x, name, **{parameter: number(zero)})
+        assert math.copysign(1, y.item()) == math.copysign(1, function(x, zero).item())
 
 
 def test_reverse_gradient_by_nothing_given_is_minus_one():
