@@ -135,7 +135,7 @@ class WarmStartGradientReverseLayer(_Migrated):
     Raises
     ------
     TypeError, ValueError
-        A number that is NaN, infinite or no number; `max_iters` <= 0.
+        A number that is NaN, infinite or no number; `max_iters` <= 0; a λ that overflows.
 
     Examples
     --------
@@ -165,17 +165,24 @@ class WarmStartGradientReverseLayer(_Migrated):
         for name, number in numbers.items():
             # Past our own __setattr__, which sets λ from all of them.
             object.__setattr__(self, name, _checked(name, number))
-        self._register_scale(self._now())
+        self._register_scale(self._with())
 
-    def _now(self) -> float:
-        span = self.hi - self.lo
-        rise = math.exp(min(-self.alpha * self.iter_num / self.max_iters, 700.0))
-        return 2.0 * span / (1.0 + rise) - span + self.lo
+    def _with(self, **changed: float) -> float:
+        """λ with some of the numbers changed."""
+        names = ("alpha", "lo", "hi", "max_iters", "iter_num")
+        alpha, lo, hi, most, step = [changed.get(name, getattr(self, name)) for name in names]
+        span = hi - lo
+        rise = math.exp(min(-alpha * step / most, 700.0))
+        scale = 2.0 * span / (1.0 + rise) - span + lo
+        if not math.isfinite(scale):
+            raise ValueError(f"lo={lo:g} and hi={hi:g} are too far apart: the scale overflows")
+        return scale
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("alpha", "lo", "hi", "max_iters", "iter_num"):
-            object.__setattr__(self, name, _checked(name, value))
-            self.set_scale(self._now())
+            number = _checked(name, value)
+            self.set_scale(self._with(**{name: number}))
+            object.__setattr__(self, name, number)
         else:
             super().__setattr__(name, value)
 

@@ -82,10 +82,13 @@ class GradientReversal(Scaled):
             name = "schedule"
         if name == "schedule" and not isinstance(value, Schedule | None):
             raise TypeError(f"schedule must be a Schedule or None, not {type(value).__name__}")
-        super().__setattr__(name, value)
-        if name == "schedule" and value is not None:
-            value.follow(self)
+        follows = name == "schedule" and value is not None
+        if follows:
+            # First, since it may be refused.
             self.set_scale(value.value)
+        super().__setattr__(name, value)
+        if follows:
+            value.follow(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` as a view."""

@@ -27,6 +27,12 @@ def _check_steps(max_steps: object) -> int:
     return steps
 
 
+def _check_ends(low: object, high: object) -> tuple[float, float]:
+    ends = check_finite("low", low), check_finite("high", high)
+    check_finite("high - low", ends[1] - ends[0])
+    return ends
+
+
 class Schedule:
     """A scale that depends on the number of steps taken. Steps are explicit: call `step()`.
 
@@ -61,9 +67,14 @@ class Schedule:
         raise NotImplementedError
 
     def step(self) -> float:
-        """Take one step, tell the layers that follow, and return the new value."""
-        self.steps += 1
-        self._tell()
+        """Take one step, tell the layers that follow, and return the new value.
+
+        Raises
+        ------
+        ValueError
+            The value is NaN and a layer follows; no step is taken.
+        """
+        self._go_to(self.steps + 1)
         return self.value
 
     def state_dict(self) -> dict[str, int]:
@@ -81,22 +92,30 @@ class Schedule:
         steps = state.get("steps") if isinstance(state, dict) else None
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0 or len(state) != 1:
             raise ValueError(f"a schedule's state is {{'steps': n}} with n >= 0, got {state!r}")
-        self.steps = steps
-        self._tell()
+        self._go_to(steps)
 
     def follow(self, layer: Any) -> None:
         """Call ``layer.set_scale(value)`` after each step while ``layer.schedule`` is this one."""
         if all(reference() is not layer for reference in self._followers):
             self._followers.append(weakref.ref(layer))
 
-    def _tell(self) -> None:
+    def _go_to(self, steps: int) -> None:
+        """Be at `steps` and tell the layers; stay where that has no value, or none for them."""
+        before, self.steps = self.steps, steps
+        try:
+            self._tell(self.value)
+        except BaseException:
+            self.steps = before
+            raise
+
+    def _tell(self, value: float) -> None:
         layers = [(reference, reference()) for reference in self._followers]
         # A layer that has died, or that follows another schedule by now, is left alone.
         kept = [pair for pair in layers if getattr(pair[1], "schedule", None) is self]
         self._followers = [reference for reference, _ in kept]
         for _, layer in kept:
             assert layer is not None
-            layer.set_scale(self.value)
+            layer.set_scale(value)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied or unpickled layer follows its own copy of the schedule, and says so itself.
@@ -119,7 +138,7 @@ class GaninSchedule(Schedule):
     Raises
     ------
     TypeError, ValueError
-        `max_steps` is no int >= 1, or a number is NaN or out of bounds.
+        `max_steps` is no int >= 1, or a number is NaN or out of bounds, or high − low infinite.
 
     Examples
     --------
@@ -135,8 +154,7 @@ class GaninSchedule(Schedule):
     ) -> None:
         super().__init__(max_steps)
         self.gamma = check_finite("gamma", gamma, low=0.0)
-        self.low = check_finite("low", low)
-        self.high = check_finite("high", high)
+        self.low, self.high = _check_ends(low, high)
 
     def at(self, progress: float) -> float:
         # e^700 is finite, and so far off already that the value is `low`'s mirror image.
@@ -161,8 +179,7 @@ class LinearSchedule(Schedule):
 
     def __init__(self, max_steps: int, low: float = 0.0, high: float = 1.0) -> None:
         super().__init__(max_steps)
-        self.low = check_finite("low", low)
-        self.high = check_finite("high", high)
+        self.low, self.high = _check_ends(low, high)
 
     def at(self, progress: float) -> float:
         return self.low + (self.high - self.low) * progress

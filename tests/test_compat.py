@@ -267,11 +267,28 @@ def test_a_compiled_warm_start_follows_its_steps_without_compiling_again():
         ({"alpha": math.nan}, ValueError, "alpha must not be NaN"),
         ({"hi": math.inf}, ValueError, "hi must be finite"),
         ({"lo": "0"}, TypeError, "lo must be a number, not str"),
+        ({"lo": -1e308, "hi": 1e308}, ValueError, "too far apart: the scale overflows"),
     ],
 )
 def test_a_wrong_argument_is_named(options, kind, message):
     with pytest.raises(kind, match=message):
         WarmStartGradientReverseLayer(**options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("hi", 1e308, "lo=-8e[+]307 and hi=1e[+]308 are too far apart"),
+        ("max_iters", 0, "must be > 0"),
+    ],
+)
+def test_a_wrong_number_set_by_hand_changes_nothing(name, value, message):
+    layer = WarmStartGradientReverseLayer(lo=-8e307, hi=0.0)
+    layer.step()
+    before, scale = getattr(layer, name), layer.scale.item()
+    with pytest.raises(ValueError, match=message):
+        setattr(layer, name, value)
+    assert getattr(layer, name) == before and layer.scale.item() == scale
 
 
 def test_compat_is_reachable_from_the_package():

@@ -166,6 +166,12 @@ def test_a_schedule_of_ones_own_needs_a_formula_alone():
         (lambda: GaninSchedule(5, high=math.inf), ValueError, "high must be finite"),
         (lambda: GaninSchedule(5, gamma=math.inf), ValueError, "gamma must be finite"),
         (lambda: LinearSchedule(5, low=-math.inf), ValueError, "low must be finite"),
+        (lambda: GaninSchedule(5, low=-1e308, high=1e308), ValueError, "high - low must be finite"),
+        (
+            lambda: LinearSchedule(5, low=1e308, high=-1e308),
+            ValueError,
+            "high - low must be finite",
+        ),
         (lambda: ConstantSchedule("1"), TypeError, "value must be a number, not str"),
         (lambda: GaninLearningRate(sgd(), 0), ValueError, "max_steps must be >= 1, got 0"),
         (lambda: GaninLearningRate(sgd(), 1.0), TypeError, "max_steps must be an int, not float"),
@@ -249,6 +255,40 @@ def test_a_schedule_that_is_none_is_refused_before_it_is_kept():
     with pytest.raises(TypeError, match="schedule must be a Schedule or None, not int"):
         layer.schedule = 5
     assert layer.schedule is None and layer.scale.item() == 0.5
+
+
+class Ending(Schedule):
+    """Has no value from the second step on."""
+
+    def at(self, progress):
+        return 0.25 if progress < 0.5 else math.nan
+
+
+def test_a_schedule_whose_value_is_refused_is_not_followed():
+    bad, good = Ending(4), LinearSchedule(4, low=0.5)
+    bad.steps = 2
+    layer = GradientReversal(good)
+    for name in ("schedule", "scale"):
+        with pytest.raises(ValueError, match="scale must not be NaN"):
+            setattr(layer, name, bad)
+        assert layer.schedule is good and layer.scale.item() == 0.5
+    bad.load_state_dict({"steps": 0})
+    good.step()
+    assert layer.scale.item() == 0.625
+
+
+@pytest.mark.parametrize(
+    "move",
+    [lambda it: it.step(), lambda it: it.load_state_dict({"steps": 2})],
+    ids=["step", "load"],
+)
+def test_a_step_that_a_layer_refuses_is_not_taken(move):
+    schedule = Ending(4)
+    layers = [GradientReversal(schedule) for _ in range(2)]
+    schedule.step()
+    with pytest.raises(ValueError, match="scale must not be NaN"):
+        move(schedule)
+    assert schedule.steps == 1 and [layer.scale.item() for layer in layers] == [0.25, 0.25]
 
 
 @pytest.mark.parametrize("steps", [np.int64(5), np.uint8(5)])
