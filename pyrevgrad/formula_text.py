@@ -1,6 +1,6 @@
 """A rule as text: its repr, and the formula of its backward for one activation or for any.
 
-Data only; imports the activation table. The rules call it.
+Data only; imports the activation table and that of custom rules. The rules call it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The functions a user calls: any activation with any rule, and gradient reversal.
 
-Imports the tables and autograd. The named functions are generated from the activation table.
+Imports the tables, backends and autograd. The named functions are generated from the
+activation table.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A copy of a model to measure on: autograd's gradient over that by differences of the forward.
 
-Imports the layers alone, to set their λ on the copy.
+Imports the buffer of λ alone, to set it on the copy.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Rules: what a backward does with the incoming gradient, and what it must keep for that.
 
-Data only; imports the activation table. A rule is ``gx = gate(x, g) ? (scale · slope) · g : +0``.
+Data only; imports checks, the tables of activations and custom rules, and rules as text. A rule is
+``gx = gate(x, g) ? (scale · slope) · g : +0``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A layer whose scale is a buffer: what the layers share. Imports schedules and checks."""
+"""A layer whose scale is a buffer: what the layers share.
+
+Imports schedules and checks, and transforms to refuse a script.
+"""
 
 from __future__ import annotations
 

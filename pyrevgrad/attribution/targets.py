@@ -1,6 +1,6 @@
 """What is explained: inputs as leaves of their own, and the outputs that a target selects.
 
-Captum's conventions of targets. Imports torch and numpy.
+Captum's conventions of targets. Imports torch, numpy and checks.
 """
 
 from __future__ import annotations

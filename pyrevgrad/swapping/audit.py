@@ -2,7 +2,7 @@
 
 A check of the interception by other means: scripted functions, compiled regions, lambdas in other
 threads and custom Functions leave their nodes here, and what was in place on a view does not.
-Imports torch.
+Imports torch and what the swaps have seen.
 """
 
 from __future__ import annotations

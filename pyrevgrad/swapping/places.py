@@ -1,7 +1,8 @@
 """Modules that announce their calls: while a swap holds, each has a class derived from its own.
 
 A derived class and not hooks, since it also sees methods that are called directly, in data-parallel
-replicas too, and makes torch.compile look again. Imports torch.
+replicas too, and makes torch.compile look again. Imports torch, refusals
+and what the swaps have seen.
 """
 
 from __future__ import annotations
