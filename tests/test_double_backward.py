@@ -185,3 +185,15 @@ def test_a_hessian_of_the_exact_rule_is_that_of_torch(name):
 
     hessian = torch.autograd.functional.hessian
     torch.testing.assert_close(hessian(ours, x), hessian(theirs, x))
+
+
+@every_backend
+@pytest.mark.parametrize("order", [(0, 3, 1, 2), (3, 0, 2, 1)], ids=["channels_last", "permuted"])
+def test_the_derivative_of_gx_in_g_is_the_gate_in_other_memory_orders_too(order, backend):
+    dense = [torch.randn(2, 3, 4, 5) for _ in range(2)]
+    x, g = (one.permute(order).requires_grad_() for one in dense)
+    with pyrevgrad.backend(backend):
+        (gx,) = torch.autograd.grad(pyrevgrad.relu(x, GUIDED), x, g, create_graph=True)
+        (gg,) = torch.autograd.grad(gx.sum(), g)
+    gate = ((x > 0) & (g > 0)).float()
+    assert torch.equal(gg, gate) and torch.equal(gx, gate * g)

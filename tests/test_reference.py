@@ -149,3 +149,13 @@ def test_half_types_compute_in_float32_and_round_once(name):
         torch.testing.assert_close(
             eager.value(x, pair), eager.value(x.float(), pair).to(dtype), rtol=0, atol=0
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tensor_scale_is_multiplied_in_float64_and_rounded_once(dtype):
+    x, g = torch.zeros(7, dtype=dtype, requires_grad=True), torch.randn(7).to(dtype)
+    for tensor in torch.linspace(0.1, 3, 50, dtype=torch.float64):
+        y = pyrevgrad.activation(x, "identity", reverse(0.1).scaled(tensor))
+        (gx,) = torch.autograd.grad(y, x, g)
+        scale = np.float32(-0.1 * tensor.item())
+        assert torch.equal(gx, torch.from_numpy(scale * g.float().numpy()).to(dtype))

@@ -63,6 +63,24 @@ def test_a_map_of_the_input_alone_stays_at_one():
     assert check.ranks["Constant"] == pytest.approx([1.0] * 3)
 
 
+def test_ranks_compare_sizes_whatever_the_sign():
+    class Flipping:
+        """Maps of fixed sizes, whose signs are others at each call."""
+
+        calls = 0
+
+        def __init__(self, model):
+            pass
+
+        def attribute(self, inputs, target, additional_forward_args):
+            Flipping.calls += 1
+            return inputs * torch.where(torch.arange(10) % (Flipping.calls + 1) == 0, -1.0, 1.0)
+
+    check = sanity_check(Net(), torch.randn(5, 10), target=1, method=Flipping)
+    assert check.ranks["Flipping"] == pytest.approx([1.0] * 3)
+    assert max(check.cosines["Flipping"]) < 0.99
+
+
 def test_rank_correlation_is_spearmans():
     stats = pytest.importorskip("scipy.stats")
     a, b = torch.randn(1, 40).double(), torch.randn(1, 40).double().round()
