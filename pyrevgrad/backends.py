@@ -76,7 +76,7 @@ _native_missing = ""
 
 def _load_native() -> None:
     global _native, _native_missing
-    if os.environ.get("PYREVGRAD_DISABLE_NATIVE"):
+    if os.environ.get("PYREVGRAD_DISABLE_NATIVE", "") not in ("", "0"):
         _native_missing = "PYREVGRAD_DISABLE_NATIVE is set. Cure: unset it."
         return
     try:

@@ -259,6 +259,13 @@ def test_without_the_library_the_first_call_says_once_what_is_missing_and_how_to
     assert re.search(r"[Cc]ure", ended.stderr)
 
 
+@needs_native
+@pytest.mark.parametrize("off", ["0", ""])
+def test_library_is_there_where_disabling_it_is_off(off):
+    code = "import pyrevgrad; print(pyrevgrad.backends.native() is not None)"
+    assert python(code, PYREVGRAD_DISABLE_NATIVE=off).stdout.strip() == "True"
+
+
 def test_without_the_library_import_and_an_explicit_choice_of_the_reference_are_silent():
     ended = python(RELU, PYREVGRAD_DISABLE_NATIVE="1", PYREVGRAD_BACKEND="reference")
     assert ended.returncode == 0 and ended.stderr == ""
