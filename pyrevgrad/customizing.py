@@ -158,7 +158,8 @@ def custom(
     if triton is not None:
         triton_backend.add(name, *triton)
     CUSTOM[name] = row
-    backends.forget(name)
+    if name in _MADE:
+        backends.forget(name)
     _MADE[name] = Made(given, function)
     return function
 

@@ -114,7 +114,8 @@ def custom_rule(
     eager.RULES[name] = sent
     if triton is not None:
         triton_backend.add_rule(name, triton)
-    backends.forget_compiled()
+    if name in _MADE:
+        backends.forget_compiled()
     rule = Rule(custom=(name, *row.resolve({})))
     _MADE[name] = Made(given, rule)
     return rule

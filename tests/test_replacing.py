@@ -23,6 +23,11 @@ def multiplied(name, factor, **options):
     )
 
 
+def sent(name, factor):
+    """A rule that sends factor · g under a name."""
+    return pyrevgrad.custom_rule(name, lambda g: factor * g, replace=True)
+
+
 def both(function, x=X):
     """What a function gives and what a gradient of ones comes back as."""
     at = x.clone().requires_grad_()
@@ -61,6 +66,18 @@ def test_layers_and_graphs_that_were_made_before_keep_what_they_computed():
     layer.rule = EXACT
     assert both(layer) == [-3.0, 6.0, 3.0, 3.0]
     assert pickle.loads(pickle.dumps(layer))(X).tolist() == [-3.0, 6.0]
+
+
+@pytest.mark.parametrize("make", [multiplied, sent], ids=["custom", "custom_rule"])
+def test_compiled_code_is_forgotten_where_something_is_replaced_alone(make, monkeypatch):
+    import torch._dynamo
+
+    forgotten, name = [], f"forgotten_{make.__name__}"
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: forgotten.append(name))
+    make(name, 2.0)
+    assert forgotten == []
+    make(name, 3.0)
+    assert forgotten == [name]
 
 
 # PyTorch's compiler instantiates a Function, which PyTorch deprecates.
