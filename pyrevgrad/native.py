@@ -57,7 +57,7 @@ class Native:
         self._cuda_problems: dict[int, str] = {}
 
     def cuda_problem(self, index: int) -> str:
-        """Why the CUDA kernels do not serve device `index`, or nothing; asked of it once."""
+        """Why the CUDA kernels do not serve device `index`, or nothing; kept where it will stay."""
         if self.cuda_missing:
             return self.cuda_missing
         try:
@@ -65,7 +65,9 @@ class Native:
         except KeyError:
             with _disable_current_modes():
                 problem = torch.ops.pyrevgrad.cuda_problem.default(index)
-            self._cuda_problems[index] = problem
+            # What CUDA names an error of its own may pass, such as memory that is used up.
+            if "(cudaError" not in problem:
+                self._cuda_problems[index] = problem
             if NODES is not None and not problem:
                 NODES.serve_cuda(index)
             return problem

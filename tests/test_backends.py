@@ -1,11 +1,13 @@
 """Which backend serves: a strict choice where one is named, said plainly, never a substitute."""
 
+import copy
 import io
 import os
 import re
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -348,6 +350,22 @@ def test_named_native_on_a_device_that_does_not_run_it_says_why(monkeypatch, rel
         pytest.raises(BackendError, match="does not serve relu on cuda tensors: the card is too"),
     ):
         backends.choose(OnCuda(), relu_pair)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("problem", "again"),
+    [("out of memory (cudaErrorMemoryAllocation)", ""), ("there is no CUDA device", None)],
+)
+def test_problem_of_a_device_that_may_pass_is_asked_for_again(monkeypatch, problem, again):
+    answers = [problem, again]
+    asked = SimpleNamespace(default=lambda index: answers.pop(0))
+    monkeypatch.setattr(torch.ops.pyrevgrad, "cuda_problem", asked, raising=False)
+    native = copy.copy(backends._native)
+    native.cuda_missing, native._cuda_problems = "", {}
+    monkeypatch.setattr(sys.modules["pyrevgrad.native"], "NODES", None)
+    found = [native.cuda_problem(1) for _ in range(3)]
+    assert found == [problem] + ([problem] * 2 if again is None else [again] * 2)
 
 
 @needs_native
