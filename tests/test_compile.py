@@ -280,7 +280,8 @@ def test_compile_with_func_grad_is_modified_or_refused(compiled_outside, backend
     try:
         found = function(x)
     except Exception as error:  # a refusal is right, a plain gradient is not
-        assert "pyrevgrad" in str(error) or "functorch" in str(error) or "torch.func" in str(error)
+        assert torch.__version__ < (2, 13)
+        assert "functorch" in str(error) or "torch.func" in str(error)
     else:
         assert torch.equal(found, expected)
 
@@ -292,7 +293,8 @@ def test_compile_with_func_grad_of_a_layer_is_modified_or_refused():
     try:
         found = function(x)
     except Exception as error:
-        assert "pyrevgrad" in str(error) or "functorch" in str(error) or "torch.func" in str(error)
+        assert torch.__version__ < (2, 13)
+        assert "functorch" in str(error) or "torch.func" in str(error)
     else:
         assert torch.equal(found, -2 * x)
 
