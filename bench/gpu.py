@@ -24,7 +24,7 @@ from torch import Tensor
 import pyrevgrad
 from pyrevgrad import backends, binding, triton_backend
 
-from . import kernels, providers, traffic
+from . import gate, kernels, providers, traffic
 from .cases import DECONVNET, QUICK_CURVED, RELU_CASES, Case
 from .timing import Measured, figures, paired_ratios
 
@@ -152,7 +152,7 @@ def pair_rows(
     made = []
     for case in cases:
         built = providers.build(case, x.dtype, without or {}, device)
-        passed, left_out = providers.gated(built, case, x, g)
+        passed, left_out = gate.gated(built, case, x, g)
         steps = {name: (lambda step=p.step: step(x, g)) for name, p in passed.items()}
         measured = rounds(steps, timer, count)
         for name in providers.NAMES:
@@ -167,10 +167,10 @@ def pair_rows(
 
 
 def _timed(name: str, measured: Mapping[str, Measured]) -> Row:
-    own = measured[name]
+    own, form = providers.fastest_form(name, measured)
     row: Row = {
         "median_s": own.seconds.median, "q1_s": own.seconds.q1, "q3_s": own.seconds.q3,
-        "rounds": own.seconds.runs,
+        "rounds": own.seconds.runs, **form,
     }  # fmt: skip
     ratios = paired_ratios(own, measured["fused"]) if "fused" in measured else []
     return row | figures("speedup", ratios) if ratios else row

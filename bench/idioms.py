@@ -1,4 +1,4 @@
-"""The opponents: modified backwards in plain PyTorch, as people write them and at their strongest.
+"""The opponents: modified backwards in plain PyTorch, as people write them.
 
 Imports torch and pyrevgrad's tables; computes nothing with pyrevgrad.
 """
@@ -90,19 +90,6 @@ class Reversal(Function):
         return -ctx.scale * g, None
 
 
-class ReversalInPlace(Function):
-    """Reversal ahead of the activation, which has just made g: multiplying in place is safe."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
-        ctx.scale = scale
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        return g.mul_(-ctx.scale), None
-
-
 class PositiveGradient(Function):
     """g·(g > 0) behind an activation that keeps its own slope."""
 
@@ -176,82 +163,6 @@ class RectGrad(Function):
         return g * (y * g > ctx.threshold), None
 
 
-class StrongestGuided(Function):
-    """One allocation: threshold_backward on what is kept, then in place."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, value: Apply, scale: float, output: bool) -> Tensor:
-        y = value(x)
-        ctx.save_for_backward(y if output else x)
-        ctx.scale = scale
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        (kept,) = ctx.saved_tensors
-        gx = torch.ops.aten.threshold_backward(g, kept, 0).clamp_min_(0)
-        return gx if ctx.scale == 1 else gx.mul_(ctx.scale), None, None, None
-
-
-class StrongestReversedRelu(Function):
-    """One node and one allocation for relu and its reversal."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
-        y = F.relu(x)
-        ctx.save_for_backward(y)
-        ctx.scale = scale
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        (y,) = ctx.saved_tensors
-        return torch.ops.aten.threshold_backward(g, y, 0).mul_(-ctx.scale), None
-
-
-class StrongestDeconvolution(Function):
-    """clamp_min(g, 0): one kernel."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, value: Apply) -> Tensor:
-        return value(x)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        return g.clamp_min(0), None
-
-
-class StrongestCompiledRelu(Function):
-    """PyTorch's relu, which keeps y alone, and a compiled backward(g, y).
-
-    Each way by itself: compiled as one, Inductor would keep a mask of bytes, slow to store on the
-    CPU. A forward compiled too was slower below 2^18 elements and much the same above.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, backward: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        y = F.relu(x)
-        ctx.save_for_backward(y)
-        ctx.compiled = backward
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        (y,) = ctx.saved_tensors
-        return ctx.compiled(g, y), None
-
-
-def strongest_backward(rule_name: str, rule: Rule) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """gx from g and y for relu, to be compiled into one kernel; None where it is not written."""
-    scale = rule.scale
-    forms: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "reverse": lambda g, y: torch.where(y > 0, g * scale, 0.0),
-        "GUIDED": lambda g, y: torch.where(y > 0, g.clamp_min(0), 0.0),
-        "guided_scaled": lambda g, y: torch.where(y > 0, g.clamp_min(0) * scale, 0.0),
-    }
-    return forms.get(rule_name)
-
-
 def _value(activation: str) -> Apply | None:
     if activation == "relu":
         return lambda x: x.clamp_min(0)
@@ -274,27 +185,5 @@ def idiom(activation: str, rule_name: str, rule: Rule) -> Apply | None:
         "STRAIGHT_THROUGH": lambda x: StraightThrough.apply(x, value, None),
         "clipped_straight_through": lambda x: StraightThrough.apply(x, value, rule.input_gate),
         "rectgrad": lambda x: RectGrad.apply(ordinary(x), rule.threshold),
-    }
-    return forms.get(rule_name)
-
-
-def strongest(activation: str, rule_name: str, rule: Rule) -> Apply | None:
-    """The fastest eager form we know of, or None where it is no other than the idiom."""
-    ordinary = plain(activation)
-    # identity's backward hands on the caller's own g, which must not be written to.
-    if ordinary is None or activation == "identity":
-        return None
-    is_relu = activation == "relu"
-
-    def reversed_form(x: Tensor) -> Tensor:
-        if is_relu:
-            return StrongestReversedRelu.apply(x, -rule.scale)
-        return ordinary(ReversalInPlace.apply(x, -rule.scale))
-
-    forms: dict[str, Apply] = {
-        "reverse": reversed_form,
-        "GUIDED": lambda x: StrongestGuided.apply(x, ordinary, rule.scale, is_relu),
-        "guided_scaled": lambda x: StrongestGuided.apply(x, ordinary, rule.scale, is_relu),
-        "DECONVNET": lambda x: StrongestDeconvolution.apply(x, ordinary),
     }
     return forms.get(rule_name)

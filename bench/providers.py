@@ -1,7 +1,7 @@
-"""Who computes a case: each provider as a forward and backward on given tensors, and its gate.
+"""Who computes a case: each provider as a forward and backward on given tensors.
 
-Imports pyrevgrad, torch, cases, idioms, peers and placing. No provider's time counts before `check`
-has passed it.
+Imports pyrevgrad, torch, cases, idioms, strongest, peers, placing and timing. No provider's time
+counts before its `gate`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import pyrevgrad
 from pyrevgrad import backends, triton_backend
 from pyrevgrad.pairs import Pair
 
-from . import idioms, peers, placing
+from . import idioms, peers, placing, strongest
 from .cases import Case
 from .idioms import differentiated
+from .timing import Measured
 
 #: In the order of the tables.
 NAMES = (
@@ -28,6 +29,11 @@ NAMES = (
     *("idiom+compile", "best+compile", "plain"),
     *("captum", "zennit", "grad-cam", "pytorch-revgrad", "numpy", "copy"),
 )
+#: Timed beside what they stand in for where they are faster: no row of their own.
+HOOK = "eager-best, hook"
+STAND_IN = {HOOK: "eager-best"}
+#: The forms that compete for a row, by the names that they are timed under.
+_COMPETING = {"eager-best": {"Function": "eager-best", "hook": HOOK, "idiom": "idiom"}}
 #: Libraries that are installed or not.
 PEERS = tuple(peers.PACKAGES)
 #: Those that a compiler builds, which takes seconds a case.
@@ -35,10 +41,6 @@ COMPILED = ("idiom+compile", "best+compile")
 OURS = ("fused", "fused-triton", "reference")
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-class GateError(AssertionError):
-    """A provider's result is wrong, so its time means nothing."""
 
 
 @dataclass(frozen=True)
@@ -142,19 +144,26 @@ def _strongest_compiled(case: Case, dtype: torch.dtype, device: torch.device) ->
     compiler = _compiler(case, "best+compile", device)
     if isinstance(compiler, Skipped):
         return compiler
-    backward = idioms.strongest_backward(case.rule_name, case.rule)
+    backward = strongest.relu_backward(case.rule_name, case.rule)
     if backward is None:
         return Skipped("best+compile", f"no compiled backward is written for {case.name}")
     compiled = compiler(backward)
-    apply = lambda x: idioms.StrongestCompiledRelu.apply(x, compiled)  # noqa: E731
+    apply = lambda x: strongest.CompiledRelu.apply(x, compiled)  # noqa: E731
     return Provider("best+compile", differentiated(apply))
 
 
 def _strongest(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | Skipped:
-    apply = idioms.strongest(case.activation, case.rule_name, case.rule)
+    apply = strongest.function(case.activation, case.rule_name, case.rule)
     if apply is None:
         return Skipped("eager-best", f"nothing stronger than the idiom is known for {case.name}")
     return Provider("eager-best", differentiated(apply))
+
+
+def _hooked(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | Skipped:
+    apply = strongest.hooked(case.activation, case.rule_name, case.rule)
+    if apply is None:
+        return Skipped(HOOK, f"a hook on y does not give the gradient of {case.name}")
+    return Provider(HOOK, differentiated(apply))
 
 
 def _plain(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | Skipped:
@@ -193,6 +202,7 @@ _MAKERS: dict[str, Maker] = {
     "reference": _reference,
     "idiom": _idiom,
     "eager-best": _strongest,
+    HOOK: _hooked,
     "idiom+compile": _compiled,
     "best+compile": _strongest_compiled,
     "plain": _plain,
@@ -212,11 +222,23 @@ def build(
     device: torch.device | str = "cpu",
 ) -> list[Provider | Skipped]:
     """Every provider of `case`; a Skipped for what cannot run and for the reasons in `without`."""
-    reasons, where = without or {}, torch.device(device)
+    given, where = without or {}, torch.device(device)
+    reasons = {stand_in: given[name] for stand_in, name in STAND_IN.items() if name in given}
+    reasons |= given
     return [
         Skipped(name, reasons[name]) if name in reasons else _MAKERS[name](case, dtype, where)
-        for name in NAMES
+        for name in (*NAMES, *STAND_IN)
     ]
+
+
+def fastest_form(name: str, times: Mapping[str, Measured]) -> tuple[Measured, dict[str, str]]:
+    """The samples of `name`, and what its row says of them: of forms that compete, the one with the
+    least median, by its name."""
+    forms = {form: times[own] for form, own in _COMPETING.get(name, {}).items() if own in times}
+    if name not in times or not forms:
+        return times[name], {}
+    best = min(forms, key=lambda form: forms[form].seconds.median)
+    return forms[best], {"form": best}
 
 
 def tensors(elements: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -232,101 +254,3 @@ def placed(elements: int, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
     made = tensors(elements, dtype)
     more = placing.places(2 * elements * dtype.itemsize) - 1
     return [made, *((made[0].clone(), made[1].clone()) for _ in range(more))]
-
-
-_PART = 1 << 19
-
-
-def part(tensor: Tensor) -> Tensor:
-    """What the gate looks at: both ends of a large tensor, all of another; a copy."""
-    tensor = tensor.detach()
-    if tensor.numel() <= 2 * _PART:
-        return tensor.clone()
-    return torch.cat((tensor[:_PART], tensor[-_PART:]))
-
-
-def expected(case: Case, x: Tensor, g: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """What each provider must give on `part`: the rule's gradient, the ordinary one, or a copy."""
-    function = getattr(pyrevgrad, case.activation)
-    x, g = part(x).requires_grad_(), part(g)
-    with pyrevgrad.backend("reference"):
-        y = function(x, case.rule)
-        gx = torch.autograd.grad(y, x, g)[0]
-        ordinary = torch.autograd.grad(function(x), x, g)[0]
-    results = dict.fromkeys(NAMES, (y.detach(), gx))
-    results["plain"] = (y.detach(), ordinary)
-    results["copy"] = (x.detach(), g)
-    return results
-
-
-_TOLERANCES = {
-    torch.float64: 1e-7,
-    torch.float32: 1.3e-6,
-    torch.bfloat16: 1.6e-2,
-    torch.float16: 1e-3,
-}
-
-
-def _agree(got: Tensor, want: Tensor, given: Tensor) -> bool:
-    """Within PyTorch's relative tolerance of the size of the result and of what went in.
-
-    The second part is for opponents that round between kernels (bfloat16 x − tanh(x)): a gate is
-    there to catch a wrong rule, whose results are off by the size of g, not to grade rounding.
-    """
-    tolerance = _TOLERANCES[want.dtype]
-    wide = torch.promote_types(want.dtype, torch.float32)
-    got, want, given = (tensor.detach().to(wide) for tensor in (got, want, given))
-    bound = want.abs().add_(given.abs()).mul_(tolerance)
-    return bool((got - want).abs_().le(bound).all())
-
-
-def check(
-    provider: Provider, case: Case, x: Tensor, g: Tensor, wanted: tuple[Tensor, Tensor]
-) -> None:
-    """Run `provider` once on the tensors that will be timed; compare `part` of what it gives.
-
-    Raises
-    ------
-    GateError
-        Its value or its gradient is wrong, it wrote into x or g, or it left a hook on x, which
-        would change every gradient from then on.
-    """
-    before = part(x), part(g)
-    y, gx = provider.step(x, g)
-    if not (torch.equal(part(x), before[0]) and torch.equal(part(g), before[1])):
-        raise GateError(f"{provider.name} wrote into its inputs on {case.name}")
-    if x._backward_hooks:
-        x._backward_hooks.clear()
-        raise GateError(f"{provider.name} left a hook on its input on {case.name}")
-    results = (("value", y, wanted[0], x), ("gradient", gx, wanted[1], g))
-    for what, got, want, given in results:
-        if got.dtype != (provider.returns or want.dtype):
-            raise GateError(f"{provider.name} gives a {what} in {got.dtype} on {case.name}")
-        if got.shape != given.shape or not _agree(part(got), want, part(given)):
-            raise GateError(f"{provider.name} gives a wrong {what} on {case.name}")
-
-
-def gated(
-    made: list[Provider | Skipped], case: Case, x: Tensor, g: Tensor
-) -> tuple[dict[str, Provider], dict[str, dict[str, str]]]:
-    """The providers that may be timed, and what is to be said of the others."""
-    wanted = expected(case, x, g)
-    passed: dict[str, Provider] = {}
-    left_out: dict[str, dict[str, str]] = {}
-    for provider in made:
-        if isinstance(provider, Skipped):
-            left_out[provider.name] = {"skipped": provider.reason}
-            continue
-        try:
-            check(provider, case, x, g, wanted[provider.name])
-        except GateError as error:
-            left_out[provider.name] = {"refused": str(error)}
-        except Exception as error:
-            first_line = str(error).strip().splitlines()[:1]
-            reason = f"{type(error).__name__}: {first_line[0] if first_line else ''}"
-            # Another library may not serve a case; ours has to.
-            kind = "refused" if provider.name in OURS else "skipped"
-            left_out[provider.name] = {kind: f"it raised {reason}"}
-        else:
-            passed[provider.name] = provider
-    return passed, left_out

@@ -1,6 +1,7 @@
 """What a run measures and for how long, from the options of its command.
 
-Imports cases, machine and timing. The sizes are those that the targets speak of, and between.
+Imports cases, machine, providers and timing. The sizes are those that the targets speak of, and
+between.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from . import cases, machine
+from . import cases, machine, providers
 from .timing import Effort
 
 #: At the largest sizes, where torch asks for huge pages too.
@@ -79,6 +80,8 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
             "reference": 1 << (16 if quick else 18),
             "numpy": 1 << (16 if quick else 18),
             "idiom+compile": 1 << 20,
+            # From there a hook's second allocation costs more than the Function that it saves.
+            providers.HOOK: 1 << 16,
         },
         "compile": _compiled(chosen, dtypes, threads, options),
         "effort": asdict(Effort(0.1, 3, 41, 5e-4) if quick else Effort(0.25, 5, 61, 2e-3)),

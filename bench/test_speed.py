@@ -14,7 +14,7 @@ import os
 import pytest
 import torch
 
-from . import machine, providers
+from . import gate, machine, providers
 from .cases import Case, default_cases
 from .providers import Skipped
 
@@ -45,7 +45,7 @@ def test_forward_and_backward(benchmark, described, case: Case, name: str, eleme
     if isinstance(provider, Skipped):
         pytest.skip(provider.reason)
     x, g = providers.tensors(elements, torch.float32)
-    providers.check(provider, case, x, g, providers.expected(case, x, g)[name])
+    gate.check(provider, case, x, g, gate.expected(case, x, g)[name])
     benchmark.group = f"{case.name} {elements}"
     benchmark.extra_info["threads"] = torch.get_num_threads()
     for key in ("torch", "pyrevgrad", "peers", "processor", "commit", "dirty"):

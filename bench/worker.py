@@ -17,7 +17,7 @@ import torch
 
 from pyrevgrad import backends
 
-from . import kernels, machine, providers, traffic
+from . import gate, kernels, machine, providers, traffic
 from .cases import CURVED_CASES, Case
 from .placing import Turns
 from .providers import Provider, Skipped
@@ -29,7 +29,7 @@ def _emit(kind: str, row: dict[str, Any]) -> None:
 
 
 def _timed(name: str, case: Case, dtype: str, times: dict[str, Measured]) -> dict[str, Any]:
-    own = times[name]
+    own, form = providers.fastest_form(name, times)
     seconds = own.seconds
     row: dict[str, Any] = {
         "rounds": seconds.runs,
@@ -40,6 +40,7 @@ def _timed(name: str, case: Case, dtype: str, times: dict[str, Measured]) -> dic
         "faults": own.faults,
         "bytes_per_element": traffic.bytes_per_element(name, case, dtype),
         "ceiling": traffic.ceiling(name, case, dtype),
+        **form,
     }
     ratios = paired_ratios(own, times["fused"]) if "fused" in times else []
     return row | figures("speedup", ratios) if ratios else row
@@ -78,7 +79,7 @@ def _cell(
     """A row for each provider of one case at one size."""
     turns = Turns(providers.placed(elements, getattr(torch, dtype)))
     made = at_size(made, elements, settings)
-    passed, left_out = providers.gated(made, case, *turns.now)
+    passed, left_out = gate.gated(made, case, *turns.now)
     # What a compilation leaves is no garbage, and looking through it takes a third of a second.
     gc.collect()
     gc.freeze()

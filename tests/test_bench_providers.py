@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 pytest.importorskip("bench", reason="the benchmark suite is in the repository only")
 
-from bench import cases, idioms, memory, peers, providers, traffic
+from bench import cases, gate, idioms, memory, peers, providers, strongest, timing, traffic
 from bench.cases import Case
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,18 +70,80 @@ def test_every_provider_passes_its_gate_on_relu_or_says_why_it_does_not_run(name
         assert len(provider.reason) > 10
         return
     assert rule in APPLIES.get(name, cases.RULES)
-    providers.check(provider, case, x, g, providers.expected(case, x, g)[name])
+    gate.check(provider, case, x, g, gate.expected(case, x, g)[name])
 
 
 @pytest.mark.parametrize("case", cases.RELU_CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 def test_what_is_compiled_as_the_strongest_form_sends_back_what_the_rule_does(case, dtype):
     x, g = providers.tensors(1000, dtype)
-    backward = idioms.strongest_backward(case.rule_name, case.rule)
-    step = idioms.differentiated(lambda x: idioms.StrongestCompiledRelu.apply(x, backward))
+    backward = strongest.relu_backward(case.rule_name, case.rule)
+    step = idioms.differentiated(lambda x: strongest.CompiledRelu.apply(x, backward))
     provider = providers.Provider("best+compile", step)
-    providers.check(provider, case, x, g, providers.expected(case, x, g)["best+compile"])
+    gate.check(provider, case, x, g, gate.expected(case, x, g)["best+compile"])
     assert traffic.ceiling("best+compile", case, "float32") == pytest.approx(20 / 16.25)
+
+
+FORMS = ("eager-best", providers.HOOK)
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("case", cases.default_cases(False), ids=lambda case: case.name)
+def test_each_strongest_eager_form_gives_the_rule_s_gradient(case, dtype, name):
+    x, g = providers.tensors(4099, dtype)
+    made = providers._MAKERS[name](case, dtype, x.device)
+    if isinstance(made, providers.Skipped):
+        assert name == providers.HOOK and case.rule_name != "reverse"
+        return
+    gate.check(made, case, x, g, gate.expected(case, x, g)[name])
+
+
+def test_the_strongest_forms_run_as_many_kernels_as_their_bytes_say():
+    x, g = torch.randn(64).requires_grad_() * 1, torch.randn(64)
+    # 4 bytes an element each read and write: forward 2 of them, then the kernels of backward.
+    for rule, kernels, ceiling in (
+        ("reverse", ["elu_backward"], 20 / 16.25),
+        ("guided_scaled", ["clamp_min", "elu_backward"], 28 / 16.25),
+        ("GUIDED", ["threshold_backward", "clamp_min_"], 28 / 16.25),
+    ):
+        case = Case("relu", rule)
+        y = strongest.function("relu", rule, case.rule)(x)
+        with torch.profiler.profile() as profile:
+            torch.autograd.grad(y, x, g)
+        names = [f"aten::{kernel}" for kernel in kernels]
+        assert [e.name for e in profile.events() if e.name in names] == names
+        assert traffic.ceiling("eager-best", case, "float32") == pytest.approx(ceiling)
+    assert traffic.ceiling("eager-best", Case("elu", "reverse"), "float32") == 1.0
+    assert traffic.ceiling("eager-best", Case("gelu", "reverse"), "float32") == 1.4
+
+
+def test_of_the_forms_that_compete_the_fastest_is_the_row_s():
+    def took(*seconds):
+        return timing.Measured(seconds, 1, 0.0)
+
+    times = {"idiom": took(3.0, 3.0), "eager-best": took(2.0, 2.0), "fused": took(1.0, 1.0)}
+    assert providers.fastest_form("eager-best", times) == (took(2.0, 2.0), {"form": "Function"})
+    times[providers.HOOK] = took(1.5, 1.7)
+    assert providers.fastest_form("eager-best", times) == (took(1.5, 1.7), {"form": "hook"})
+    times["idiom"] = took(1.2, 1.2)
+    assert providers.fastest_form("eager-best", times)[1] == {"form": "idiom"}
+    assert providers.fastest_form("fused", times) == (took(1.0, 1.0), {})
+
+
+def test_a_form_that_is_wrong_refuses_the_row_that_it_competes_for():
+    case = Case("relu", "reverse")
+    x, g = providers.tensors(100, torch.float32)
+    wrong = providers.Provider(providers.HOOK, lambda x, g: (F.relu(x), g))
+    made = [p for p in providers.build(case, x.dtype) if p.name == "eager-best"]
+    passed, left_out = gate.gated([*made, wrong], case, x, g)
+    assert not passed and "wrong gradient" in left_out["eager-best"]["refused"]
+
+
+def test_what_is_left_out_leaves_out_the_forms_that_compete_for_it():
+    made = providers.build(Case("relu", "reverse"), torch.float32, {"eager-best": "not wanted"})
+    reasons = {one.name: getattr(one, "reason", None) for one in made}
+    assert reasons["eager-best"] == reasons[providers.HOOK] == "not wanted"
 
 
 def test_what_a_compiler_does_not_build_is_named():
@@ -98,7 +160,7 @@ def test_what_a_compiler_does_not_build_is_named():
 def test_no_provider_changes_the_gradients_that_come_after_it(case):
     x, g = providers.tensors(1000, torch.float32)
     without = dict.fromkeys(providers.COMPILED, "a compilation takes too long for a test")
-    passed, left_out = providers.gated(providers.build(case, x.dtype, without), case, x, g)
+    passed, left_out = gate.gated(providers.build(case, x.dtype, without), case, x, g)
     assert not [name for name, row in left_out.items() if "refused" in row]
     for provider in passed.values():
         for _ in range(3):
@@ -110,14 +172,14 @@ def test_no_provider_changes_the_gradients_that_come_after_it(case):
 def test_gate_refuses_a_provider_that_leaves_a_hook():
     case = Case("relu", "GUIDED")
     x, g = providers.tensors(1000, torch.float32)
-    wanted = providers.expected(case, x, g)["fused"]
+    wanted = gate.expected(case, x, g)["fused"]
 
     def step(x, g):
         x.register_hook(lambda gx: None)
         return wanted
 
-    with pytest.raises(providers.GateError, match="left a hook on its input"):
-        providers.check(_wrong(step), case, x, g, wanted)
+    with pytest.raises(gate.GateError, match="left a hook on its input"):
+        gate.check(_wrong(step), case, x, g, wanted)
     assert not x._backward_hooks
 
 
@@ -142,7 +204,7 @@ def test_ours_that_raises_is_refused_and_not_skipped():
 
     made = [providers.Provider(name, broken) for name in ("fused", "captum")]
     x, g = providers.tensors(100, torch.float32)
-    passed, left_out = providers.gated(made, Case("relu", "GUIDED"), x, g)
+    passed, left_out = gate.gated(made, Case("relu", "GUIDED"), x, g)
     reason = "it raised RuntimeError: no kernel"
     assert not passed
     assert left_out == {"fused": {"refused": reason}, "captum": {"skipped": reason}}
@@ -171,12 +233,12 @@ def test_packages_whose_init_is_left_out_stay_importable():
 def test_idioms_agree_with_the_reference(activation, rule):
     case = Case(activation, rule)
     x, g = providers.tensors(1000, torch.float32)
-    wanted = providers.expected(case, x, g)
+    wanted = gate.expected(case, x, g)
     others = [name for name in providers.NAMES if name not in ("idiom", "eager-best")]
     idle = dict.fromkeys(others, "not an idiom")
     for provider in providers.build(case, torch.float32, idle):
         if isinstance(provider, providers.Provider):
-            providers.check(provider, case, x, g, wanted[provider.name])
+            gate.check(provider, case, x, g, wanted[provider.name])
 
 
 def _wrong(step):
@@ -191,29 +253,29 @@ def test_gate_refuses_a_plain_gradient_under_a_modified_rule():
         y = F.relu(x)
         return y, torch.autograd.grad(y, x, g)[0]
 
-    with pytest.raises(providers.GateError, match="wrong gives a wrong gradient on relu/GUIDED"):
-        providers.check(_wrong(step), case, x, g, providers.expected(case, x, g)["fused"])
+    with pytest.raises(gate.GateError, match="wrong gives a wrong gradient on relu/GUIDED"):
+        gate.check(_wrong(step), case, x, g, gate.expected(case, x, g)["fused"])
 
 
 def test_gate_refuses_a_wrong_value():
     case = Case("relu", "GUIDED")
     x, g = providers.tensors(1000, torch.float32)
-    y, gx = providers.expected(case, x, g)["fused"]
-    with pytest.raises(providers.GateError, match="wrong gives a wrong value on relu/GUIDED"):
-        providers.check(_wrong(lambda x, g: (y + 0.01, gx)), case, x, g, (y, gx))
+    y, gx = gate.expected(case, x, g)["fused"]
+    with pytest.raises(gate.GateError, match="wrong gives a wrong value on relu/GUIDED"):
+        gate.check(_wrong(lambda x, g: (y + 0.01, gx)), case, x, g, (y, gx))
 
 
 def test_gate_refuses_another_dtype():
     case = Case("relu", "GUIDED")
     x, g = providers.tensors(1000, torch.bfloat16)
-    y, gx = providers.expected(case, x, g)["fused"]
-    with pytest.raises(providers.GateError, match=r"wrong gives a value in torch\.float32"):
-        providers.check(_wrong(lambda x, g: (y.float(), gx)), case, x, g, (y, gx))
+    y, gx = gate.expected(case, x, g)["fused"]
+    with pytest.raises(gate.GateError, match=r"wrong gives a value in torch\.float32"):
+        gate.check(_wrong(lambda x, g: (y.float(), gx)), case, x, g, (y, gx))
 
 
 def test_gate_refuses_a_provider_that_overwrites_its_inputs():
     case = Case("relu", "DECONVNET")
     x, g = providers.tensors(1000, torch.float32)
-    y, gx = providers.expected(case, x, g)["fused"]
-    with pytest.raises(providers.GateError, match="wrote into its inputs"):
-        providers.check(_wrong(lambda x, g: (y, g.clamp_min_(0))), case, x, g, (y, gx))
+    y, gx = gate.expected(case, x, g)["fused"]
+    with pytest.raises(gate.GateError, match="wrote into its inputs"):
+        gate.check(_wrong(lambda x, g: (y, g.clamp_min_(0))), case, x, g, (y, gx))
