@@ -82,8 +82,10 @@ def _write(run: dict[str, Any], options: argparse.Namespace) -> Path:
     return path
 
 
-def _say_what_is_missing(timings: list[dict[str, Any]]) -> None:
-    """A line for each provider that has no figure at all, and one for each that was refused."""
+def _say_what_is_missing(timings: list[dict[str, Any]], kernels: list[dict[str, Any]]) -> None:
+    """A line for each provider that has no figure at all, and for what was refused."""
+    for reason in sorted({row["refused"] for row in kernels if "refused" in row}):
+        print(f"refused: {reason}")
     timed = {row["provider"] for row in timings if "median_s" in row}
     for name in providers.NAMES:
         rows = [row for row in timings if row["provider"] == name]
@@ -137,10 +139,10 @@ def _run_cpu(options: argparse.Namespace, told: dict[str, Any], command: str) ->
     for verdict in [*run["targets"], *run["memory_targets"]]:
         where = f" ({verdict['dtype']}, {verdict['allocations']})" if "dtype" in verdict else ""
         print(f"{targets.said(verdict):24}  {verdict['target']}{where}")
-    _say_what_is_missing(run["timings"])
+    _say_what_is_missing(run["timings"], run["kernels"])
     print(f"written: {path}")
     failed = any("error" in section for section in more.values())
-    return 1 if failed or any("refused" in row for row in run["timings"]) else 0
+    return 1 if failed or any("refused" in row for row in [*run["timings"], *run["kernels"]]) else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

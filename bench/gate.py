@@ -5,6 +5,8 @@ Imports pyrevgrad, torch, cases and providers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,27 +20,26 @@ class GateError(AssertionError):
     """A provider's result is wrong, so its time means nothing."""
 
 
-_PART = 1 << 19
-
-
-def part(tensor: Tensor) -> Tensor:
-    """What the gate looks at: both ends of a large tensor, all of another; a copy."""
-    tensor = tensor.detach()
-    if tensor.numel() <= 2 * _PART:
-        return tensor.clone()
-    return torch.cat((tensor[:_PART], tensor[-_PART:]))
+def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """A tensor in pieces that the caches hold, so that looking at all of it costs little."""
+    flat = tensor.detach().flatten()
+    return flat.split(1 << 18 if flat.device.type == "cpu" else 1 << 24)
 
 
 def expected(case: Case, x: Tensor, g: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """What each provider must give on `part`: the rule's gradient, the ordinary one, or a copy."""
+    """What each provider must give: the rule's gradient, the ordinary one, or a copy."""
     function = getattr(pyrevgrad, case.activation)
-    x, g = part(x).requires_grad_(), part(g)
+    found: list[tuple[Tensor, ...]] = []
     with pyrevgrad.backend("reference"):
-        y = function(x, case.rule)
-        gx = torch.autograd.grad(y, x, g)[0]
-        ordinary = torch.autograd.grad(function(x), x, g)[0]
-    results = dict.fromkeys((*NAMES, *STAND_IN), (y.detach(), gx))
-    results["plain"] = (y.detach(), ordinary)
+        for inputs, arriving in zip(_parts(x), _parts(g), strict=True):
+            inputs = inputs.clone().requires_grad_()
+            y = function(inputs, case.rule)
+            gx = torch.autograd.grad(y, inputs, arriving)[0]
+            ordinary = torch.autograd.grad(function(inputs), inputs, arriving)[0]
+            found.append((y.detach(), gx, ordinary))
+    y, gx, ordinary = (torch.cat(pieces) for pieces in zip(*found, strict=True))
+    results = dict.fromkeys((*NAMES, *STAND_IN), (y, gx))
+    results["plain"] = (y, ordinary)
     results["copy"] = (x.detach(), g)
     return results
 
@@ -51,7 +52,7 @@ _TOLERANCES = {
 }
 
 
-def _agree(got: Tensor, want: Tensor, given: Tensor) -> bool:
+def agree(got: Tensor, want: Tensor, given: Tensor) -> bool:
     """Within PyTorch's relative tolerance of the size of the result and of what went in.
 
     The second part is for opponents that round between kernels (bfloat16 x − tanh(x)): a gate is
@@ -59,15 +60,35 @@ def _agree(got: Tensor, want: Tensor, given: Tensor) -> bool:
     """
     tolerance = _TOLERANCES[want.dtype]
     wide = torch.promote_types(want.dtype, torch.float32)
-    got, want, given = (tensor.detach().to(wide) for tensor in (got, want, given))
-    bound = want.abs().add_(given.abs()).mul_(tolerance)
-    return bool((got - want).abs_().le(bound).all())
+    for pieces in zip(_parts(got), _parts(want), _parts(given), strict=True):
+        if pieces[0].dtype == want.dtype and torch.equal(pieces[0], pieces[1]):
+            continue
+        one, other, size = (piece.to(wide) for piece in pieces)
+        bound = other.abs().add_(size.abs()).mul_(tolerance)
+        if not bool((one - other).abs_().le(bound).all()):
+            return False
+    return True
+
+
+Pair = tuple[Tensor, Tensor]
+
+
+def copied(x: Tensor, g: Tensor) -> Pair:
+    """What x and g hold, to be compared with after a provider had them."""
+    return x.detach().clone(), g.clone()
 
 
 def check(
-    provider: Provider, case: Case, x: Tensor, g: Tensor, wanted: tuple[Tensor, Tensor]
+    provider: Provider, case: Case, x: Tensor, g: Tensor, wanted: Pair, before: Pair | None = None
 ) -> None:
-    """Run `provider` once on the tensors that will be timed; compare `part` of what it gives.
+    """Run `provider` once on the tensors that are timed; compare all of what it gives.
+
+    Parameters
+    ----------
+    wanted : pair of Tensor
+        Its value and gradient, of `expected`.
+    before : pair of Tensor
+        What x and g must hold afterwards; what they hold now if not given.
 
     Raises
     ------
@@ -75,9 +96,12 @@ def check(
         Its value or its gradient is wrong, it wrote into x or g, or it left a hook on x, which
         would change every gradient from then on.
     """
-    before = part(x), part(g)
+    before = before or copied(x, g)
     y, gx = provider.step(x, g)
-    if not (torch.equal(part(x), before[0]) and torch.equal(part(g), before[1])):
+    if not (torch.equal(x, before[0]) and torch.equal(g, before[1])):
+        with torch.no_grad():  # for those that come after
+            x.copy_(before[0])
+            g.copy_(before[1])
         raise GateError(f"{provider.name} wrote into its inputs on {case.name}")
     if x._backward_hooks:
         x._backward_hooks.clear()
@@ -86,15 +110,19 @@ def check(
     for what, got, want, given in results:
         if got.dtype != (provider.returns or want.dtype):
             raise GateError(f"{provider.name} gives a {what} in {got.dtype} on {case.name}")
-        if got.shape != given.shape or not _agree(part(got), want, part(given)):
+        if got.shape != given.shape or not agree(got, want, given):
             raise GateError(f"{provider.name} gives a wrong {what} on {case.name}")
 
 
 def gated(
-    made: list[Provider | Skipped], case: Case, x: Tensor, g: Tensor
-) -> tuple[dict[str, Provider], dict[str, dict[str, str]]]:
-    """The providers that may be timed, and what is to be said of the others."""
-    wanted = expected(case, x, g)
+    made: Sequence[Provider | Skipped], case: Case, x: Tensor, g: Tensor,
+    wanted: dict[str, Pair] | None = None, before: Pair | None = None,
+) -> tuple[dict[str, Provider], dict[str, dict[str, str]]]:  # fmt: skip
+    """The providers that may be timed, and what is to be said of the others.
+
+    `wanted` and `before` are `expected` and `copied` of the same numbers, where those are known.
+    """
+    wanted, before = wanted or expected(case, x, g), before or copied(x, g)
     passed: dict[str, Provider] = {}
     left_out: dict[str, dict[str, str]] = {}
     for provider in made:
@@ -102,7 +130,7 @@ def gated(
             left_out[provider.name] = {"skipped": provider.reason}
             continue
         try:
-            check(provider, case, x, g, wanted[provider.name])
+            check(provider, case, x, g, wanted[provider.name], before)
         except GateError as error:
             left_out[provider.name] = {"refused": str(error)}
         except Exception as error:

@@ -1,7 +1,7 @@
 """The kernels alone, on warm buffers: bandwidth as a share of ``copy_``'s in the same rounds.
 
-Imports pyrevgrad's backends, cases, placing, providers, timing and traffic. The operations are
-called directly, with no autograd. Their outputs land in memory that the allocator has just got
+Imports pyrevgrad's backends, cases, gate, placing, providers, timing and traffic. The operations
+are called directly, with no autograd. Their outputs land in memory that the allocator has just got
 back, so this runs where the allocator keeps its memory (the page faults are recorded and should be
 0). The copy is of what the kernel reads, into the same memory.
 """
@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrevgrad import backends
+from pyrevgrad import backends, masks, reference_backend
 from pyrevgrad.rules import plan
 
-from . import traffic
+from . import gate, traffic
 from .cases import CURVED, Case
 from .placing import Turns
 from .providers import pair_of, placed
@@ -82,6 +82,43 @@ def steps(kernel: Kernel, x: Tensor, g: Tensor) -> dict[str, Callable[[], object
     }
 
 
+def _poison(like: Tensor) -> None:
+    """Leave nonsense in the memory that results will have: a kernel that writes nothing would else
+    be handed what the last one wrote."""
+    packed = torch.empty((like.numel() + 7) // 8, dtype=torch.uint8, device=like.device)
+    spare = [torch.full_like(like, float("nan")) for _ in range(3)]
+    spare += [torch.full_like(packed, 0b10100101) for _ in range(3)]
+    del spare
+
+
+def check(kernel: Kernel, x: Tensor, g: Tensor, wanted: tuple[Tensor, Tensor]) -> None:
+    """Run `kernel` once; compare all that it writes with the reference.
+
+    Parameters
+    ----------
+    wanted : pair of Tensor
+        The value and the gradient of `gate.expected`.
+
+    Raises
+    ------
+    GateError
+        The value, the mask or the gradient is wrong.
+    """
+    run, forward = bound(kernel, x, g), kernel.direction == "forward"
+    _poison(x)
+    found = run()
+    mask = None
+    if isinstance(found, tuple):
+        found, mask = found
+    what, want, given = ("value", wanted[0], x) if forward else ("gradient", wanted[1], g)
+    if found.dtype != want.dtype or not gate.agree(found, want, given):
+        raise gate.GateError(f"the kernel {kernel.name} gives a wrong {what}")
+    if mask is not None:
+        right = reference_backend.Reference.value_and_mask(x, pair_of(kernel.case, x.dtype))[1]
+        if not torch.equal(masks.unpacked(mask, x.shape, None), right):
+            raise gate.GateError(f"the kernel {kernel.name} gives a wrong mask")
+
+
 def kernels(pattern: Callable[[str], object] | None, compute: bool) -> Iterator[Kernel]:
     """The kernels whose case `pattern` finds; those that compute a slope too where asked."""
     for selects, cases in ((True, SELECT), (False, COMPUTE if compute else ())):
@@ -120,10 +157,21 @@ def row_of(
 def measure(
     chosen: list[Kernel], dtype: str, elements: int, effort: Effort
 ) -> Iterator[dict[str, Any]]:
-    """A row for each kernel: seconds, bandwidth, share of ``copy_``'s."""
+    """A row for each kernel: seconds, bandwidth, share of ``copy_``'s; or why it was refused."""
     made = [(x.detach(), g) for x, g in placed(elements, getattr(torch, dtype))]
+    last: Case | None = None
     for kernel in chosen:
-        copy, own = _timed(Turns([steps(kernel, x, g) for x, g in made]), effort)
+        if kernel.case != last:
+            wanted, last = gate.expected(kernel.case, *made[0])["fused"], kernel.case
+        try:
+            check(kernel, *made[0], wanted)
+            copy, own = _timed(Turns([steps(kernel, x, g) for x, g in made]), effort)
+            check(kernel, *made[-1], wanted)
+        except gate.GateError as error:
+            told = {"selects": kernel.selects, "threads": torch.get_num_threads()}
+            yield {"kernel": kernel.name, "dtype": dtype, "elements": elements, **told,
+                   "refused": str(error)}  # fmt: skip
+            continue
         yield row_of(kernel, dtype, elements, own, copy)
 
 

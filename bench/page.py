@@ -1,6 +1,6 @@
 """The generated pages: method, wins and losses on one; every table of the run on the other.
 
-Imports summary, tables, sections and end_to_end; works from the records alone.
+Imports summary, method, tables, sections and end_to_end; works from the records alone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import end_to_end, sections, summary
+from .method import METHOD
 from .tables import (
     curved_section,
     detail,
@@ -32,48 +33,6 @@ OTHERS = {
 }  # fmt: skip
 #: Where every table stands, in the folder of the records.
 TABLES = "TABLES.md"
-
-
-_METHOD = """\
-* **What is timed.** Forward and `torch.autograd.grad` on an input that is no leaf, as inside a
-  network; x and g are made beforehand, and the results are freed inside the timing.
-* **Rounds.** Every round times each provider once, in a shuffled order, with as many repetitions
-  as fill one sample. A provider several times slower than the others sits out some rounds. The
-  figure is the median over the rounds; a ratio is taken within each round, and its median is
-  printed: a machine that slows down slows all of a round. Each round takes the next of up to eight
-  copies of x and g (64 MiB in all): on which pages they lie alone makes a copy up to half as fast
-  again in the caches.
-* **Gate.** Before it is timed, each provider's value and gradient on the very same tensors are
-  compared with the reference's (above 2²⁰ elements the first and last 2¹⁹), and it must leave its
-  inputs alone. One that fails prints no time.
-* **Allocations.** Each in a process of its own. *fresh*: glibc's first threshold pinned, so that
-  every result of 128 KiB or more is mapped anew and its pages fault in. *reused*: glibc told to
-  keep its memory (thresholds raised). Left alone (`--allocations default`), glibc raises its
-  threshold to the largest block freed, up to 32 MiB, and lies between the two. `faults`: page
-  faults in one call of `fused`. Where Linux gives huge pages to who asks (`madvise`, above),
-  `fused` asks for its results of 4 MiB a thread or more, so that they fault less; the bytes'
-  ceilings know nothing of that, nor of results that `fused` writes past the caches, which spares
-  reading their lines first (on AMD's processors; `info` says from which size). *huge*: fresh, and
-  torch told to ask for every tensor (`THP_MEM_ALLOC_ENABLE=1`), so that opponents have them too.
-* **Ceiling**, in brackets behind a ratio: the speed-up that the bytes read and written would give
-  by themselves, derived provider by provider in `bench/traffic.py`. An opponent that computes
-  slowly, or waits for page faults, is beaten by more; a ceiling below 1 says that no kernel could
-  win.
-* **Providers.** `fused`: the native backend. `reference`: the same rule in plain PyTorch. `idiom`:
-  what people write. `idiom+compile`: the same under `torch.compile`, compiled once for all sizes;
-  alone, as here, Inductor keeps its mask as a byte an element, whose store is slow on the CPU.
-  `best+compile`: relu that keeps y, and a backward compiled by itself, which needs no such mask.
-  `eager-best`: the strongest eager form known; where several compete (an autograd Function of the
-  fewest kernels; to 2¹⁶ elements a hook on y, which spares the Function; the idiom) all are timed,
-  and the one with the least median is the cell's, beside the ceiling of the one that moves the
-  fewest bytes. `plain`: PyTorch's activation with its ordinary backward. `captum`, `zennit`,
-  `grad-cam`: their guided backpropagation or DeconvNet of one `nn.ReLU`, sending back the same g; captum sets its hooks in every call, zennit's are set
-  beforehand. `pytorch-revgrad`: its layer behind PyTorch's activation. Of grad-cam and zennit the
-  modules that are timed are loaded without their packages' `__init__`. `numpy`: gates in float64,
-  for scale. `fused-triton`: the Triton kernels, on a GPU. `copy`: x and g cloned, the price of
-  moving the bytes. The byte counts of other libraries are not derived, so they have no ceiling.
-* The targets name no size for the curved activations; they are judged from 2¹⁶ up, as relu's.
-"""
 
 
 def _machine_section(run: dict[str, Any]) -> str:
@@ -197,7 +156,7 @@ def page(run: Row, others: dict[str, Row], compared: list[Row], pictures: list[s
         *sections.summaries(run["sections"]),
         *_versions(compared, prefix),
         "## Method",
-        _METHOD,
+        METHOD,
     ]
     return "\n\n".join(part for part in parts if part).rstrip() + "\n"
 

@@ -232,6 +232,7 @@ def _bandwidth_panel(axis: Any, rows: list[Row]) -> None:
 
 
 def _roofline_figure(plt: Any, kernels: list[Row], path: Path) -> bool:
+    kernels = [row for row in kernels if "share" in row]
     if not kernels:
         return False
     threads = min(row["threads"] for row in kernels)

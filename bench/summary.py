@@ -186,6 +186,7 @@ def floors(run: Row, by_dtype: bool = False) -> str:
 
 def bandwidth(kernels: list[Row]) -> str:
     """The kernels' share of a copy's bandwidth by size: the median kernel, and the least."""
+    kernels = [row for row in kernels if "share" in row]
     sizes = sorted({row["elements"] for row in kernels})
     lines = []
     for selects, kind in ((True, "select and scale"), (False, "a slope to compute")):

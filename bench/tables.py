@@ -147,7 +147,9 @@ def curved_section(timings: list[Row]) -> list[str]:
 
 
 def _bandwidth_text(row: Row | None) -> str:
-    return "–" if row is None else f"{row['gigabytes_per_s']:.3g} ({row['share']:.0%})"
+    if row is None or "refused" in row:
+        return "–" if row is None else "refused"
+    return f"{row['gigabytes_per_s']:.3g} ({row['share']:.0%})"
 
 
 def kernel_section(kernels: list[Row]) -> list[str]:
@@ -168,11 +170,11 @@ def kernel_section(kernels: list[Row]) -> list[str]:
             lines = []
             for name in dict.fromkeys(row["kernel"] for row in own):
                 found = [by_key.get((name, size)) for size in sizes]
-                counted = next(r for r in found if r)["bytes_per_element"]
+                counted = [f"{r['bytes_per_element']:g}" for r in found if r and "share" in r]
                 lines.append(
                     [
                         name,
-                        f"{counted:g}",
+                        (counted or ["–"])[0],
                         *[_bandwidth_text(row) for row in found],
                     ]
                 )

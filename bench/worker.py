@@ -79,13 +79,18 @@ def _cell(
     """A row for each provider of one case at one size."""
     turns = Turns(providers.placed(elements, getattr(torch, dtype)))
     made = at_size(made, elements, settings)
-    passed, left_out = gate.gated(made, case, *turns.now)
+    wanted, before = gate.expected(case, *turns.now), gate.copied(*turns.now)
+    passed, left_out = gate.gated(made, case, *turns.now, wanted, before)
     # What a compilation leaves is no garbage, and looking through it takes a third of a second.
     gc.collect()
     gc.freeze()
     steps = {name: (lambda step=p.step: step(*turns.now)) for name, p in passed.items()}
     effort = settings["few_effort" if case.at_few_sizes else "effort"]
     times = interleave(steps, Effort(**effort), before_round=turns.next) if steps else {}
+    # Once more, in the place that the last round left: what was timed must still be right.
+    passed, late = gate.gated([*passed.values()], case, *turns.now, wanted, before)
+    left_out |= late
+    times = {name: times[name] for name in passed}
     for name in providers.NAMES:
         found = left_out[name] if name in left_out else _timed(name, case, dtype, times)
         yield {

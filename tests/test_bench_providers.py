@@ -7,6 +7,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,22 @@ import torch.nn.functional as F
 
 pytest.importorskip("bench", reason="the benchmark suite is in the repository only")
 
-from bench import cases, gate, idioms, memory, peers, providers, strongest, timing, traffic
+from bench import __main__ as command
+from bench import (
+    cases,
+    gate,
+    idioms,
+    kernels,
+    memory,
+    peers,
+    providers,
+    strongest,
+    timing,
+    traffic,
+    worker,
+)
 from bench.cases import Case
+from pyrevgrad import backends
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -102,7 +117,7 @@ def test_each_strongest_eager_form_gives_the_rule_s_gradient(case, dtype, name):
 def test_the_strongest_forms_run_as_many_kernels_as_their_bytes_say():
     x, g = torch.randn(64).requires_grad_() * 1, torch.randn(64)
     # 4 bytes an element each read and write: forward 2 of them, then the kernels of backward.
-    for rule, kernels, ceiling in (
+    for rule, run, ceiling in (
         ("reverse", ["elu_backward"], 20 / 16.25),
         ("guided_scaled", ["clamp_min", "elu_backward"], 28 / 16.25),
         ("GUIDED", ["threshold_backward", "clamp_min_"], 28 / 16.25),
@@ -111,7 +126,7 @@ def test_the_strongest_forms_run_as_many_kernels_as_their_bytes_say():
         y = strongest.function("relu", rule, case.rule)(x)
         with torch.profiler.profile() as profile:
             torch.autograd.grad(y, x, g)
-        names = [f"aten::{kernel}" for kernel in kernels]
+        names = [f"aten::{name}" for name in run]
         assert [e.name for e in profile.events() if e.name in names] == names
         assert traffic.ceiling("eager-best", case, "float32") == pytest.approx(ceiling)
     assert traffic.ceiling("eager-best", Case("elu", "reverse"), "float32") == 1.0
@@ -279,3 +294,75 @@ def test_gate_refuses_a_provider_that_overwrites_its_inputs():
     y, gx = gate.expected(case, x, g)["fused"]
     with pytest.raises(gate.GateError, match="wrote into its inputs"):
         gate.check(_wrong(lambda x, g: (y, g.clamp_min_(0))), case, x, g, (y, gx))
+
+
+@pytest.mark.parametrize("place", (0, 1 << 20, (1 << 21) - 1))
+def test_gate_looks_at_all_of_a_large_tensor(place):
+    case = Case("relu", "GUIDED")
+    x, g = providers.tensors(1 << 21, torch.float32)
+    y, gx = gate.expected(case, x, g)["fused"]
+    gate.check(_wrong(lambda x, g: (y, gx)), case, x, g, (y, gx))
+    other = gx.clone()
+    other[place] += 100
+    with pytest.raises(gate.GateError, match="wrong gives a wrong gradient"):
+        gate.check(_wrong(lambda x, g: (y, other)), case, x, g, (y, gx))
+
+
+def test_what_goes_wrong_while_it_is_timed_gets_no_time(monkeypatch):
+    case, calls = Case("relu", "GUIDED"), []
+    right = providers._fused(case, torch.float32, torch.device("cpu"))
+    if isinstance(right, providers.Skipped):
+        pytest.skip(right.reason)
+
+    def step(x, g):
+        calls.append(1)
+        y, gx = right.step(x, g)
+        return y, gx if len(calls) < 3 else gx + 1
+
+    told = command.settings_of(command._parser().parse_args(["--quick", "--filter", "GUIDED"]))
+    made = [providers.Provider("fused", right.step), providers.Provider("idiom", step)]
+    made += [providers.Skipped(name, "not asked for") for name in providers.NAMES[2:]]
+    made += [providers.Skipped("fused-triton", "not asked for")]
+    told["allocations"] = "reused"
+    rows = {row["provider"]: row for row in worker._cell(case, made, "float32", 1000, told)}
+    assert "median_s" in rows["fused"] and "median_s" not in rows["idiom"]
+    assert "wrong gradient" in rows["idiom"]["refused"]
+
+
+needs_native = pytest.mark.skipif(backends.native() is None, reason="the library is not built")
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+def test_every_kernel_passes_its_gate(dtype):
+    for kernel in kernels.kernels(None, compute=True):
+        x, g = (t.detach() for t in providers.tensors(4099, getattr(torch, dtype)))
+        kernels.check(kernel, x, g, gate.expected(kernel.case, x, g)["fused"])
+
+
+@needs_native
+def test_a_kernel_that_writes_nothing_or_a_wrong_mask_has_no_time(monkeypatch):
+    own = backends.native()
+
+    class Idle:
+        value = staticmethod(own.value)
+
+        @staticmethod
+        def value_and_mask(x, pair):
+            y, mask = own.value_and_mask(x, pair)
+            return y, mask ^ 1
+
+        @staticmethod
+        def backward(g, kept, pair, more):
+            return torch.empty_like(g)
+
+    chosen_by = types.SimpleNamespace(choose=lambda x, pair: Idle)
+    monkeypatch.setattr(kernels, "backends", chosen_by)
+    chosen = list(kernels.kernels(re.compile("relu/(reverse|DECONVNET)").search, compute=False))
+    measured = kernels.measure(chosen, "float32", 1 << 12, timing.Effort(0.01, 3, 3, 1e-5))
+    rows = {row["kernel"]: row for row in measured}
+    said = {name: row.get("refused") for name, row in rows.items()}
+    assert said["relu/reverse backward"].endswith("relu/reverse backward gives a wrong gradient")
+    assert said["relu/reverse forward"].endswith("relu/reverse forward gives a wrong mask")
+    assert said["relu/DECONVNET forward"] is None and "share" in rows["relu/DECONVNET forward"]
+    assert not any("median_s" in row for row in rows.values() if "refused" in row)
