@@ -29,7 +29,7 @@ from . import (
     targets,
     traffic,
 )
-from .arguments import count, file, folder
+from .arguments import count, file, folder, pages_folder
 from .settings import large
 from .settings import settings as settings_of
 
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", nargs="+", choices=traffic.ITEM_SIZES, help="float32 and bfloat16 if not given")
     add("--allocations", nargs="+", choices=processes.ALLOCATIONS, help="fresh and reused")
     add("--without", nargs="+", choices=opponents, default=[], help="leave providers out")
-    add("--out", type=folder, metavar="DIR", help="where the records and the page go")
+    add("--out", type=pages_folder, metavar="DIR", help="where the records and the page go")
     add("--json", type=file, metavar="FILE", help="write the whole run there too")
     return parser
 
@@ -75,10 +75,10 @@ def _write(run: dict[str, Any], options: argparse.Namespace) -> Path:
     name = machine.device_name(run["machine"]["processor"], run["machine"]["processors"])
     place, path = report.folder_of(options, name)
     report.write(place, run)
-    if options.json:
-        report.write_json(options.json, run)
     records.drawn(place, page.PICTURES, lambda: plots.draw(place, run))
     records.write_page(place, path)
+    if options.json:
+        report.write_json(options.json, run)
     return path
 
 

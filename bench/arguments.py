@@ -25,6 +25,20 @@ def folder(text: str | Path) -> Path:
     return path
 
 
+#: What the suite writes into a folder, and how each begins.
+PAGES = {"README.md": "# What a modified backward costs", "TABLES.md": "# Every table"}
+
+
+def pages_folder(text: str | Path) -> Path:
+    """A folder in which files can be written, none of whose pages is another's than the suite's."""
+    path = folder(text)
+    for name, title in PAGES.items():
+        page = path / name
+        if page.is_file() and not page.read_text("utf-8", errors="replace").startswith(title):
+            raise ArgumentTypeError(f"{page} was not written by the suite; name another folder")
+    return path
+
+
 def file(text: str) -> Path:
     """A file that can be written; its folder need not be there yet."""
     path = Path(text)
@@ -32,8 +46,19 @@ def file(text: str) -> Path:
         raise ArgumentTypeError(f"{path} is a folder, not a file")
     if path.exists() and not os.access(path, os.W_OK):
         raise ArgumentTypeError(f"{path} cannot be written")
+    if path.is_char_device():
+        _check_device(path)
     _check_writable(path, path.parent)
     return path
+
+
+def _check_device(path: Path) -> None:
+    """ArgumentTypeError for a device that opens, and takes nothing."""
+    try:
+        with path.open("wb", buffering=0) as stream:
+            stream.write(b"\n")
+    except OSError as error:
+        raise ArgumentTypeError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _check_writable(path: Path, place: Path) -> None:

@@ -47,7 +47,7 @@ class Begun:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Where a record goes: the options that all commands share."""
     parser.add_argument(
-        "--out", type=arguments.folder, metavar="DIR", help="where the record and page go"
+        "--out", type=arguments.pages_folder, metavar="DIR", help="where the record and page go"
     )
     parser.add_argument(
         "--json", type=arguments.file, metavar="FILE", help="write the record there too"

@@ -132,6 +132,8 @@ REFUSED = (
     (("--threads", "1", "-2"), "argument --threads: must be at least 1, got -2"),
     (("--out", "{file}"), "argument --out: {file} cannot be written: {file} is no folder"),
     (("--out", "{file}/results"), "cannot be written: {file} is no folder"),
+    (("--out", "{other}"), "argument --out: {other}/README.md was not written by the suite"),
+    (("--json", "/dev/full"), "argument --json: /dev/full cannot be written: No space left"),
     (("--json", "{folder}"), "argument --json: {folder} is a folder, not a file"),
     (("--json", "{file}/run.json"), "cannot be written: {file} is no folder"),
     (("--out", "{closed}/a/b"), "cannot be written: {closed} lets nobody here write"),
@@ -147,6 +149,9 @@ def test_what_would_fail_after_measuring_is_refused_before(
     places["file"].write_text("kept")
     places["folder"].mkdir()
     places["closed"].mkdir()
+    places["other"] = tmp_path / "other"
+    places["other"].mkdir()
+    (places["other"] / "README.md").write_text("# A project of its own")
     # To root every folder is open.
     monkeypatch.setattr(arguments.os, "access", lambda path, _: path != places["closed"])
     monkeypatch.setattr(command, "_run_cpu", lambda *_: pytest.fail("it began to measure"))
@@ -155,6 +160,11 @@ def test_what_would_fail_after_measuring_is_refused_before(
     assert ended.value.code == 2
     assert message.format(**places) in capsys.readouterr().err
     assert places["file"].read_text() == "kept" and not [*places["folder"].iterdir()]
+
+
+def test_a_folder_with_the_suite_s_own_page_is_taken_again(tmp_path):
+    (tmp_path / "README.md").write_text("# What a modified backward costs\n")
+    assert command._parser().parse_args(["--out", str(tmp_path)]).out == tmp_path
 
 
 def test_the_usual_folder_is_tried_before_measuring_too(tmp_path, capsys, monkeypatch):
