@@ -28,9 +28,9 @@ paired per round, compiled over compiled; each network is made twice, in one ord
 and rounds take turns. *Ceiling*: its time over that of the same network without
 activations and reversal. *Operations*: what the profiler sees dispatched; *kept*: what autograd
 keeps of a forward, each storage counted once; *peak*: in a process of its own; *loss*: before the
-first and the {steps}th step. Floor: no slower than the fastest other on any adversarial network;
-the other questions have none and are answered by yes or no. *Level*: this run cannot tell
-the two apart, peaks within the memory that a page or a thread makes."""
+first and the {steps}th step. Floors: no slower than the fastest other, and the lowest peak.
+*Level*: this run cannot tell the two apart, peaks within the memory that a page or a thread
+makes."""
 
 
 def provenance(run: Row) -> str:
@@ -69,55 +69,53 @@ def _number(row: Row, key: str) -> str:
     return "–" if row.get(key) is None else f"{row[key]:.2f}"
 
 
-def _word(good: bool, judged: bool = True) -> str:
-    """A floor is met or missed; without one the answer is yes or no."""
-    return ("met" if good else "**missed**") if judged else ("yes" if good else "**no**")
+#: Who or what is judged, the standing, and what is said of it.
+Judged = tuple[str, str, str]
 
 
-def _speed_verdict(row: Row, floor: float | None, what: str) -> str:
-    least = floor or 1.0
-    word = _word(row["speedup"] >= least, floor is not None)
-    level = targets.level(row, "speedup", least)
-    said = f"{what}: {'level' if level else word}, {spread(row, 'speedup')}"
-    if level:
+def _speed_verdict(row: Row, what: str) -> Judged:
+    floor = row["floor"] or 1.0
+    word = targets.standing(row, "speedup", floor)
+    said = spread(row, "speedup")
+    if word == targets.LEVEL:
         low, high = row["speedup_low"], row["speedup_high"]
-        said += f"; the median's 95 % interval, {low:.3f}–{high:.3f}, holds {least:g}"
+        said += f"; the median's 95 % interval, {low:.3f}–{high:.3f}, holds {floor:g}"
     ceiling = row.get("ceiling")
-    if floor is not None and ceiling is not None and row["speedup"] < floor > ceiling:
+    if ceiling is not None and word == targets.MISSED and ceiling < floor:
         said += f"; the ceiling, {ceiling:.2f}, is below the floor"
-    return said
+    return what, word, said
 
 
-def _peak_verdict(rows: list[Row], ours: str, judged: bool = True) -> list[str]:
+def _peak_verdict(rows: list[Row], ours: str) -> list[Judged]:
     peaks = {row["provider"]: row["peak_bytes"] for row in rows if row.get("peak_bytes")}
     others = {name: peak for name, peak in peaks.items() if name != ours}
     if ours not in peaks or not others:
         return []
     lowest = min(others, key=lambda name: others[name])
-    word = _word(peaks[ours] <= others[lowest], judged)
-    if 0 < peaks[ours] - others[lowest] <= targets.SLACK_BYTES:
-        word = "level"
+    less = others[lowest] - peaks[ours]
+    word = targets.between(less - targets.SLACK_BYTES, less + targets.SLACK_BYTES, 0)
     mine, theirs = peaks[ours] / 2**20, others[lowest] / 2**20
-    return [f"lowest peak memory: {word}, {mine:.1f} MiB against {theirs:.1f} by {lowest}"]
+    return [("lowest peak memory", word, f"{mine:.1f} MiB against {theirs:.1f} by {lowest}")]
 
 
-def network_verdicts(rows: list[Row]) -> list[str]:
+def network_verdicts(rows: list[Row]) -> list[Judged]:
     """For each network, how it stands to the floors, wins and losses alike."""
-    lines = []
+    found: list[Judged] = []
     for network in dict.fromkeys(row["network"] for row in rows):
         own = [row for row in rows if row["network"] == network]
-        said = [
-            _speed_verdict(row, row["floor"], f"at least {row['floor']:g} × {row['provider']}")
+        judged = [
+            _speed_verdict(row, f"at least {row['floor']:g} × {row['provider']}")
             for row in own
             if row["floor"] is not None
         ]
-        lines += [f"* {network}, {text}" for text in [*said, *_peak_verdict(own, "fused")]]
-    return lines
+        judged += _peak_verdict(own, "fused")
+        found += [(f"{network}, {what}", word, said) for what, word, said in judged]
+    return found
 
 
-def training_verdicts(rows: list[Row]) -> list[str]:
+def training_verdicts(rows: list[Row]) -> list[Judged]:
     """For each case, ours beside the fastest other, eager and compiled apart."""
-    lines = []
+    found: list[Judged] = []
     for case in dict.fromkeys(row["case"] for row in rows):
         own = [row for row in rows if row["case"] == case and "median_s" in row]
         for compiled in (False, True):
@@ -126,11 +124,14 @@ def training_verdicts(rows: list[Row]) -> list[str]:
             if not others:
                 continue
             best = min(others, key=lambda row: row["speedup"])
-            what = f"no slower than the fastest other, {best['provider']}"
-            said = _speed_verdict(best, best["floor"], what)
-            peaks = _peak_verdict(alike, alike[0]["provider"], judged=False)
-            lines += [f"* {case}, {text}" for text in (said, *peaks)]
-    return lines
+            judged = [_speed_verdict(best, f"no slower than the fastest other, {best['provider']}")]
+            judged += _peak_verdict(alike, alike[0]["provider"])
+            found += [(f"{case}, {what}", word, said) for what, word, said in judged]
+    return found
+
+
+def _lines(found: list[Judged]) -> list[str]:
+    return [f"* {what}: {targets.marked(word)}, {said}" for what, word, said in found]
 
 
 def networks_section(run: Row) -> str:
@@ -158,7 +159,7 @@ def networks_section(run: Row) -> str:
         provenance(run),
         _NETWORKS.format(what=what, shared=shared if shares else "").replace("\n", " "),
         table(head, lines),
-        "\n".join([*network_verdicts(rows), *absent]),
+        "\n".join([*_lines(network_verdicts(rows)), *absent]),
     ]
     return "\n\n".join(parts)
 
@@ -199,7 +200,7 @@ def training_section(run: Row) -> str:
                 if "skipped" in row
             ]
             parts += [title, table(head, map(_training_line, timed))]
-            parts.append("\n".join([*training_verdicts(chosen), *left]))
+            parts.append("\n".join([*_lines(training_verdicts(chosen)), *left]))
     return "\n\n".join(parts)
 
 

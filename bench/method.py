@@ -9,6 +9,9 @@ METHOD = """\
   printed: a machine that slows down slows all of a round. Each round takes the next of up to
   eight copies of x and g (64 MiB in all): on which pages they lie alone makes a copy up to half
   as fast again in the caches.
+* **Intervals.** The 95 % interval of a median is by order statistics of its rounds, with no
+  assumption of their distribution: of five rounds, the fewest that a cell has, it is all of them,
+  from the least to the most, and holds the median 94 times in a hundred.
 * **Gate.** Before a cell is timed and again after it, each provider's whole value and gradient on
   the very same tensors are compared with the reference's, and it must leave its inputs alone; so
   are each kernel's value, mask and gradient. What fails prints no time, and the run exits with 1.

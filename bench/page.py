@@ -1,6 +1,6 @@
 """The generated pages: method, wins and losses on one; every table of the run on the other.
 
-Imports summary, method, tables, sections and end_to_end; works from the records alone.
+Imports summary, verdicts, method, tables, sections and end_to_end; works from the records alone.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from . import end_to_end, sections, summary
+from . import end_to_end, sections, summary, verdicts
 from .arguments import PAGES
 from .method import METHOD
 from .tables import (
@@ -123,6 +123,7 @@ def page(run: Row, others: dict[str, Row], compared: list[Row], pictures: list[s
     elsewhere : sequence of str
         The paths of other machines' pages.
     """
+    run = verdicts.judged(run)
     timings = run["timings"]
     kind = "a quick run: fewer sizes and rounds" if run["quick"] else "a full run"
     every = f"[every table]({prefix}{TABLES})"
@@ -132,21 +133,28 @@ def page(run: Row, others: dict[str, Row], compared: list[Row], pictures: list[s
         f"{kind}; {every} and the rows as [JSON]({prefix}results.json) and CSV lie beside it. "
         "Every ratio is *their time ÷ ours*, paired in the rounds of one run: above 1, `fused` is "
         "faster. A *ceiling* is the ratio that the bytes moved would give by themselves.",
-        summary.in_short(run),
+        summary.in_short(run, others),
         _machine_section(run),
         _elsewhere(elsewhere),
         "## Wins",
         "Forward and backward: the median cell of size × threads × allocations × case, from 2¹⁶ "
         "elements the least and the most as well, and how many cells of how many `fused` won. "
-        "Below 2¹⁶ the price of a call decides, above it the bytes.",
+        "Below 2¹⁶ the price of a call decides, above it the bytes. *Won* and *lost*: the 95 % "
+        "interval of the cell's median ratio lies wholly above 1, wholly below; *level*: it holds "
+        "1, and this run cannot tell.",
         summary.wins(timings),
         "\n".join(summary.without_figures(timings)),
         "## Losses",
-        "Every kind of case, opponent and dtype of which `fused` lost a cell (a copy aside).",
+        "\n".join(verdicts.refused(run)),
+        "Every kind of case, opponent and dtype of which `fused` lost a cell (a copy aside); what "
+        "the other sections lost is below the table.",
         summary.losses(timings),
+        "\n".join(verdicts.other_losses(run, others)),
         "## Floors that the project set itself",
-        "Over all dtypes and ways of allocating: how many cells met the floor, how many are level "
-        "with it (below, but the 95 % interval of their median holds it), and the worst.",
+        "Over all dtypes and ways of allocating: how many cells met the floor (the 95 % interval "
+        "of the median lies wholly at or above it), how many are level with it (the interval holds "
+        "it), and the worst. Where it lies wholly below, the floor is missed. The sections of "
+        "host time, whole networks and training name floors of their own.",
         summary.floors(run),
         *[_picture(name, prefix) for name in ("speedup", "curved") if name in pictures],
         *_bandwidth(run["kernels"], prefix, pictures),
@@ -164,6 +172,7 @@ def page(run: Row, others: dict[str, Row], compared: list[Row], pictures: list[s
 
 def tables_page(run: Row) -> str:
     """Every table of the whole suite's record."""
+    run = verdicts.judged(run)
     timings = run["timings"]
     parts = [
         PAGES[TABLES],

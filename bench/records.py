@@ -1,7 +1,8 @@
 """What lies in the folder of a machine: a record of each command, and the page made of them all.
 
-Imports machine, report, page and the pictures. A command writes its own record here and leaves the
-others' alone; ``python docs/generate.py`` makes the page anew from the newest records.
+Imports machine, report, page, verdicts and the pictures. A command writes its own record
+here and leaves the others' alone; ``python docs/generate.py`` makes the page anew from the newest
+records.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from . import arguments, machine, page, report
+from . import arguments, machine, page, report, verdicts
 
 Row = dict[str, Any]
 #: The whole suite's record, without which there is no page.
@@ -74,14 +75,27 @@ def write_page(folder: Path, path: Path) -> bool:
     return (folder / SUITE).is_file()
 
 
+def _others(folder: Path) -> dict[str, Row]:
+    """The records of whole networks and of training that are there."""
+    found = {name: read(folder / f"{name}.json") for name in page.OTHERS}
+    return {name: other for name, other in found.items() if other is not None}
+
+
+def headline(folder: Path) -> str:
+    """How the records of a folder stand to every floor of its page, and which are missed."""
+    run, others = read(folder / SUITE), _others(folder)
+    found = verdicts.floors(run, others)
+    missed = [f"* {what}" for what, word in found.items() if word == verdicts.MISSED]
+    said = verdicts.headline(run, others)
+    return f"{said} Missed:\n\n" + "\n".join(missed) if missed else said
+
+
 def _text(run: Row, folder: Path, prefix: str, elsewhere: Sequence[str] = ()) -> str:
     """The page of a folder, to which `prefix` leads from it."""
-    others = {name: read(folder / f"{name}.json") for name in page.OTHERS}
-    found = {name: other for name, other in others.items() if other is not None}
     compared = [read(path) for path in sorted(folder.glob("compare-*.json"))]
     names = (*page.PICTURES, *page.OTHERS)
     pictures = [name for name in names if (folder / f"{name}.png").is_file()]
-    return page.page(run, found, compared, pictures, prefix, elsewhere)
+    return page.page(run, _others(folder), compared, pictures, prefix, elsewhere)
 
 
 def pages(folder: Path, path: Path, elsewhere: Sequence[str] = ()) -> dict[Path, str]:

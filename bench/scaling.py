@@ -24,7 +24,7 @@ import pyrevgrad
 from . import answers, idioms, machine
 from .cases import Case
 from .tables import size_text, table, time_text
-from .timing import Effort, interleave, paired_ratio
+from .timing import Effort, figures, interleave, paired_ratios
 
 #: Nothing is mapped by itself and nothing is given back.
 REUSED = {
@@ -142,11 +142,11 @@ def _timed(steps: dict[str, Callable[[], object]], effort: Effort) -> dict[str, 
     measured = interleave(steps, effort)
     found = {}
     for name, own in measured.items():
-        seconds, ratio = own.seconds, paired_ratio(own, measured["plain"])
-        assert ratio is not None
+        seconds = own.seconds
         found[name] = {
             "median_s": seconds.median, "q1_s": seconds.q1, "q3_s": seconds.q3,
-            "rounds": seconds.runs, "ratio": ratio.median,
+            "rounds": seconds.runs,
+            **figures("ratio", paired_ratios(own, measured["plain"])),
         }  # fmt: skip
     return found
 
@@ -261,6 +261,11 @@ def _layout_table(rows: list[Row]) -> str:
     return table(head, lines)
 
 
+def layouts(rows: list[Row]) -> list[Row]:
+    """Ours in every layout, beside plain's."""
+    return [row for row in rows if row["kind"] == "layout" and row["provider"] == "fused"]
+
+
 def section(rows: list[Row]) -> str:
     """The section of the page."""
     return "\n\n".join(
@@ -281,20 +286,20 @@ def section(rows: list[Row]) -> str:
 
 def summary(rows: list[Row]) -> str:
     """The fitted lines, and the layout that costs ours most."""
-    layouts = [row for row in rows if row["kind"] == "layout" and row["provider"] == "fused"]
+    laid = layouts(rows)
     parts = [
         "## Scaling",
         "Forward and backward fitted by t = a + b·n over all sizes, weights 1/t²; a size that "
         "leaves a cache shows as a deviation, ours and plain's.",
         _fit_table(rows),
     ]
-    if layouts:
-        worst = max(layouts, key=lambda row: row["ratio"])
-        slower = sum(row["ratio"] > 1 for row in layouts)
+    if laid:
+        worst = max(laid, key=lambda row: row["ratio"])
+        slower = sum(row["ratio"] > 1 for row in laid)
         shape = " × ".join(map(str, (*worst["shape"], worst["shape"][-1])))
         parts.append(
             f"Layouts (contiguous, channels_last, transposed, strided slice): slower than plain in "
-            f"{slower} of {len(layouts)} cells, at worst {worst['ratio']:.2f} times its time "
+            f"{slower} of {len(laid)} cells, at worst {worst['ratio']:.2f} times its time "
             f"({shape}, {worst['layout']}, {worst['threads']} thr.)."
         )
     return "\n\n".join(parts)

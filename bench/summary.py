@@ -1,6 +1,7 @@
 """What a run comes to, short enough for one page: wins, losses, floors, bandwidth.
 
-Imports tables and targets; works from the rows alone. Every cell stands in the full tables.
+Imports tables, targets and verdicts; works from the rows alone. Every cell stands in the full
+tables.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Iterable
 from statistics import median
 from typing import Any
 
-from . import targets
+from . import targets, verdicts
 from .tables import OPPONENTS, size_text, table
 
 Row = dict[str, Any]
@@ -36,14 +37,16 @@ def _dtypes(rows: Iterable[Row]) -> list[str]:
 
 
 def _won(rows: list[Row], ends: bool) -> str:
-    """Median of the cells, with the two ends or without, and how many were won."""
+    """Median of the cells, with the two ends or without, and how many were won and are level."""
     if not rows:
         return "–"
     found = [row["speedup"] for row in rows]
     middle = f"{median(found):.2f}"
     if ends:
         middle += f" ({min(found):.2f}–{max(found):.2f})"
-    return f"{middle}, {sum(value > 1 for value in found)}/{len(found)}"
+    words = [targets.standing(row) for row in rows]
+    level = words.count(targets.LEVEL)
+    return f"{middle}, {words.count(targets.MET)}/{len(rows)}" + (f", {level} level" * bool(level))
 
 
 def _ceiling(rows: list[Row]) -> str:
@@ -79,40 +82,37 @@ def wins(timings: list[Row]) -> str:
     return table(head, lines)
 
 
-def in_short(run: Row) -> str:
+def _counted(rows: list[Row]) -> str:
+    words = [targets.standing(row) for row in rows]
+    won, level, lost = map(words.count, (targets.MET, targets.LEVEL, targets.MISSED))
+    return f"won {won}, is level in {level} and lost {lost} of {len(rows)} cells"
+
+
+def in_short(run: Row, others: dict[str, Row]) -> str:
     """What the rows come to in a few sentences, the lost ones with the others."""
     rows = _compared(run["timings"])
-    lines = []
+    lines = verdicts.refused(run)
     for large, sizes in ((True, "From 2¹⁶ elements"), (False, "Below 2¹⁶ elements")):
         own = [row for row in rows if (row["elements"] >= LARGE) is large]
         same = [row for row in own if row["provider"] not in ("plain", *_FOR_SCALE)]
         plain = [row for row in own if row["provider"] == "plain"]
-        said = []
         if same:
-            won = sum(row["speedup"] > 1 for row in same)
-            said.append(f"`fused` won {won} of {len(same)} cells against what does the same job")
+            lines.append(f"{sizes} `fused` {_counted(same)} against what does the same job.")
         if plain:
-            won, middle = sum(r["speedup"] > 1 for r in plain), median(r["speedup"] for r in plain)
-            said.append(
-                f"{won} of {len(plain)} against PyTorch's own activation with its ordinary "
-                f"backward, which does less (median {middle:.2f})"
+            middle = median(row["speedup"] for row in plain)
+            lines.append(
+                f"{sizes} `fused` {_counted(plain)} against PyTorch's own activation with its "
+                f"ordinary backward, which does less (median {middle:.2f})."
             )
-        if said:
-            lines.append(f"* {sizes} {', and '.join(said)}.")
-    judged = [*run["targets"], *run["memory_targets"]]
-    if judged:
-        every = {found["target"] for found in judged}
-        missed = {found["target"] for found in judged if targets.missed(found)}
-        below = {found["target"] for found in judged if found["met"] < found["of"]}
-        lines.append(
-            f"* Of {len(every)} floors {len(every - below)} were met in every cell, "
-            f"{len(below - missed)} more within noise, and {len(missed)} missed in some."
-        )
-    return "\n".join(lines) or "`fused` was not timed."
+    if not rows:
+        lines.append("`fused` was not timed.")
+    lines.append(verdicts.headline(run, others))
+    return "\n".join(f"* {line}" for line in lines if line)
 
 
 def _lost_line(names: list[str], rows: list[Row]) -> list[str] | None:
-    lost = [row for row in rows if row["speedup"] < 1]
+    words = [targets.standing(row) for row in rows]
+    lost = [row for row, word in zip(rows, words, strict=True) if word == targets.MISSED]
     if not lost:
         return None
     worst = min(lost, key=lambda row: row["speedup"])
@@ -120,6 +120,7 @@ def _lost_line(names: list[str], rows: list[Row]) -> list[str] | None:
     return [
         *names,
         f"{len(lost)}/{len(rows)}",
+        str(words.count(targets.LEVEL)),
         ", ".join(map(size_text, sizes)),
         f"{worst['speedup']:.2f} ({worst['speedup_q1']:.2f}–{worst['speedup_q3']:.2f})",
         f"{worst['ceiling']:.2f}" if worst.get("ceiling") else "–",
@@ -136,9 +137,11 @@ def losses(timings: list[Row], by_case: bool = False) -> str:
         grouped.setdefault((kind, row["provider"], row["dtype"]), []).append(row)
     found = (_lost_line(list(key), rows) for key, rows in grouped.items())
     lines = [line for line in found if line is not None]
+    if not grouped:
+        return "`fused` was not timed."
     if not lines:
-        return "None in this run."
-    head = ["cases", "slower than", "dtype", "cells lost", "at"]
+        return "No cell of these."
+    head = ["cases", "slower than", "dtype", "cells lost", "level", "at"]
     return table([*head, "worst (quartiles)", "ceiling", "where"], lines)
 
 
@@ -151,14 +154,13 @@ def _where(found: Row) -> str:
     )
 
 
-def _marked(found: Row) -> str:
-    return targets.said(found).replace("missed", "**missed**")
-
-
 def _floor_line(found: Row) -> list[str]:
+    if "worst" not in found:
+        return [found["target"], targets.marked(targets.said(found)), *"–" * 4]
     ceiling = found["worst_row"].get("ceiling")
     return [
-        found["target"], _marked(found), f"{found['worst']:.2f}", f"{found['floor']:.2f}",
+        found["target"], targets.marked(targets.said(found)),
+        f"{found['worst']:.2f}", f"{found['floor']:.2f}",
         f"{ceiling:.2f}" if ceiling else "–", _where(found),
     ]  # fmt: skip
 
@@ -174,13 +176,15 @@ def floors(run: Row, by_dtype: bool = False) -> str:
         if by_dtype:
             merged += own
             continue
-        worst = min(own, key=lambda found: found["worst"] / found["floor"])
-        counts = {key: sum(found.get(key, 0) for found in own) for key in ("met", "level", "of")}
+        timed = [found for found in own if "worst" in found] or own
+        worst = min(timed, key=lambda found: found.get("worst", 0) / found.get("floor", 1))
+        keys = ("met", "level", "of", "refused")
+        counts = {key: sum(found.get(key, 0) for found in own) for key in keys}
         merged.append({**worst, **counts})
     lines = [_floor_line(found) for found in merged]
     for found in run["memory_targets"]:
         wrong = ", ".join(found["wrong"][:4]) or "–"
-        lines.append([found["target"], _marked(found), "–", "–", "–", wrong])
+        lines.append([found["target"], targets.marked(targets.said(found)), "–", "–", "–", wrong])
     return table(["floor", "cells", "worst", "floor", "ceiling", "where"], lines)
 
 

@@ -5,7 +5,7 @@ Imports the standard library only; rows are the dictionaries that the worker and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,51 +114,83 @@ KERNEL = Target(
 )
 
 
-def _measured(rows: Iterable[Row], target: Target) -> list[Row]:
-    return [row for row in rows if target.figure in row and target.chooses(row)]
+#: How a figure stands to a floor, from good to bad.
+MET, LEVEL, MISSED = "met", "level", "missed"
 
 
-def level(row: Row, figure: str, floor: float) -> bool:
-    """Whether a figure is below its floor, but the 95 % interval of its median holds that."""
-    return bool(row[figure] < floor <= row.get(f"{figure}_high", 0))
+def between(low: float, high: float, floor: float) -> str:
+    """How an interval stands to a floor: wholly above, wholly below, or this run cannot tell.
+
+    Examples
+    --------
+    >>> between(1.01, 1.2, 1), between(0.9, 1.2, 1), between(0.8, 0.99, 1)
+    ('met', 'level', 'missed')
+    """
+    return MET if low >= floor else MISSED if high < floor else LEVEL
 
 
-def verdict(target: Target, rows: Iterable[Row]) -> Row | None:
+def standing(row: Row, figure: str = "speedup", floor: float = 1.0) -> str:
+    """How a figure stands to a floor by the 95 % interval of its median; by itself without one."""
+    low, high = (row.get(f"{figure}_{end}", row[figure]) for end in ("low", "high"))
+    return between(low, high, floor)
+
+
+def worst_of(words: Iterable[str]) -> str:
+    """The worst of several standings.
+
+    Examples
+    --------
+    >>> worst_of(["met", "level"])
+    'level'
+    """
+    return max(words, key=(MET, LEVEL, MISSED).index)
+
+
+def _cell(row: Row) -> tuple[Any, ...]:
+    names = ("case", "kernel", "dtype", "threads", "allocations", "elements")
+    return tuple(row.get(name) for name in names)
+
+
+def verdict(target: Target, rows: Iterable[Row], refused: Collection[Any] = ()) -> Row | None:
     """How `rows` stand to `target`: counts, and the row nearest to (or farthest below) its floor.
 
-    None where no row is measured.
+    A cell of `refused`, where ours was refused by its gate, met no floor. None where no row is
+    measured.
     """
-    judged = _measured(rows, target)
-    if not judged:
+    chosen = [row for row in rows if target.chooses(row)]
+    judged = [row for row in chosen if target.figure in row]
+    wrong = [row for row in chosen if target.figure not in row and _cell(row) in refused]
+    if not judged and not wrong:
         return None
-
-    def margin(row: Row) -> float:
-        return row[target.figure] / target.floor(row)
-
-    worst = min(judged, key=margin)
-    return {
+    words = [standing(row, target.figure, target.floor(row)) for row in judged]
+    found: Row = {
         "target": target.text,
-        "met": sum(margin(row) >= 1 for row in judged),
-        "level": sum(level(row, target.figure, target.floor(row)) for row in judged),
-        "of": len(judged),
-        "floor": target.floor(worst),
-        "worst": worst[target.figure],
-        "worst_row": worst,
+        "met": words.count(MET),
+        "level": words.count(LEVEL),
+        "of": len(judged) + len(wrong),
+        "refused": len(wrong),
     }
+    if not judged:
+        return found
+    worst = min(judged, key=lambda row: row[target.figure] / target.floor(row))
+    floor = target.floor(worst)
+    return found | {"floor": floor, "worst": worst[target.figure], "worst_row": worst}
 
 
 def judge(timings: list[Row], kernels: list[Row]) -> list[Row]:
     """A verdict for every target, dtype and way of allocating."""
     found = []
+    ours = [row for row in timings if row["provider"] == "fused"]
+    refused = {_cell(row) for row in [*ours, *kernels] if "refused" in row}
     for dtype in sorted({row["dtype"] for row in timings}, reverse=True):
         for allocations in dict.fromkeys(row["allocations"] for row in timings):
             rows = [r for r in timings if r["dtype"] == dtype and r["allocations"] == allocations]
             for target in TIMING:
-                result = verdict(target, rows)
+                result = verdict(target, rows, refused)
                 if result is not None:
                     found.append({"dtype": dtype, "allocations": allocations, **result})
     for dtype in sorted({row["dtype"] for row in kernels}, reverse=True):
-        result = verdict(KERNEL, [row for row in kernels if row["dtype"] == dtype])
+        result = verdict(KERNEL, [row for row in kernels if row["dtype"] == dtype], refused)
         if result is not None:
             found.append({"dtype": dtype, "allocations": "reused", **result})
     order = [target.text for target in (*TIMING, KERNEL)]
@@ -180,16 +212,22 @@ def judge_memory(hooked: list[Row], resident: list[Row]) -> list[Row]:
     return found
 
 
-def missed(found: Row) -> bool:
-    """Whether a row is below its floor beyond noise."""
-    return bool(found["met"] + found.get("level", 0) < found["of"])
+def word(found: Row) -> str:
+    """How the rows of a verdict stand to their floor, by the worst of them."""
+    if found["met"] + found.get("level", 0) < found["of"]:
+        return MISSED
+    return MET if found["met"] == found["of"] else LEVEL
+
+
+def marked(text: str) -> str:
+    """What is missed, so that nobody overlooks it."""
+    return text.replace(MISSED, f"**{MISSED}**")
 
 
 def said(found: Row) -> str:
     """The verdict in a word or two: how many rows met the floor, and how many are level with it."""
-    word = "missed" if missed(found) else "met" if found["met"] == found["of"] else "level"
-    level = f", {found['level']} level" if found.get("level") else ""
-    return f"{word} {found['met']}/{found['of']}{level}"
+    more = "".join(f", {found[key]} {key}" for key in ("level", "refused") if found.get(key))
+    return f"{word(found)} {found['met']}/{found['of']}{more}"
 
 
 def _memory_verdict(text: str, rows: list[Row], wrong: list[Row]) -> Row:

@@ -6,6 +6,7 @@ Imports the standard library only; `bench/report.py` writes the records.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,15 @@ HEAD = ["pair", "elements", "time"]
 Row = dict[str, Any]
 
 
-def text(results: Path) -> str:
-    """The figures section: the newest record's table and where there is more, or a sentence that
-    there is none."""
+def text(results: Path, floors: Callable[[Path], str]) -> str:
+    """The figures section: the newest record's table, what `floors` says of its folder and where
+    there is more, or a sentence that there is none."""
     found = sorted(results.glob("*/results.json")) if results.is_dir() else []
     runs = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in found}
     if not runs:
         return NONE_YET
     newest = max(runs, key=lambda folder: runs[folder]["date"])
-    parts = [part(runs[newest])]
+    parts = [part(runs[newest]), floors(newest)]
     if (newest / "networks.json").is_file():
         parts.append(networks(json.loads((newest / "networks.json").read_text(encoding="utf-8"))))
     if (newest / "speedup.png").is_file():
@@ -71,7 +72,7 @@ def where_and_when(run: Row) -> str:
 
 
 def part(run: Row) -> str:
-    """One record: where and with what, the table, the floors."""
+    """One record: where and with what, and the table."""
     intro = (
         f"{where_and_when(run)}. "
         "Forward and backward, float32, one thread, with results in fresh / in reused memory: how "
@@ -90,7 +91,7 @@ def part(run: Row) -> str:
     ]
     rule = ["---", *["--:"] * (len(head) - 1)]
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
-    return "\n\n".join([intro, table, floors(run)])
+    return f"{intro}\n\n{table}"
 
 
 def chosen_rows(run: Row, case: str, size: int, allocations: str) -> dict[str, Row]:
@@ -138,23 +139,3 @@ def networks(run: Row) -> str:
             over = OPPONENTS.get(row["provider"], row["provider"])
             told.append(f"{row['network']} {ratio([row])} over {over}{floor}")
     return f"Guided backpropagation of whole networks: {'; '.join(told)}."
-
-
-def floors(run: Row) -> str:
-    """How many of the floors that the project set itself this run met, and which it missed."""
-    judged: dict[str, list[Row]] = {}
-    for row in (*run["targets"], *run["memory_targets"]):
-        judged.setdefault(row["target"], []).append(row)
-    within, missed = 0, []
-    for target, rows in judged.items():
-        met, level, of = (sum(row.get(key, 0) for row in rows) for key in ("met", "level", "of"))
-        within += met < of == met + level
-        if met + level < of:
-            missed.append(
-                f"* {target}: missed in {of - met - level} of {of} cells, level in {level}"
-            )
-    every = len(judged) - within - len(missed)
-    said = f"Of {len(judged)} floors that the project set itself {every} were met in every cell"
-    if within:
-        said += f", {within} more within noise"
-    return "\n".join([f"{said}. Missed:\n", *missed] if missed else [f"{said}."])

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -228,7 +229,20 @@ def speed_figures() -> str:
     # It lies beside this file, which is a place to look in only where this file is run.
     import figures
 
-    return figures.text(ROOT / "bench" / "results")
+    def floors(folder: Path) -> str:
+        return _records().headline(folder)
+
+    return figures.text(ROOT / "bench" / "results", floors)
+
+
+def _records() -> ModuleType:
+    """The suite's room of that name."""
+    # At the end of the path: the tables are those of the package that is installed.
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))
+    from bench import records
+
+    return records
 
 
 SECTIONS: dict[str, Callable[[], str]] = {
@@ -268,12 +282,8 @@ def benchmark_pages() -> dict[str, str]:
     """The pages made of the benchmarks' records, by their path; none without one."""
     if not any((ROOT / "bench" / "results").glob("*/results.json")):
         return {}
-    # At the end of the path: the tables are those of the package that is installed.
-    sys.path.append(str(ROOT))
-    from bench import records
-
     results = ROOT / "bench" / "results"
-    found = records.project_pages(results, results.parent / "README.md")
+    found = _records().project_pages(results, results.parent / "README.md")
     return {path.relative_to(ROOT).as_posix(): text for path, text in found.items()}
 
 

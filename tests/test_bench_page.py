@@ -17,6 +17,7 @@ from bench import (
     ceilings,
     end_to_end,
     kernels,
+    page,
     plots,
     processes,
     records,
@@ -24,6 +25,7 @@ from bench import (
     summary,
     tables,
     targets,
+    verdicts,
 )
 from bench.cases import Case
 from bench.timing import Measured
@@ -42,12 +44,32 @@ def test_targets_find_the_worst_row():
     assert (verdict["met"], verdict["of"]) == (2, 4)
     assert verdict["worst"] == 0.55
     assert verdict["floor"] == pytest.approx(1 / 1.7)
-    assert targets.missed(verdict) and targets.said(verdict) == "missed 2/4"
+    assert targets.word(verdict) == "missed" and targets.said(verdict) == "missed 2/4"
     rows[3]["speedup_high"] = 1.01
     assert targets.said(targets.verdict(target, rows)) == "missed 2/4, 1 level"
     rows[1]["speedup_high"] = 0.6
     assert targets.said(targets.verdict(target, rows)) == "level 2/4, 2 level"
     assert targets.said(targets.verdict(target, [rows[0], rows[2]])) == "met 2/2"
+    # A figure above its floor, too, is met only where its whole interval is.
+    rows[2]["speedup_low"] = 0.99
+    assert targets.said(targets.verdict(target, [rows[0], rows[2]])) == "level 1/2, 1 level"
+
+
+def test_a_cell_where_ours_was_refused_met_no_floor():
+    rows = [_cell("plain", 2.0), _cell("plain", 2.0, power=22), _cell("fused", 1.0, power=22)]
+    del rows[1]["speedup"], rows[2]["speedup"], rows[2]["median_s"]
+    rows[2]["refused"] = "fused gives a wrong value"
+    (verdict,) = [v for v in targets.judge(rows, []) if v["target"].startswith("guided relu no")]
+    assert targets.said(verdict) == "missed 1/2, 1 refused"
+    (verdict,) = targets.judge(rows[1:], [])
+    assert targets.said(verdict) == "missed 0/1, 1 refused"
+    run = {**_suite(), "timings": rows}
+    text = page.page(run, {}, [], [], "")
+    assert "* **Refused by the gate, with no time: `fused` in 1 cells (fused gives a wrong" in text
+    assert "| **missed** 1/2, 1 refused |" in text
+    assert "1 were missed in some" in text
+    nothing = page.page({**run, "timings": rows[1:]}, {}, [], [], "")
+    assert "`fused` was not timed." in nothing and "Refused by the gate" in nothing
 
 
 def test_a_refused_provider_is_shown_without_a_time():
@@ -145,24 +167,76 @@ def test_wins_keep_small_and_large_sizes_apart_and_show_the_ceiling():
     assert "copy" not in text
 
 
-def test_the_short_answer_counts_what_was_lost():
-    rows = [_cell("plain", 0.8, power=10), _cell("plain", 1.5), _cell("idiom", 3.0)]
-    floor = {"target": "a floor", "met": 1, "of": 2}
-    run = {"timings": [*rows, _cell("captum", 0.9)], "targets": [floor], "memory_targets": []}
-    text = summary.in_short(run)
-    assert "* From 2¹⁶ elements `fused` won 1 of 2 cells against what does the same job" in text
-    assert "1 of 1 against PyTorch's own activation" in text and "(median 1.50)" in text
-    assert "* Below 2¹⁶ elements 0 of 1 against PyTorch's own activation" in text
-    said = "* Of 1 floors 0 were met in every cell, 0 more within noise, and 1 missed in some."
-    assert said in text
+def test_the_short_answer_counts_what_was_lost_and_what_is_level():
+    rows = [
+        _cell("plain", 0.8, power=10),
+        _cell("plain", 1.5, speedup_low=0.9),
+        _cell("idiom", 3.0),
+    ]
+    floor = {"target": "a floor", "met": 1, "of": 2, "wrong": []}
+    run = {**_suite(), "timings": [*rows, _cell("captum", 0.9)], "memory_targets": [floor]}
+    text = summary.in_short(run, {})
+    same = "`fused` won 1, is level in 0 and lost 1 of 2 cells against what does the same job."
+    assert f"* From 2¹⁶ elements {same}" in text
+    plain = "against PyTorch's own activation with its ordinary backward, which does less (median "
+    assert f"* From 2¹⁶ elements `fused` won 0, is level in 1 and lost 0 of 1 cells {plain}" in text
+    assert (
+        f"* Below 2¹⁶ elements `fused` won 0, is level in 0 and lost 1 of 1 cells {plain}" in text
+    )
+    # The plain cells of two sizes, the idiom's, and a floor of memory.
+    assert (
+        "* Of the 3 floors that the project set itself 1 were met in every cell, 1 are level in some"
+        in text
+    )
+    assert "and 1 were missed in some." in text
+
+
+def test_the_headline_counts_the_floors_of_every_section():
+    host_row = {"recorder": "python", "case": "relu/GUIDED", "what": "forward + backward",
+                "provider": "fused", "elements": 1024, "ratio": 1.7, "ratio_q1": 1.6,
+                "ratio_q3": 1.8, "ratio_low": 1.4, "ratio_high": 1.9}  # fmt: skip
+    run = {**_suite(), "timings": [], "sections": {"host": {"rows": [host_row]}}}
+    found = verdicts.floors(run, {"networks": _networks()})
+    assert found == {
+        "host time per call at most 1.5 × F.relu's, fused, Python Functions": "level",
+        "networks: vgg16, at least 1.3 × captum": "missed",
+        "networks: vgg16, at least 1 × plain": "met",
+        "networks: vgg16, lowest peak memory": "missed",
+    }
+    host_row["ratio_low"] = 1.6
+    assert "missed" in verdicts.floors(run, {}).values()
+    host_row["ratio_high"] = host_row["ratio_low"] = 1.5
+    assert "met" in verdicts.floors(run, {}).values()
+    assert "Of the 4 floors that the project set itself 2 were met" in verdicts.headline(
+        run, {"networks": _networks()}
+    )
+
+
+def test_losses_name_those_of_the_other_sections():
+    layout = {"kind": "layout", "provider": "fused", "ratio": 1.2}
+    call = {"recorder": "c++", "provider": "fused", "what": "compiled", "ratio": 1.1}
+    run = {**_suite(), "sections": {"scaling": {"rows": [layout, {**layout, "ratio": 0.9}]},
+                                    "host": {"rows": [call]}}}  # fmt: skip
+    networks = _networks()
+    networks["rows"][2] |= {"speedup": 0.9, "speedup_low": 0.8, "speedup_high": 0.95}
+    lines = verdicts.other_losses(run, {"networks": networks})
+    assert lines == [
+        "* [Host time per call](#host-time-per-call): slower than PyTorch's own in 0 of 0 of "
+        "fused, C++ nodes, 0 of 0 of fused, Python Functions, 1 of 1 compiled.",
+        "* [Layouts](#scaling): slower than PyTorch's own in 1 of 2 cells.",
+        "* [Guided backpropagation of whole networks](#guided-backpropagation-of-whole-networks): "
+        "slower than plain on vgg16 (0.90).",
+    ]
 
 
 def test_losses_name_the_worst_cell_of_each_kind_or_of_each_case():
     rows = [_cell("plain", 0.8), _cell("plain", 0.7, case="relu/guided_scaled", power=10)]
     (line,) = summary.losses([*rows, _cell("idiom", 3.0)]).splitlines()[2:]
-    assert line.startswith("| relu, guided | plain | float32 | 2/2 | 2¹⁰, 2²⁰ | 0.70 (0.60–0.80) ")
+    assert line.startswith("| relu, guided | plain | float32 | 2/2 | 0 | 2¹⁰, 2²⁰ | 0.70 (0.60–")
+    (line,) = summary.losses([rows[0], {**rows[1], "speedup_high": 1.1}]).splitlines()[2:]
+    assert line.startswith("| relu, guided | plain | float32 | 1/2 | 1 | 2²⁰ | 0.80 (0.70–0.90) ")
     assert len(summary.losses(rows, by_case=True).splitlines()) == 4
-    assert summary.losses([_cell("idiom", 3.0)]) == "None in this run."
+    assert summary.losses([_cell("idiom", 3.0)]) == "No cell of these."
 
 
 def test_reasons_that_name_their_case_are_told_once():
@@ -236,6 +310,9 @@ def test_networks_are_judged_by_their_floors_wins_and_losses_alike():
 def test_what_a_run_cannot_tell_from_its_floor_is_neither_met_nor_missed():
     run = _networks()
     _, captum, plain = run["rows"]
+    assert "* vgg16, at least 1 × plain: met, 1.02" in end_to_end.networks_section(run)
+    plain |= {"speedup_low": 0.99, "speedup_high": 1.05}
+    assert "* vgg16, at least 1 × plain: level, 1.02" in end_to_end.networks_section(run)
     plain |= {"speedup": 0.98, "speedup_low": 0.951, "speedup_high": 1.013}
     captum |= {"speedup_low": 1.05, "speedup_high": 1.15}
     run["rows"][0]["peak_bytes"] = (290 << 20) + 1024
