@@ -32,15 +32,16 @@ METHOD = """\
   `idiom`: what people write. `idiom+compile`: the same under `torch.compile`, compiled once for
   all sizes; alone, as here, Inductor keeps its mask as a byte an element, whose store is slow on
   the CPU. `best+compile`: relu that keeps y, and a backward compiled by itself, which needs no
-  such mask. `eager-best`: the strongest eager form known; where several compete (an autograd
-  Function of the fewest kernels; to 2¹⁶ elements a hook on y, which spares the Function; the
-  idiom) all are timed, and the one with the least median is the cell's, beside the ceiling of the
-  one that moves the fewest bytes. `plain`: PyTorch's activation with its ordinary backward.
-  `captum`, `zennit`, `grad-cam`: their guided backpropagation or DeconvNet of one `nn.ReLU`,
-  sending back the same g; captum sets its hooks in every call, zennit's are set beforehand.
-  `pytorch-revgrad`: its layer behind PyTorch's activation. Of grad-cam and zennit the modules
-  that are timed are loaded without their packages' `__init__`. `numpy`: gates in float64, for
-  scale. `fused-triton`: the Triton kernels, on a GPU. `copy`: x and g cloned, the price of moving
-  the bytes. The byte counts of other libraries are not derived, so they have no ceiling.
+  such mask. `fused+compile`, `plain+compile`: ours and PyTorch's own under `torch.compile`.
+  `eager-best`: the strongest eager form known; where several compete (an autograd Function of the
+  fewest kernels; to 2¹⁶ elements a hook on y, which spares the Function; the idiom) all are
+  timed, and the one with the least median is the cell's, beside the ceiling of the one that moves
+  the fewest bytes. `plain`: PyTorch's activation with its ordinary backward. `captum`, `zennit`,
+  `grad-cam`: their guided backpropagation or DeconvNet of one `nn.ReLU`, sending back the same g;
+  captum sets its hooks in every call, zennit's are set beforehand. `pytorch-revgrad`: its layer
+  behind PyTorch's activation. Of grad-cam and zennit the modules that are timed are loaded
+  without their packages' `__init__`. `numpy`: gates in float64, for scale. `fused-triton`: the
+  Triton kernels, on a GPU. `copy`: x and g cloned, the price of moving the bytes. The byte counts
+  of other libraries are not derived, so they have no ceiling.
 * The targets name no size for the curved activations; they are judged from 2¹⁶ up, as relu's.
 """

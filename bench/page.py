@@ -65,6 +65,19 @@ def _picture(name: str, prefix: str) -> str:
     return f"![{name}]({prefix}{name}.png)\n\nThe same as [SVG]({prefix}{name}.svg)."
 
 
+def _compiled(timings: list[Row]) -> list[str]:
+    """Ours under torch.compile beside theirs; nothing where a record has no such rows."""
+    found = summary.compiled(timings)
+    return [
+        "## Under torch.compile",
+        "Their compiled time ÷ ours compiled, forward and backward: the median cell, and how many "
+        "cells ours won · is level in · lost; in the tables above what is compiled is compared "
+        "with `fused` as it is called without a compiler. *fused, not compiled*: what compiling "
+        "ours gains.",
+        found,
+    ] if found else []  # fmt: skip
+
+
 def _bandwidth(kernels: list[Row], prefix: str, pictures: list[str]) -> list[str]:
     if not kernels:
         return []
@@ -157,6 +170,7 @@ def page(run: Row, others: dict[str, Row], compared: list[Row], pictures: list[s
         "host time, whole networks and training name floors of their own.",
         summary.floors(run),
         *[_picture(name, prefix) for name in ("speedup", "curved") if name in pictures],
+        *_compiled(timings),
         *_bandwidth(run["kernels"], prefix, pictures),
         *resident_section(run),
         _picture("memory", prefix) if "memory" in pictures else "",

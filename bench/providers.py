@@ -20,13 +20,14 @@ from pyrevgrad.pairs import Pair
 
 from . import idioms, peers, placing, strongest
 from .cases import Case
-from .idioms import differentiated
+from .idioms import Apply, differentiated
 from .timing import Measured
 
 #: In the order of the tables.
 NAMES = (
     *("fused", "fused-triton", "reference", "idiom", "eager-best"),
     *("idiom+compile", "best+compile", "plain"),
+    *("fused+compile", "plain+compile"),
     *("captum", "zennit", "grad-cam", "pytorch-revgrad", "numpy", "copy"),
 )
 #: Timed beside what they stand in for where they are faster: no row of their own.
@@ -37,8 +38,8 @@ _COMPETING = {"eager-best": {"Function": "eager-best", "hook": HOOK, "idiom": "i
 #: Libraries that are installed or not.
 PEERS = tuple(peers.PACKAGES)
 #: Those that a compiler builds, which takes seconds a case.
-COMPILED = ("idiom+compile", "best+compile")
-OURS = ("fused", "fused-triton", "reference")
+COMPILED = ("idiom+compile", "best+compile", "fused+compile", "plain+compile")
+OURS = ("fused", "fused-triton", "reference", "fused+compile")
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -47,12 +48,18 @@ Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 class Provider:
     """One way to compute a case: ``step(x, g)`` gives (y, gx).
 
-    ``returns`` is the dtype of what it gives where that is not the dtype of x.
+    ``returns`` is the dtype of what it gives where that is not the dtype of x, ``apply`` its
+    forward where that can be compiled.
     """
 
     name: str
     step: Step
     returns: torch.dtype | None = None
+    apply: Apply | None = None
+
+
+def _of(name: str, apply: Apply) -> Provider:
+    return Provider(name, differentiated(apply), apply=apply)
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,9 @@ class Skipped:
 
     name: str
     reason: str
+
+
+Maker = Callable[[Case, torch.dtype, torch.device], Provider | Skipped]
 
 
 def pair_of(case: Case, dtype: torch.dtype) -> Pair:
@@ -75,7 +85,7 @@ def _fused(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | S
     if serving != "native":
         return Skipped("fused", f"the {serving} backend would serve it: see show_config()")
     function, rule = getattr(pyrevgrad, case.activation), case.rule
-    return Provider("fused", differentiated(lambda x: function(x, rule)))
+    return _of("fused", lambda x: function(x, rule))
 
 
 def _triton(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | Skipped:
@@ -107,7 +117,7 @@ def _idiom(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | S
     apply = idioms.idiom(case.activation, case.rule_name, case.rule)
     if apply is None:
         return Skipped("idiom", f"no eager idiom is written for {case.name}")
-    return Provider("idiom", differentiated(apply))
+    return _of("idiom", apply)
 
 
 def _compiler(case: Case, name: str, device: torch.device) -> Callable[..., Any] | Skipped:
@@ -127,14 +137,21 @@ def _compiler(case: Case, name: str, device: torch.device) -> Callable[..., Any]
     return functools.partial(torch.compile, dynamic=device.type == "cpu", fullgraph=True)
 
 
-def _compiled(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | Skipped:
-    compiler = _compiler(case, "idiom+compile", device)
-    if isinstance(compiler, Skipped):
-        return compiler
-    apply = idioms.idiom(case.activation, case.rule_name, case.rule)
-    if apply is None:
-        return Skipped("idiom+compile", f"no eager idiom is written for {case.name}")
-    return Provider("idiom+compile", differentiated(compiler(apply)))
+def _compiled(name: str) -> Maker:
+    """The maker of a provider as it is, compiled."""
+    maker = {"fused": _fused, "idiom": _idiom, "plain": _plain}[name.removesuffix("+compile")]
+
+    def make(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | Skipped:
+        eager = maker(case, dtype, device)
+        if isinstance(eager, Skipped):
+            return Skipped(name, eager.reason)
+        compiler = _compiler(case, name, device)
+        if isinstance(compiler, Skipped):
+            return compiler
+        assert eager.apply is not None
+        return Provider(name, differentiated(compiler(eager.apply)))
+
+    return make
 
 
 def _strongest_compiled(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | Skipped:
@@ -170,14 +187,11 @@ def _plain(case: Case, dtype: torch.dtype, device: torch.device) -> Provider | S
     apply = idioms.plain(case.activation)
     if apply is None:
         return Skipped("plain", f"PyTorch has no {case.activation} with a gradient")
-    return Provider("plain", differentiated(apply))
+    return _of("plain", apply)
 
 
 def _copy(case: Case, dtype: torch.dtype, device: torch.device) -> Provider:
     return Provider("copy", lambda x, g: (x.detach().clone(), g.clone()))
-
-
-Maker = Callable[[Case, torch.dtype, torch.device], Provider | Skipped]
 
 
 def _peer(name: str, make: Callable[[Case, torch.dtype], Step]) -> Maker:
@@ -203,7 +217,7 @@ _MAKERS: dict[str, Maker] = {
     "idiom": _idiom,
     "eager-best": _strongest,
     HOOK: _hooked,
-    "idiom+compile": _compiled,
+    **{name: _compiled(name) for name in COMPILED if name != "best+compile"},
     "best+compile": _strongest_compiled,
     "plain": _plain,
     "captum": _peer("captum", peers.captum),

@@ -16,6 +16,8 @@ from .tables import OPPONENTS, size_text, table
 Row = dict[str, Any]
 #: From so many elements a call costs more than its dispatch, and the floors begin to speak.
 LARGE = 1 << 16
+#: Ours, or not compared with ours as it is: a copy, and what has a table of its own.
+_APART = ("fused", "copy", "fused+compile", "plain+compile")
 #: Slow by design: nobody would be won over by beating them.
 _FOR_SCALE = ("reference", "numpy")
 
@@ -29,7 +31,7 @@ def group(case: str) -> str:
 
 
 def _compared(timings: Iterable[Row]) -> list[Row]:
-    return [row for row in timings if "speedup" in row and row["provider"] not in ("fused", "copy")]
+    return [row for row in timings if "speedup" in row and row["provider"] not in _APART]
 
 
 def _dtypes(rows: Iterable[Row]) -> list[str]:
@@ -80,6 +82,36 @@ def wins(timings: list[Row]) -> str:
     for dtype in dtypes:
         head += [f"{dtype}, below 2¹⁶", "from 2¹⁶", "ceiling"]
     return table(head, lines)
+
+
+def compiled(timings: list[Row]) -> str:
+    """Compiled over ours compiled: a line for each case, opponent and dtype; empty without one."""
+    key = "compiled_speedup"
+    rows = [row for row in timings if key in row and row["provider"] != "fused+compile"]
+    # What compiling ours gains over calling it, told in the same way.
+    rows += [
+        {**row, key: 1 / row["speedup"], f"{key}_low": 1 / row["speedup_high"],
+         f"{key}_high": 1 / row["speedup_low"], "provider": "fused, not compiled"}
+        for row in timings
+        if row["provider"] == "fused+compile" and "speedup" in row
+    ]  # fmt: skip
+    lines = []
+    for case, provider, dtype in dict.fromkeys(
+        (row["case"], row["provider"], row["dtype"]) for row in rows
+    ):
+        own = [r for r in rows if (r["case"], r["provider"], r["dtype"]) == (case, provider, dtype)]
+        cells = []
+        for large in (False, True):
+            of = [row for row in own if (row["elements"] >= LARGE) is large]
+            words = [targets.standing(row, key) for row in of]
+            counts = " · ".join(str(words.count(w)) for w in (*targets.STANDINGS,))
+            middle = f"{median(row[key] for row in of):.2f}, {counts}" if of else "–"
+            cells.append(middle)
+        worst = min(own, key=lambda row: row[key])
+        where = f"{size_text(worst['elements'])}, {worst['allocations']}"
+        lines.append([case, provider, dtype, *cells, f"{worst[key]:.2f}, {where}"])
+    head = ["case", "faster than", "dtype", "below 2¹⁶", "from 2¹⁶", "least"]
+    return table(head, lines) if lines else ""
 
 
 def _counted(rows: list[Row]) -> str:

@@ -115,7 +115,7 @@ KERNEL = Target(
 
 
 #: How a figure stands to a floor, from good to bad.
-MET, LEVEL, MISSED = "met", "level", "missed"
+MET, LEVEL, MISSED = STANDINGS = ("met", "level", "missed")
 
 
 def between(low: float, high: float, floor: float) -> str:
@@ -143,7 +143,7 @@ def worst_of(words: Iterable[str]) -> str:
     >>> worst_of(["met", "level"])
     'level'
     """
-    return max(words, key=(MET, LEVEL, MISSED).index)
+    return max(words, key=STANDINGS.index)
 
 
 def _cell(row: Row) -> tuple[Any, ...]:

@@ -90,9 +90,23 @@ def _lost_to(rows: Iterable[Row], key: str) -> list[str]:
     return [f"{row['provider']} on {row[key]} ({row['speedup']:.2f})" for row in lost]
 
 
+def _lost_compiled(timings: Iterable[Row]) -> str:
+    words: dict[str, list[str]] = {}
+    for row in timings:
+        if "compiled_speedup" in row and row["provider"] != "fused+compile":
+            word = targets.standing(row, "compiled_speedup")
+            words.setdefault(row["provider"], []).append(word)
+    return ", ".join(
+        f"{of.count(MISSED)} of {len(of)} cells against {name}" for name, of in words.items()
+    )
+
+
 def other_losses(run: Row, others: dict[str, Row]) -> list[str]:
     """A line for each other section of the page in which ours may lose."""
     lines = []
+    compiled = _lost_compiled(run["timings"])
+    if compiled:
+        lines.append(f"[Under torch.compile](#under-torchcompile): slower in {compiled}")
     calls = [row for row in _rows(run, "host") if row.get("provider") == "fused" and "ratio" in row]
     if calls:
         eager = [row for row in calls if row["what"] != "compiled"]

@@ -42,8 +42,12 @@ def _timed(name: str, case: Case, dtype: str, times: dict[str, Measured]) -> dic
         "ceiling": traffic.ceiling(name, case, dtype),
         **form,
     }
-    ratios = paired_ratios(own, times["fused"]) if "fused" in times else []
-    return row | figures("speedup", ratios) if ratios else row
+    # What is compiled is compared with ours compiled, too.
+    for key, ours in (("speedup", "fused"), ("compiled_speedup", "fused+compile")):
+        if ours in times and (ours == "fused" or name in providers.COMPILED):
+            ratios = paired_ratios(own, times[ours])
+            row |= figures(key, ratios) if ratios else {}
+    return row
 
 
 def offered(case: Case, dtype: str, settings: dict[str, Any]) -> list[Provider | Skipped]:

@@ -155,6 +155,30 @@ def test_a_form_that_is_wrong_refuses_the_row_that_it_competes_for():
     assert not passed and "wrong gradient" in left_out["eager-best"]["refused"]
 
 
+def test_what_is_compiled_is_compared_with_ours_compiled():
+    seconds = {"fused": 1.0, "fused+compile": 4.0, "idiom+compile": 6.0, "plain": 2.0}
+    times = {name: timing.Measured((one, one), 1, 0.0) for name, one in seconds.items()}
+    found = {name: worker._timed(name, Case("relu", "GUIDED"), "float32", times) for name in times}
+    idiom = found["idiom+compile"]
+    assert (idiom["speedup"], idiom["compiled_speedup"]) == (6.0, 1.5)
+    assert found["fused+compile"]["speedup"] == 4.0 and "compiled_speedup" not in found["plain"]
+
+
+def test_ours_and_pytorch_s_own_are_compiled_where_the_idiom_is(monkeypatch):
+    for name, wanted in (("fused+compile", "fused"), ("plain+compile", "plain")):
+        monkeypatch.setattr(torch, "compile", lambda apply, **_: apply)
+        case = Case("relu", "GUIDED")
+        x, g = providers.tensors(1000, torch.float32)
+        made = providers._MAKERS[name](case, x.dtype, x.device)
+        if isinstance(made, providers.Skipped):
+            assert "show_config()" in made.reason
+            continue
+        assert made.name == name
+        gate.check(made, case, x, g, gate.expected(case, x, g)[wanted])
+    made = providers._MAKERS["fused+compile"](Case("gelu", "GUIDED"), torch.float32, x.device)
+    assert "relu only" in made.reason or "show_config()" in made.reason
+
+
 def test_what_is_left_out_leaves_out_the_forms_that_compete_for_it():
     made = providers.build(Case("relu", "reverse"), torch.float32, {"eager-best": "not wanted"})
     reasons = {one.name: getattr(one, "reason", None) for one in made}
