@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--filter",
         metavar="REGEX",
-        help="only the cases (activation/rule) in which REGEX is found: of the usual ones, or, "
+        help="only the cases (activation/rule) in which REGEX is found, in capitals or not: of the usual ones, or, "
         "where it finds none of them, of all pairs of the tables",
     )
     add("--device", choices=("cpu", "cuda"), help="all that are there if not given")

@@ -6,6 +6,7 @@ Imports pyrevgrad's tables only; a row added there is a case here.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pyrevgrad.activations import ACTIVATIONS, INPUT, OUTPUT
@@ -68,13 +69,19 @@ def default_cases(quick: bool) -> tuple[Case, ...]:
     return (*RELU_CASES, DECONVNET, *curved)
 
 
+def finder(pattern: str) -> Callable[[str], object]:
+    """What finds a filter in a name: GUIDED and guided_scaled are rules, and few recall which is
+    written how."""
+    return re.compile(pattern, re.IGNORECASE).search
+
+
 def select(pattern: str | None, quick: bool) -> tuple[Case, ...]:
     """The default cases that `pattern` finds; where it finds none, those of the whole tables.
 
     Parameters
     ----------
     pattern : str or None
-        A regular expression searched in ``activation/rule``.
+        A regular expression searched in ``activation/rule``, in whichever case.
     quick : bool
 
     Raises
@@ -91,7 +98,7 @@ def select(pattern: str | None, quick: bool) -> tuple[Case, ...]:
     if pattern is None:
         return chosen
     try:
-        matches = re.compile(pattern).search
+        matches = finder(pattern)
     except re.error as error:
         raise ValueError(f"the filter {pattern!r} is not a regular expression: {error}") from None
     for cases in (chosen, all_cases()):

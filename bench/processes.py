@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -118,7 +117,7 @@ def measure_memory(
     options: argparse.Namespace, dtypes: list[str], progress: Progress
 ) -> tuple[list[Row], list[Row]]:
     """The rows by hooks, for every pair of the tables, and by resident memory."""
-    matches = re.compile(options.filter or "").search
+    matches = cases.finder(options.filter or "")
     progress.say("memory: bytes kept by the saved-tensor hooks")
     # Every pair takes some twenty seconds; the quick form has two minutes for everything.
     few = options.quick and not options.filter

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import json
-import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from pyrevgrad import backends
 
 from . import gate, kernels, machine, providers, traffic
-from .cases import CURVED_CASES, Case
+from .cases import CURVED_CASES, Case, finder
 from .placing import Turns
 from .providers import Provider, Skipped
 from .timing import Effort, Measured, figures, interleave, paired_ratios
@@ -130,7 +129,7 @@ def measure_cases(settings: dict[str, Any]) -> None:
 
 def measure_kernels(settings: dict[str, Any]) -> None:
     """The kernels alone at the current number of threads."""
-    matches = re.compile(settings["filter"]).search if settings["filter"] else None
+    matches = finder(settings["filter"]) if settings["filter"] else None
     selecting = [k for k in kernels.kernels(matches, compute=True) if k.selects]
     computing = [k for k in kernels.kernels(matches, compute=True) if not k.selects]
     effort = Effort(**settings["kernel_effort"])

@@ -46,6 +46,12 @@ def test_broken_filter_is_named():
         cases.select("(", quick=False)
 
 
+def test_filter_finds_a_rule_in_capitals_or_not():
+    for pattern in ("gelu/guided", "GELU/GUIDED"):
+        assert [case.name for case in cases.select(pattern, quick=True)] == ["gelu/GUIDED"]
+    assert cases.finder("RELU/rev")("relu/reverse")
+
+
 def test_filter_reaches_pairs_outside_the_usual_run():
     assert [case.name for case in cases.select("^mish/rectgrad$", quick=True)] == ["mish/rectgrad"]
 
