@@ -30,7 +30,7 @@ from . import (
     traffic,
 )
 from .arguments import count, file, folder, pages_folder
-from .settings import large
+from .settings import again, large
 from .settings import settings as settings_of
 
 COMMAND = "python -m bench" if __package__ == "bench" else "python -m pyrevgrad bench"
@@ -56,8 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--filter",
         metavar="REGEX",
-        help="only the cases (activation/rule) in which REGEX is found, in capitals or not: of the usual ones, or, "
-        "where it finds none of them, of all pairs of the tables",
+        help="only the cases (activation/rule) in which REGEX is found, in capitals or not: of the "
+        "usual ones, or, where it finds none of them, of all pairs of the tables",
     )
     add("--device", choices=("cpu", "cuda"), help="all that are there if not given")
     add("--threads", type=count, nargs="+", metavar="N", help="1 and 2 if not given")
@@ -107,10 +107,9 @@ def _run_cpu(options: argparse.Namespace, told: dict[str, Any], command: str) ->
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="pyrevgrad-bench-") as cache:
         for number, allocations in enumerate(options.allocations or processes.USUAL):
-            # The quick form compiles once: each process would spend ten seconds on it.
-            once = options.quick and not options.filter and number
-            less = {"compile": []} if once else {}
-            rows += processes.measure(told | less, allocations, cache, progress)
+            second = options.quick and not options.filter and number
+            own = again(told) if second else told
+            rows += processes.measure(own, allocations, cache, progress)
         if not (part or options.allocations):
             rows += processes.measure(large(told), "huge", cache, progress)
     kept, resident = processes.measure_memory(options, told["dtypes"], progress)

@@ -68,6 +68,8 @@ class Progress:
                 f"{row['allocations']}, {row['threads']} thr., {row['case']}, {row['dtype']}, "
                 f"{row['elements']} elements: {row['speedup']:.2f} times as fast as plain"
             )
+        elif row["kind"] == "said":
+            self.say(row["text"])
         elif "refused" in row:
             self.say(f"REFUSED: {row['refused']}")
 
@@ -80,6 +82,10 @@ def environment(allocations: str, cache: str) -> dict[str, str]:
     return kept | ALLOCATIONS[allocations]
 
 
+def _command() -> list[str]:
+    return [sys.executable, "-m", f"{__package__}.worker"]
+
+
 def measure(settings: Row, allocations: str, cache: str, progress: Progress) -> list[Row]:
     """The rows of one measuring process.
 
@@ -88,11 +94,12 @@ def measure(settings: Row, allocations: str, cache: str, progress: Progress) -> 
     SystemExit
         The process failed; its message is on the terminal.
     """
+    progress.say(f"{allocations} allocations: {len(settings['cases'])} cases")
     told = settings | {"allocations": allocations}
     if allocations != "reused":
         told["kernel_sizes"] = []
     process = subprocess.Popen(
-        [sys.executable, "-m", f"{__package__}.worker"],
+        _command(),
         cwd=machine.where_it_runs(__package__),
         env=environment(allocations, cache),
         stdin=subprocess.PIPE,
@@ -106,8 +113,10 @@ def measure(settings: Row, allocations: str, cache: str, progress: Progress) -> 
         rows = []
         for line in process.stdout:
             if line.startswith('{"kind"'):
-                rows.append(json.loads(line))
-                progress.row(rows[-1])
+                row = json.loads(line)
+                progress.row(row)
+                if row["kind"] != "said":
+                    rows.append(row)
     if process.returncode != 0:
         raise SystemExit(f"the measuring process ended with status {process.returncode}")
     return rows

@@ -19,7 +19,7 @@ from pyrevgrad import backends
 from . import gate, kernels, machine, providers, traffic
 from .cases import CURVED_CASES, Case, finder
 from .placing import Turns
-from .providers import Provider, Skipped
+from .providers import COMPILED, Provider, Skipped
 from .timing import Effort, Measured, figures, interleave, paired_ratios
 
 
@@ -122,6 +122,9 @@ def measure_cases(settings: dict[str, Any]) -> None:
             continue
         for dtype in settings["dtypes"]:
             made = offered(case, dtype, settings)
+            built = [p.name for p in made if isinstance(p, Provider) and p.name in COMPILED]
+            if built:
+                _emit("said", {"text": f"compiling {case.name}, {dtype}: {', '.join(built)}"})
             for elements in settings["few_sizes" if case.at_few_sizes else "sizes"]:
                 for row in _cell(case, made, dtype, elements, settings):
                     _emit("timing", row)
@@ -135,6 +138,7 @@ def measure_kernels(settings: dict[str, Any]) -> None:
     effort = Effort(**settings["kernel_effort"])
     for dtype in settings["dtypes"]:
         for elements in settings["kernel_sizes"]:
+            _emit("said", {"text": f"kernels alone, {dtype}, {elements} elements"})
             # No target speaks of a slope that is computed: one size and number of threads.
             first = torch.get_num_threads() == settings["threads"][0]
             chosen = list(selecting)

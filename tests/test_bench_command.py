@@ -24,8 +24,10 @@ from bench import (
     memory,
     peers,
     plots,
+    processes,
     providers,
     report,
+    settings,
     tables,
     timing,
     traffic,
@@ -230,8 +232,27 @@ def test_the_quick_form_has_a_figure_for_every_provider():
                 chosen |= {p.name for p in timed if isinstance(p, providers.Provider)}
     wanted = set(providers.NAMES) - {"fused-triton"}
     absent = {n for n, m in peers.PACKAGES.items() if importlib.util.find_spec(m) is None}
-    absent |= set() if memory.pyrevgrad.backends._native else {"fused"}
-    assert chosen == wanted - absent
+    absent |= set() if memory.pyrevgrad.backends._native else {"fused", "fused+compile"}
+    assert chosen - set(providers.STAND_IN) == wanted - absent
+
+
+def test_the_quick_form_leaves_out_what_tells_least():
+    told = command.settings_of(_options("--quick", "--threads", "1", "2"))
+    assert told["computing_sizes"] == []
+    second = settings.again(told)
+    assert second["threads"] == [1] and second["compile"] == [] and told["compile"]
+
+
+def test_a_run_says_what_it_does_from_its_start(monkeypatch, capsys):
+    said = {"kind": "said", "text": "compiling relu/GUIDED"}
+    row = {"kind": "kernel", "kernel": "relu/GUIDED forward"}
+    lines = "; ".join(f"print({json.dumps(one)!r})" for one in (said, row))
+    monkeypatch.setattr(processes, "_command", lambda: [sys.executable, "-c", lines])
+    told = {"cases": ["relu/GUIDED"], "kernel_sizes": []}
+    rows = processes.measure(told, "reused", "", processes.Progress())
+    assert rows == [row]
+    printed = capsys.readouterr().out
+    assert "reused allocations: 1 cases" in printed and "compiling relu/GUIDED" in printed
 
 
 @pytest.mark.parametrize("module", [cases, machine, memory, plots, tables, timing, traffic])
