@@ -234,7 +234,7 @@ def compared(options: argparse.Namespace) -> Row:
         before_after.check_name(options.record)
     amount = QUICK if options.quick else FULL
     differs = versions.native_differs(commit, new=new)
-    what = "compiled sources differ: minutes" if differs else "no compiled source differs: seconds"
+    what = versions.said_of_building(differs)
     other = "the working tree" if new is None else new[:10]
     print(f"building {commit[:10]} and {other} ({what})", file=sys.stderr, flush=True)
     start = time.monotonic()
@@ -244,9 +244,14 @@ def compared(options: argparse.Namespace) -> Row:
     for one in described.values():
         del one["file"]
     seconds = {"building": middle - start, "timing": time.monotonic() - middle}
+    uncommitted = new is None and versions.dirty()
     return {
         "base": {"commit": commit, **described["base"]},
-        "new": {"commit": new or versions.commit_of("HEAD"), **described["new"]},
+        "new": {
+            "commit": new or versions.commit_of("HEAD"),
+            "dirty": uncommitted,
+            **described["new"],
+        },
         "margin": options.margin,
         "confidence": CONFIDENCE,
         "seconds": {what: round(spent, 1) for what, spent in seconds.items()},
@@ -265,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if options.report else 2
     for name in ("base", "new"):
         one = found[name]
-        tree = " and what is not committed" if name == "new" and options.new is None else ""
+        tree = " and what is not committed" if one.get("dirty") else ""
         built = ", ".join(str(one[key]) for key in ("native", "autograd") if key in one)
         print(f"{name:4}  {one['commit'][:10]}{tree}: {built}")
     print(f"one thread, {found['seconds']['building']} s of building, "

@@ -17,6 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OBJECTS = ROOT / "build" / "objects"
 NATIVE = ("csrc", "setup.py")
+#: What a build leaves in the package: the libraries, and beside them what each was built for.
+LIBRARIES = (".so", ".pyd", ".dylib", ".txt")
 
 
 class InputError(ValueError):
@@ -70,11 +72,30 @@ def checked_out(commit: str, folder: Path, root: Path = ROOT) -> Iterator[Path]:
             git("worktree", "prune", root=root)
 
 
-def build(tree: Path, folder: Path, capability: str, objects: Path = OBJECTS) -> Path:
+def dirty(root: Path = ROOT) -> bool:
+    """Whether the working tree holds what is not committed."""
+    return bool(git("status", "--porcelain", root=root))
+
+
+def said_of_building(differs: bool, objects: Path = OBJECTS) -> str:
+    """How often is built, and what there is to take."""
+    there = objects.is_dir() and any(objects.iterdir())
+    how = "from the objects in build/objects, of which what is the same is taken: seconds"
+    if differs or not there:
+        how = "which takes minutes" + ("" if there else ", since build/objects holds no objects")
+    return f"compiled sources differ: two builds, {how}" if differs else (
+        f"no compiled source differs: one build for both, {how}"
+    )  # fmt: skip
+
+
+def build(
+    tree: Path, folder: Path, capability: str, objects: Path = OBJECTS, other: Path | None = None
+) -> Path:
     """Build what lies in `tree` outside of it; the folder that a process finds the package in.
 
     The objects of this checkout are there to start with: setup.py takes one whose compiler,
-    flags and sources are the same. Only this machine's kernels are built, and no CUDA.
+    flags and sources are the same. Only this machine's kernels are built, and no CUDA. Where the
+    compiled sources are those of `other`, a package that is built, its libraries are taken.
 
     Raises
     ------
@@ -93,6 +114,9 @@ def build(tree: Path, folder: Path, capability: str, objects: Path = OBJECTS) ->
     }
     places = ["--build-base", str(folder / "build"), "--build-lib", str(folder / "package")]
     command = [sys.executable, "setup.py", "--quiet", "build", *places]
+    if other is not None:
+        places = ["--build-lib", str(folder / "package")]
+        command = [sys.executable, "setup.py", "--quiet", "build_py", *places]
     try:
         done = subprocess.run(
             command, cwd=tree, env=os.environ | settings, capture_output=True, text=True,
@@ -103,16 +127,21 @@ def build(tree: Path, folder: Path, capability: str, objects: Path = OBJECTS) ->
     if done.returncode != 0:
         lines = (done.stdout + done.stderr).strip().splitlines()[-12:]
         raise InputError("it does not build; its last lines:\n" + "\n".join(lines))
+    for path in () if other is None else sorted((other / "pyrevgrad").iterdir()):
+        if path.suffix in LIBRARIES:
+            shutil.copy2(path, folder / "package" / "pyrevgrad" / path.name)
     return folder / "package"
 
 
 @contextlib.contextmanager
-def _built(commit: str | None, folder: Path, capability: str, who: str) -> Iterator[Path]:
+def _built(
+    commit: str | None, folder: Path, capability: str, who: str, other: Path | None = None
+) -> Iterator[Path]:
     """The package of a commit, or of the working tree where there is none."""
     with contextlib.ExitStack() as stack:
         tree = ROOT if commit is None else stack.enter_context(checked_out(commit, folder))
         try:
-            package = build(tree, folder, capability)
+            package = build(tree, folder, capability, other=other)
         except InputError as error:
             raise InputError(f"{who}: {error}") from None
         yield package
@@ -123,9 +152,10 @@ def both_built(commit: str, capability: str, new: str | None = None) -> Iterator
     """The packages of ``base`` (a commit) and ``new`` (one too, or the working tree), by name."""
     with tempfile.TemporaryDirectory(prefix="pyrevgrad-compare-") as name:
         folder = Path(name)
+        differs = native_differs(commit, new=new)
         said = "the working tree" if new is None else f"NEW ({new[:10]})"
         with (
             _built(commit, folder / "base", capability, f"BASE ({commit[:10]})") as base,
-            _built(new, folder / "new", capability, said) as other,
+            _built(new, folder / "new", capability, said, None if differs else base) as other,
         ):
             yield {"base": base, "new": other}

@@ -229,6 +229,40 @@ def test_a_base_that_does_not_build_ends_with_its_last_lines(repository_of_two, 
         versions.build(repository_of_two, tmp_path / "built", "portable", tmp_path)
 
 
+def test_a_version_with_the_same_compiled_sources_takes_the_libraries_of_the_other(tmp_path):
+    other, tree = tmp_path / "other", tmp_path / "tree"
+    (other / "pyrevgrad").mkdir(parents=True)
+    for name in ("_native.abi3.so", "_autograd.txt", "rules.py"):
+        (other / "pyrevgrad" / name).write_text("of the other")
+    (tree / "pyrevgrad").mkdir(parents=True)
+    (tree / "pyrevgrad" / "rules.py").write_text("own = 1")
+    (tree / "setup.py").write_text(
+        "from setuptools import setup\nsetup(name='p', packages=['pyrevgrad'], py_modules=[])\n"
+    )
+    package = versions.build(tree, tmp_path / "built", "portable", tmp_path, other) / "pyrevgrad"
+    for name in ("_native.abi3.so", "_autograd.txt"):
+        assert (package / name).read_text() == "of the other"
+    assert (package / "rules.py").read_text() == "own = 1"
+
+
+def test_how_long_building_takes_is_said_as_it_is(tmp_path):
+    assert versions.said_of_building(False, tmp_path / "none") == (
+        "no compiled source differs: one build for both, which takes minutes, since build/objects "
+        "holds no objects"
+    )
+    (tmp_path / "dispatch.o").write_text("")
+    assert versions.said_of_building(False, tmp_path).endswith("is taken: seconds")
+    assert versions.said_of_building(True, tmp_path) == (
+        "compiled sources differ: two builds, which takes minutes"
+    )
+
+
+def test_a_clean_tree_holds_nothing_that_is_not_committed(repository_of_two):
+    assert not versions.dirty(repository_of_two)
+    (repository_of_two / "new.py").write_text("")
+    assert versions.dirty(repository_of_two)
+
+
 def test_objects_go_along_to_be_reused_but_cuda_s(tmp_path):
     objects, folder = tmp_path / "objects", tmp_path / "built"
     objects.mkdir()
