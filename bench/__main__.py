@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -42,6 +43,9 @@ def _size(text: str) -> int:
     number = 1 << int(found.group(1)) if found else int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"a size is at least 1, got {text!r}")
+    # x, g, what is expected of them and what a provider makes, in float32.
+    if number * 10 * 4 > (machine.memory() or number * 10 * 4):
+        raise argparse.ArgumentTypeError(f"{text} elements do not fit this machine's memory")
     return number
 
 
@@ -145,7 +149,19 @@ def _run_cpu(options: argparse.Namespace, told: dict[str, Any], command: str) ->
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the suite; 0 unless a provider was refused by its gate or a section failed."""
+    """Run the suite; 0 unless a provider was refused by its gate or a section failed, 130 where it
+    was interrupted."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return _main(arguments)
+    except KeyboardInterrupt:
+        print("interrupted: what was measured is not written", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -154,6 +170,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder(report.folder_of(options, "any")[0].parent)
     except (ValueError, argparse.ArgumentTypeError) as error:
         parser.error(str(error))
+    wrong = machine.two_checkouts()
+    if wrong:
+        parser.exit(1, f"{wrong}\n")
     there = torch.cuda.is_available()
     if options.device == "cuda" and not there:
         built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "has no CUDA"

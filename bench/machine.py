@@ -29,6 +29,25 @@ def checkout() -> Path | None:
     return root if HERE.name == "bench" and (root / "csrc").is_dir() else None
 
 
+def two_checkouts() -> str | None:
+    """Why figures would say nothing of this checkout: pyrevgrad is imported from another one."""
+    root, package = checkout(), Path(pyrevgrad.__file__).resolve().parent
+    if root is None or package.parent == root or not (package.parent / "csrc").is_dir():
+        return None
+    return (
+        f"the suite is that of {HERE}, and pyrevgrad that of {package}: run `python -m bench` at "
+        "the root of one checkout, with PYTHONPATH naming it"
+    )
+
+
+def memory() -> int | None:
+    """Bytes of this machine's memory, where it tells."""
+    names = ("SC_PHYS_PAGES", "SC_PAGE_SIZE")
+    if not hasattr(os, "sysconf") or not set(names) <= set(os.sysconf_names):
+        return None
+    return os.sysconf(names[0]) * os.sysconf(names[1])
+
+
 def where_it_runs(package: str) -> Path | None:
     """The folder that a process of ``python -m package.…`` must start in; None for any.
 

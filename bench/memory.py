@@ -6,6 +6,7 @@ of its own: ``python -m bench.memory CASE PROVIDER DTYPE ELEMENTS`` prints one a
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import json
@@ -24,6 +25,7 @@ import pyrevgrad
 from pyrevgrad.rules import plan
 
 from . import answers, idioms
+from .arguments import count
 from .cases import Case
 
 _STATUS = Path("/proc/self/status")
@@ -183,7 +185,19 @@ def in_own_process(
         return row | {"skipped": f"the process failed: {error}"}
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Print one row of `resident` as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m bench.memory", description=main.__doc__)
+    parser.add_argument("case", help="activation/rule")
+    parser.add_argument("provider", choices=("fused", "idiom", "plain"))
+    parser.add_argument("dtype", help="such as float32")
+    parser.add_argument("elements", type=count)
+    told = parser.parse_args()
     torch.set_num_threads(1)
-    _case, _provider, _dtype, _elements = sys.argv[1:]
-    print(json.dumps(resident(Case(*_case.split("/")), _provider, _dtype, int(_elements))))
+    case = Case(*told.case.split("/"))
+    print(json.dumps(resident(case, told.provider, told.dtype, told.elements)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

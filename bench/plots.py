@@ -324,6 +324,8 @@ def _memory_figure(plt: Any, resident: list[Row], path: Path) -> bool:
             planned = row["plan"] * per_element
             axis.plot([planned, planned], [at - 0.42, at + 0.42], color="#D55E00", lw=2.5)
     axis.plot([], [], color="#D55E00", lw=2.5, label="plan()'s prediction")
+    for provider in dict.fromkeys(row["provider"] for row in rows):
+        axis.barh([0], [0], color=LOOKS[provider][0], label=provider)
     labels = [f"{row['case']}  {row['provider']}" for row in rows[::-1]]
     axis.set_yticks(range(len(rows)), labels, fontsize=9)
     axis.set_xlim(0, 1.28 * max(row["peak"] / row["elements"] for row in rows))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -82,6 +83,11 @@ def environment(allocations: str, cache: str) -> dict[str, str]:
     return kept | ALLOCATIONS[allocations]
 
 
+def _deaf() -> None:
+    """An interruption of the terminal is the command's, which ends this process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _command() -> list[str]:
     return [sys.executable, "-m", f"{__package__}.worker"]
 
@@ -105,18 +111,23 @@ def measure(settings: Row, allocations: str, cache: str, progress: Progress) -> 
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        preexec_fn=_deaf if os.name == "posix" else None,
     )
     assert process.stdin is not None and process.stdout is not None
     with process:
-        process.stdin.write(json.dumps(told))
-        process.stdin.close()
-        rows = []
-        for line in process.stdout:
-            if line.startswith('{"kind"'):
-                row = json.loads(line)
-                progress.row(row)
-                if row["kind"] != "said":
-                    rows.append(row)
+        try:
+            process.stdin.write(json.dumps(told))
+            process.stdin.close()
+            rows = []
+            for line in process.stdout:
+                if line.startswith('{"kind"'):
+                    row = json.loads(line)
+                    progress.row(row)
+                    if row["kind"] != "said":
+                        rows.append(row)
+        except BaseException:
+            process.kill()
+            raise
     if process.returncode != 0:
         raise SystemExit(f"the measuring process ended with status {process.returncode}")
     return rows

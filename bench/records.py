@@ -28,6 +28,9 @@ class Begun:
     """A command that begins to measure now."""
 
     def __init__(self, name: str, arguments: Sequence[str] | None) -> None:
+        wrong = machine.two_checkouts()
+        if wrong and name != "compare":  # which times versions of its own
+            raise SystemExit(wrong)
         given = sys.argv[1:] if arguments is None else arguments
         self._command = shlex.join(["python", "-m", f"{__package__}.{name}", *given])
         self._load, self._start = machine.load_average(), time.monotonic()

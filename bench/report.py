@@ -56,8 +56,24 @@ def write_json(path: Path, run: dict[str, Any]) -> None:
     path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
 
+#: What a column is called in a table that stands alone, where a record's name is shorter: a ratio
+#: says of what to what, a time its unit.
+COLUMNS = {
+    "host": {f"ratio{end}": f"time_over_plain{end}" for end in ("", "_q1", "_q3", "_low", "_high")},
+    "scaling": {
+        **{f"ratio{end}": f"time_over_plain{end}" for end in ("", "_q1", "_q3", "_low", "_high")},
+        "fixed": "fixed_s",
+        "each": "seconds_per_element",
+        "worst": "worst_deviation_over_fit",
+        "worst_at": "worst_at_elements",
+    },
+}
+
+
 def write_csv(path: Path, rows: list[Row]) -> None:
     """`rows` under the union of their columns, in order of appearance."""
+    names = COLUMNS.get(path.stem, {})
+    rows = [{names.get(key, key): value for key, value in row.items()} for row in rows]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as stream:

@@ -53,7 +53,8 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        No case matches the filter; the message lists the cases.
+        No case matches the filter, and the message lists the cases; or there are more threads than
+        processors.
     """
     quick = options.quick
     chosen = cases.select(options.filter, quick)
@@ -62,6 +63,9 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     kernel = options.sizes or (_powers(20) if quick else _powers(16, 20, 22, 24))
     available = machine.usable_processors()
     threads = options.threads or [n for n in (1, 2) if n <= available]
+    if max(threads) > available:
+        there = f"{available} processor{'s' * (available > 1)}"
+        raise ValueError(f"--threads {max(threads)}: this process may run on {there}")
     dtypes = options.dtype or ["float32", "bfloat16"]
     return {
         "cases": [case.name for case in chosen],

@@ -1,7 +1,8 @@
 """The cases for pytest-benchmark, so that its compare and histogram tools work.
 
 ``python -m pytest bench --benchmark-autosave``, then again with ``--benchmark-compare``;
-``--benchmark-histogram`` draws; ``-k`` chooses by case, provider and size. Small, so that all of it
+``--benchmark-histogram`` draws, with ``pip install 'pyrevgrad[bench]'``; ``-k`` chooses by case,
+provider and size. Small, so that all of it
 takes minutes: PYREVGRAD_BENCH_SIZES="1024 16777216" names other sizes. Imports cases and providers.
 ``python -m bench`` stays the instrument for ratios, since it interleaves what pytest-benchmark
 times one after the other.

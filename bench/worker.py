@@ -54,7 +54,7 @@ def offered(case: Case, dtype: str, settings: dict[str, Any]) -> list[Provider |
     without = dict.fromkeys(settings["without"], "left out by --without")
     compiled = settings["compile"]
     if compiled is not None and [case.name, dtype, torch.get_num_threads()] not in compiled:
-        reason = "compiled for the cases whose targets speak of it; by --filter for any"
+        reason = "compiled for few cases, each in seconds; --filter without --quick compiles any"
         without = dict.fromkeys(providers.COMPILED, reason) | without
     return providers.build(case, getattr(torch, dtype), without)
 

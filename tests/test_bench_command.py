@@ -7,6 +7,7 @@ import doctest
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ from bench import (
     plots,
     processes,
     providers,
+    records,
     report,
     settings,
     tables,
@@ -61,7 +63,7 @@ def test_filter_reaches_pairs_outside_the_usual_run():
 def test_a_short_run_writes_everything(tmp_path):
     out, copy = tmp_path / "out", tmp_path / "copy.json"
     arguments = [
-        "--quick", "--filter", "relu/GUIDED", "--sizes", "2^10", "2^14", "--threads", "1",
+        "--quick", "--filter", "relu/GUIDED$", "--sizes", "2^10", "2^14", "--threads", "1",
         "--allocations", "reused", "--without", "idiom+compile", "best+compile",
         "--out", str(out), "--json", str(copy),
     ]  # fmt: skip
@@ -137,6 +139,8 @@ def test_the_command_of_the_package_is_the_suite(tmp_path):
 #: Options, and what is said of each before anything is measured.
 REFUSED = (
     (("--threads", "0"), "argument --threads: must be at least 1, got 0"),
+    (("--threads", "999"), "--threads 999: this process may run on "),
+    (("--sizes", "2^99"), "argument --sizes: 2^99 elements do not fit this machine's memory"),
     (("--threads", "1", "-2"), "argument --threads: must be at least 1, got -2"),
     (("--out", "{file}"), "argument --out: {file} cannot be written: {file} is no folder"),
     (("--out", "{file}/results"), "cannot be written: {file} is no folder"),
@@ -173,6 +177,67 @@ def test_what_would_fail_after_measuring_is_refused_before(
 def test_a_folder_with_the_suite_s_own_page_is_taken_again(tmp_path):
     (tmp_path / "README.md").write_text("# What a modified backward costs\n")
     assert command._parser().parse_args(["--out", str(tmp_path)]).out == tmp_path
+
+
+def test_another_checkout_s_package_is_refused_before_measuring(tmp_path, capsys, monkeypatch):
+    package = tmp_path / "pyrevgrad"
+    package.mkdir()
+    (tmp_path / "csrc").mkdir()
+    monkeypatch.setattr(machine.pyrevgrad, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(command, "_run_cpu", lambda *_: pytest.fail("it began to measure"))
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--quick"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert f"the suite is that of {machine.HERE}, and pyrevgrad that of {package}" in said
+    with pytest.raises(SystemExit, match="the suite is that of"):
+        records.Begun("training", [])
+    (tmp_path / "csrc").rmdir()  # installed, not a checkout
+    assert machine.two_checkouts() is None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of a terminal")
+@pytest.mark.parametrize("which", (signal.SIGINT, signal.SIGTERM))
+def test_an_interruption_is_a_sentence_and_the_status_of_one(which, capsys, monkeypatch):
+    monkeypatch.setattr(command, "_run_cpu", lambda *_: os.kill(os.getpid(), which))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert command.main(["--quick", "--device", "cpu"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == "interrupted: what was measured is not written\n"
+
+
+def test_a_measuring_process_ends_with_the_command(monkeypatch):
+    code = "import time; print('{\"kind\": 1}', flush=True); time.sleep(60)"
+    monkeypatch.setattr(processes, "_command", lambda: [sys.executable, "-c", code])
+    started = []
+
+    class Interrupted(processes.Progress):
+        def row(self, row):
+            started.append(row)
+            raise KeyboardInterrupt
+
+    told = {"cases": [], "kernel_sizes": []}
+    with pytest.raises(KeyboardInterrupt):
+        processes.measure(told, "reused", "", Interrupted())
+    assert started == [{"kind": 1}]
+
+
+def test_the_process_of_a_figure_of_memory_says_what_it_takes():
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.memory", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "activation/rule" in done.stdout
+
+
+def test_columns_of_a_table_name_their_unit_and_what_is_over_what(tmp_path):
+    report.write_csv(tmp_path / "scaling.csv", [{"kind": "fit", "fixed": 1.0, "each": 2.0}])
+    report.write_csv(tmp_path / "host.csv", [{"median_s": 1.0, "ratio": 2.0, "ratio_q1": 1.0}])
+    heads = [(tmp_path / f"{name}.csv").read_text().splitlines()[0] for name in ("scaling", "host")]
+    assert heads == [
+        "kind,fixed_s,seconds_per_element", "median_s,time_over_plain,time_over_plain_q1"
+    ]  # fmt: skip
 
 
 def test_the_usual_folder_is_tried_before_measuring_too(tmp_path, capsys, monkeypatch):
