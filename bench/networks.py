@@ -27,7 +27,12 @@ from .timing import Effort, interleave
 
 PROVIDERS = ("fused", "captum", "zennit", "grad-cam", "plain")
 #: The commands that measure the project's record: images of 224 pixels, four at a time.
-USUAL = {"networks": ["vgg16", "resnet18"], "batch": 4, "size": 224, "width": 64, "device": "cpu"}
+USUAL = {
+    "networks": ["vgg16", "resnet18", "resnet18-small"],
+    **{"batch": 4, "size": 224, "width": 64, "device": "cpu"},
+}
+#: Where the price of a call decides, and not the bytes; no floor and no peak is asked of it.
+SMALL = {"resnet18-small": {"batch": 1, "size": 32, "width": 8, "seconds": 20.0}}
 #: At least so many rounds: a VGG-16 of four images takes seconds.
 LEAST = 5
 #: What we promise: at least this many times as fast as each.
@@ -89,7 +94,10 @@ def resnet18(width: int = 64, classes: int = 1000) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"vgg16": vgg16, "resnet18": resnet18}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    **{"vgg16": vgg16, "resnet18": resnet18},
+    **dict.fromkeys(SMALL, resnet18),
+}
 
 
 def provider(name: str, model: nn.Module) -> Map:
@@ -181,6 +189,10 @@ def _images(options: argparse.Namespace) -> Tensor:
 
 def compared(network: str, options: argparse.Namespace) -> list[Row]:
     """A row for each provider: seconds, ratios, and the peak of memory."""
+    small = network in SMALL
+    options = argparse.Namespace(**{**vars(options), **SMALL.get(network, {})})
+    images = f"{options.batch} image{'s' * (options.batch > 1)}"
+    print(f"{network}: {images} of {options.size} pixels", flush=True)
     model, x = built(network, options.width, options.device), _images(options)
     maps = {name: provider(name, model) for name in installed()}
     gate(maps, x)
@@ -201,9 +213,9 @@ def compared(network: str, options: argparse.Namespace) -> list[Row]:
                 "threads": options.threads,
                 "device": options.device,
                 **ceilings.figures(measured, name, "fused"),
-                "floor": FLOORS.get(name),
+                "floor": None if small else FLOORS.get(name),
                 "shared": share if name == "plain" else None,
-                "peak_bytes": None if name == IDLE else peak(network, name, options),
+                "peak_bytes": None if small or name == IDLE else peak(network, name, options),
             }
         )
     return rows
@@ -235,7 +247,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     begun = records.Begun("networks", arguments)
     rows: list[Row] = []
     for network in options.networks:
-        print(f"{network}: {options.batch} images of {options.size} pixels", flush=True)
         rows += compared(network, options)
     packages = peers.PACKAGES
     absent = {name: f"{packages[name]} is not installed" for name in PROVIDERS if name not in

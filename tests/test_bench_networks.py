@@ -36,6 +36,18 @@ def test_networks_are_measured_against_each_other_after_a_gate(tmp_path, capsys,
     assert "no page yet: `make bench` has left no results.json in" in printed
 
 
+def test_a_small_network_has_no_floor_and_its_own_size(tmp_path, monkeypatch):
+    monkeypatch.setitem(networks.SMALL["resnet18-small"], "seconds", 0.01)
+    words = ["--networks", "resnet18-small", "--batch", "2", "--out", str(tmp_path)]
+    assert networks.main(words) == 0
+    record = json.loads((tmp_path / "networks.json").read_text(encoding="utf-8"))
+    for row in record["rows"]:
+        assert (row["batch"], row["size"], row["width"]) == (1, 32, 8)
+        assert row["floor"] is None and row["peak_bytes"] is None
+    assert end_to_end.network_verdicts(record["rows"]) == []
+    assert "1 image of 32 pixels, 8 channels" in end_to_end.networks_section(record)
+
+
 def test_the_ceiling_s_network_has_no_activation():
     model = networks.built("resnet18", 4, "cpu")
     idle = networks.without_activations(model)
