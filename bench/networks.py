@@ -29,7 +29,10 @@ PROVIDERS = ("fused", "captum", "zennit", "grad-cam", "plain")
 #: The commands that measure the project's record: images of 224 pixels, four at a time.
 USUAL = {
     "networks": ["vgg16", "resnet18", "resnet18-small"],
-    **{"batch": 4, "size": 224, "width": 64, "device": "cpu"},
+    "batch": 4,
+    "size": 224,
+    "width": 64,
+    "device": "cpu",
 }
 #: Where the price of a call decides, and not the bytes; no floor and no peak is asked of it.
 SMALL = {"resnet18-small": {"batch": 1, "size": 32, "width": 8, "seconds": 20.0}}
@@ -95,7 +98,8 @@ def resnet18(width: int = 64, classes: int = 1000) -> nn.Module:
 
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    **{"vgg16": vgg16, "resnet18": resnet18},
+    "vgg16": vgg16,
+    "resnet18": resnet18,
     **dict.fromkeys(SMALL, resnet18),
 }
 
