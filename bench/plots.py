@@ -307,6 +307,10 @@ def _curved_figure(plt: Any, timings: list[Row], path: Path) -> bool:
     return True
 
 
+#: No provider's colour.
+_PLANNED = "#CC0000"
+
+
 def _memory_figure(plt: Any, resident: list[Row], path: Path) -> bool:
     rows = [row for row in resident if "kept" in row]
     if not rows:
@@ -322,8 +326,8 @@ def _memory_figure(plt: Any, resident: list[Row], path: Path) -> bool:
         axis.text(peak, at, f"  {round(kept, 3):g} kept, {peak:.3g} peak", va="center", fontsize=8)
         if row["provider"] == "fused":
             planned = row["plan"] * per_element
-            axis.plot([planned, planned], [at - 0.42, at + 0.42], color="#D55E00", lw=2.5)
-    axis.plot([], [], color="#D55E00", lw=2.5, label="plan()'s prediction")
+            axis.plot([planned, planned], [at - 0.42, at + 0.42], color=_PLANNED, lw=2.5)
+    axis.plot([], [], color=_PLANNED, lw=2.5, label="plan()'s prediction")
     for provider in dict.fromkeys(row["provider"] for row in rows):
         axis.barh([0], [0], color=LOOKS[provider][0], label=provider)
     labels = [f"{row['case']}  {row['provider']}" for row in rows[::-1]]
@@ -331,7 +335,7 @@ def _memory_figure(plt: Any, resident: list[Row], path: Path) -> bool:
     axis.set_xlim(0, 1.28 * max(row["peak"] / row["elements"] for row in rows))
     axis.set_xlabel("resident bytes per element: dark, kept for backward; light, the peak")
     axis.grid(alpha=0.3, axis="x")
-    axis.legend(frameon=False, loc="upper right", fontsize=9)
+    _legend_below(figure, [axis], 4)
     first = rows[0]
     axis.set_title(
         f"Memory of forward and backward, {first['dtype']}, {size_text(first['elements'])} "
