@@ -72,10 +72,13 @@ def draw(path: Path, name: str, rows: list[Row]) -> None:
         _panel(right, own, peaks, ["" if peak is None else f"{peak:,.4g}" for peak in peaks])
         left.set_yticks([-at for at in range(len(own))], [row["provider"] for row in own])
         right.set_yticks([])
+        if not any(peaks):
+            right.set_axis_off()
         left.set_title(group, fontsize=10, loc="left")
         right.set_ylim(left.get_ylim())
     axes[-1][0].set_xlabel("time ÷ ours (line: quartiles; right of 1, ours is faster)")
-    axes[-1][1].set_xlabel("peak memory, MiB")
+    for right in [right for _, right in axes if right.axison][-1:]:
+        right.set_xlabel("peak memory, MiB")
     figure.suptitle(
         f"{title}; hatched: compiled, beside ours compiled" if name == "training" else title
     )
