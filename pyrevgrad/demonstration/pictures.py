@@ -366,7 +366,7 @@ def draw_timings(path: Path, times: timing.Timings, backend: str, device: str) -
             "Every call allocates its results; torch.autograd.grad on a non-leaf input. "
             "All forms of one rule sent back equal gradients before they were timed.\n"
             "Eager idiom, guided: clamp_min, then g*(x>0)*(g>0)*scale; strongest: "
-            "threshold_backward(g, y, 0).clamp_min_(0).mul_(scale); reversed: relu, then -λ*g.",
+            "clamp_min, then elu_backward in place, of alpha 0; reversed: relu, then -λ*g.",
             fontsize=9,
             color=GREY,
         )
