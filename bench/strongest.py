@@ -16,7 +16,7 @@ from torch.autograd.function import Function
 
 from pyrevgrad.rules import Rule
 
-from .idioms import Apply, plain
+from .idioms import Apply, Reversal, plain
 
 Backward = Callable[[Tensor, Tensor], Tensor]
 _aten = torch.ops.aten
@@ -38,13 +38,8 @@ class OneNode(Function):
         return ctx.own(g, kept), None, None, None
 
 
-class ReversalInPlace(Function):
-    """Reversal ahead of the activation, which has just made g: multiplying in place is safe."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
-        ctx.scale = scale
-        return x.view_as(x)
+class ReversalInPlace(Reversal):
+    """Ahead of the activation, which has just made g: multiplying in place is safe."""
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:

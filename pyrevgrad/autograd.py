@@ -17,7 +17,7 @@ from torch.autograd.function import Function
 from . import backends
 from .backends import HALF_TYPES, BackendError, Pairs, ValueOf
 from .binding import NODES
-from .pairs import Pair
+from .pairs import Pair, floats
 from .reference import eager
 from .reference.eager import Reversal
 from .reference_backend import REFERENCE
@@ -407,9 +407,7 @@ def _compiled_view(x: Any, pairs: Pairs, scale: Tensor | None) -> Any:
     _refuse_transform()
     if backends.forced() is not None:
         return _View.apply(x, pair, scale, backends.choose(x, pair))
-    *_, number = eager.floats(eager.fitted(pair, x).texts.rule)
-    if scale is not None:
-        number = -1.0
+    number = floats(eager.fitted(pair, x).texts.rule)[-1] if scale is None else -1.0
     return Reversal.apply(x, number, scale)
 
 

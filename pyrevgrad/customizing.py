@@ -25,7 +25,7 @@ from .given import (
     positional,
     try_out,
 )
-from .reference import eager
+from .reference import formulas
 
 Function = Callable[..., Tensor]
 #: Where the table states f and f'.
@@ -154,7 +154,7 @@ def custom(
     function.__module__, function.__qualname__ = __name__, f"made.{name}"
     if name in CUSTOM:
         function = _retired(name, function)
-    eager.FORMULAS[name] = eager.Formula(value, slope)
+    formulas.FORMULAS[name] = formulas.Formula(value, slope)
     if triton is not None:
         triton_backend.add(name, *triton)
     CUSTOM[name] = row
@@ -168,7 +168,7 @@ def _retired(name: str, new: Any) -> Any:
     """The function that was handed out under `name`, which goes on by it as `new` would, while what
     else holds the row of then keeps its formulas."""
     row, function = CUSTOM[name], _MADE[name].result
-    eager.REPLACED.setdefault(name, []).append((row, eager.FORMULAS[name]))
+    formulas.REPLACED.setdefault(name, []).append((row, formulas.FORMULAS[name]))
     triton_backend.retire(row)
     function.__doc__, function.__signature__ = new.__doc__, new.__signature__
     return function

@@ -17,6 +17,11 @@ _FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 _FLOAT32_OVERFLOW = (2 - 2**-24) * 2.0**127
 
 
+def floats(texts: tuple[str, ...]) -> tuple[float, ...]:
+    """The numbers that `Texts` has as text."""
+    return tuple(map(float, texts))
+
+
 class Texts(NamedTuple):
     """The floats of a pair as text, for what torch.compile traces.
 
@@ -47,7 +52,9 @@ class Texts(NamedTuple):
 
     def in_float32(self) -> Texts:
         """The same, with what overflows float32 as infinite, as a cast would make it."""
-        return Texts(*(tuple(repr(_in_float32(float(text))) for text in part) for part in self))
+        return Texts(
+            *(tuple(repr(_in_float32(number)) for number in part) for part in map(floats, self))
+        )
 
 
 # Not frozen: torch.compile before 2.11 makes a frozen argument of a Function anew from all of its
@@ -103,23 +110,23 @@ class Pair:
     @property
     def numbers(self) -> tuple[float, ...]:
         """The activation's parameters in table order."""
-        return tuple(map(float, self.texts.numbers))
+        return floats(self.texts.numbers)
 
     @property
     def interval(self) -> tuple[float, float]:
         """For ``bit="interval"``."""
-        low, high = map(float, self.texts.interval)
+        low, high = floats(self.texts.interval)
         return low, high
 
     @property
     def slope_high(self) -> float:
         """The slope where a mask's bit is set, or the constant slope, the rule's slope applied."""
-        return float(self.texts.slopes[0])
+        return floats(self.texts.slopes)[0]
 
     @property
     def slope_low(self) -> float:
         """The slope where a mask's bit is not set."""
-        return float(self.texts.slopes[1])
+        return floats(self.texts.slopes)[1]
 
 
 def _slopes(row: Activation, numbers: tuple[float, ...], rule: Rule) -> tuple[float, float]:

@@ -19,7 +19,7 @@ def _tested_in_backward(kept: Tensor, g: Tensor) -> Tensor:
     """`kept`, bound to `g` where torch.compile compiles for the CPU.
 
     It would else test what is kept in the forward already and keep the answers, a byte each, which
-    its code for the CPU writes and reads some 30 times as slowly as the tensor itself.
+    its code for the CPU writes and reads slowly: docs/design.md has figures.
     """
     if not (torch.compiler.is_compiling() and g.is_cpu):
         return kept

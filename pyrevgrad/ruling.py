@@ -15,7 +15,7 @@ from . import backends, rules, triton_backend
 from .activations import Parameter
 from .custom_rules import CUSTOM_RULES, READABLE, CustomRule
 from .given import Made, check_name, check_triton, constants_of, made_before, positional, try_out
-from .reference import eager
+from .reference import formulas
 from .rules import Rule
 
 Function = Callable[..., Tensor]
@@ -111,7 +111,7 @@ def custom_rule(
         _check_triton(row, triton)
     _check_replaced(row, triton)
     CUSTOM_RULES[name] = row
-    eager.RULES[name] = sent
+    formulas.RULES[name] = sent
     if triton is not None:
         triton_backend.add_rule(name, triton)
     if name in _MADE:

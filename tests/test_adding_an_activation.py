@@ -50,7 +50,7 @@ def add_the_activation(project):
     triton = project / "kernels/formulas.py"
     insert(triton, "import triton", "class Formula(", f"{fused}\n\n\n")
     insert(triton, "FORMULAS: dict[str, Formula] = {", "\n}", f"\n{fused_line}")
-    eager = project / "pyrevgrad/reference/eager.py"
+    eager = project / "pyrevgrad/reference/formulas.py"
     insert(eager, "FORMULAS: dict[str, Formula] = {", "\n}", f"\n{reference}")
     insert(project / "tests/oracle.py", "\nFORMULAS = {", "\n}", f"\n{oracle}")
     insert(project / "tests/expected.py", "\n_FUNCTIONS = {", "\n}", f"\n{value}")

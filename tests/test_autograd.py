@@ -1,12 +1,12 @@
 """The binding in eager PyTorch: what is kept and freed, what a live scale does, who computes."""
 
 import gc
-import threading
 import weakref
 
 import pytest
 import torch
 from expected import BACKENDS, SAMPLE, Serving, gradient, points
+from threads import together
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -229,25 +229,18 @@ def test_many_threads_run_backward_at_once(backend):
     x, g = points("tanh", "reverse")
     wanted = gradient("tanh", "reverse", x, g).detach()
     shared = forward("tanh", "reverse", shared_x := x.clone().requires_grad_(), backend)
-    found, failed = [], []
+    found = []
 
     def work():
-        try:
-            for _ in range(20):
-                own = x.clone().requires_grad_()
-                with torch.enable_grad():
-                    activation(own, "tanh", RULES["reverse"]).backward(g)
-                found.append(own.grad)
-                found.append(torch.autograd.grad(shared, shared_x, g, retain_graph=True)[0])
-        except BaseException as error:
-            failed.append(error)
+        for _ in range(20):
+            own = x.clone().requires_grad_()
+            with torch.enable_grad():
+                activation(own, "tanh", RULES["reverse"]).backward(g)
+            found.append(own.grad)
+            found.append(torch.autograd.grad(shared, shared_x, g, retain_graph=True)[0])
 
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failed and len(found) == 240
+    together(work, 6)
+    assert len(found) == 240
     for gx in found:
         torch.testing.assert_close(gx, wanted)
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from expected import BACKENDS, Serving
+from threads import together
 
 import pyrevgrad
 from pyrevgrad import BackendError, activation, backends
@@ -192,27 +193,14 @@ def test_blocks_of_many_threads_leave_nothing_behind(shared, monkeypatch):
     monkeypatch.setattr(backends, "_forced", before)
     monkeypatch.setattr(backends, "_blocks", [])
     block = pyrevgrad.backend("reference")
-    problems = []
 
     def enter_and_leave():
-        try:
-            for _ in range(4000):
-                with block if shared else pyrevgrad.backend("reference"):
-                    pass
-        except Exception as error:
-            problems.append(error)
+        for _ in range(4000):
+            with block if shared else pyrevgrad.backend("reference"):
+                pass
 
-    threads = [threading.Thread(target=enter_and_leave) for _ in range(8)]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert not problems and not backends._blocks and backends.forced() == before
+    together(enter_and_leave, 8, interval=1e-5)
+    assert not backends._blocks and backends.forced() == before
 
 
 # The environment.

@@ -1,42 +1,19 @@
-"""The layers: scales that stay themselves, saving, copying, moving, and readable reprs."""
+"""The layers: values and gradients, what may be set, schedules, and readable reprs."""
 
 import copy
-import io
-import pickle
 
 import pytest
 import torch
-from expected import SAMPLE, gradient, points, value
+from expected import SAMPLE, gradient, points, slopes, value
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
 import pyrevgrad
-from pyrevgrad import DECONVNET, EXACT, GUIDED, activation, rectgrad, reverse
+from pyrevgrad import DECONVNET, GUIDED, activation, reverse
 from pyrevgrad.activations import ACTIVATIONS
 from pyrevgrad.nn import Activation, GradientReversal, ReversedLinear
 from pyrevgrad.rules import RULES
 from pyrevgrad.schedules import GaninSchedule, LinearSchedule
-
-CASTS = {
-    "half": lambda layer: layer.half(),
-    "bfloat16": lambda layer: layer.to(torch.bfloat16),
-    "float": lambda layer: layer.float(),
-    "double": lambda layer: layer.double(),
-    "to cpu": lambda layer: layer.to("cpu"),
-    "cpu": lambda layer: layer.cpu(),
-    "share_memory": lambda layer: layer.share_memory(),
-    "to_empty": lambda layer: layer.to_empty(device="cpu"),
-    "inside a network": lambda layer: nn.Sequential(layer).half()[0],
-}
-every_cast = pytest.mark.parametrize("cast", CASTS)
-
-
-def slopes(layer, x=(1.0, 2.0)):
-    """The gradient that ones come back as."""
-    at = torch.tensor(x, requires_grad=True)
-    (gx,) = torch.autograd.grad(layer(at).sum(), at)
-    return gx.tolist()
-
 
 # Value and gradient.
 
@@ -250,161 +227,6 @@ def test_the_rule_of_a_layer_reads_its_scale():
     layer = Activation("relu", GUIDED.scaled(torch.tensor(0.5)))
     layer.scale = 3.0
     assert slopes(Activation("relu", layer.rule)) == [3.0, 3.0]
-
-
-# State.
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda scale: GradientReversal(scale),
-        lambda scale: Activation("tanh", reverse(torch.tensor(scale))),
-    ],
-    ids=["GradientReversal", "Activation"],
-)
-@pytest.mark.parametrize("assign", [False, True])
-def test_a_scale_is_saved_and_loaded(make, assign):
-    file = io.BytesIO()
-    saved = nn.Sequential(nn.Linear(2, 2), make(0.125))
-    torch.save(saved.state_dict(), file)
-    file.seek(0)
-    loaded = nn.Sequential(nn.Linear(2, 2), make(1.0))
-    assert loaded.load_state_dict(torch.load(file), assign=assign)
-    assert loaded[1].scale.item() == 0.125 and loaded[1].scale.dtype == torch.float64
-    x = torch.tensor([[0.0, 0.0]])
-    assert slopes(loaded[1], (0.0, 0.0)) == [-0.125, -0.125]
-    assert torch.equal(loaded(x), saved(x))
-
-
-def test_a_layer_on_meta_can_be_loaded_by_assignment():
-    with torch.device("meta"):
-        layer = GradientReversal(0.5)
-    layer.load_state_dict(GradientReversal(0.125).state_dict(), assign=True)
-    assert slopes(layer) == [-0.125, -0.125]
-
-
-def test_a_number_or_nothing_to_scale_leaves_the_state_dict_empty():
-    assert not Activation("relu", reverse(0.3)).state_dict()
-    assert list(GradientReversal().state_dict()) == ["scale"]
-    assert [name for name, _ in GradientReversal().named_parameters()] == []
-
-
-@every_cast
-@pytest.mark.parametrize("make", [GradientReversal, lambda s: Activation("relu", reverse(s))])
-def test_no_cast_or_move_changes_the_scale(make, cast):
-    layer = CASTS[cast](make(torch.tensor(0.3, dtype=torch.float64)))
-    assert layer.scale.dtype == torch.float64 and layer.scale.item() == 0.3
-    assert "scale" in layer.state_dict()
-    torch.testing.assert_close(slopes(layer), [-0.3, -0.3])
-
-
-@every_cast
-@pytest.mark.parametrize("rule", [EXACT, GUIDED, reverse(0.5)], ids=repr)
-def test_a_layer_without_a_live_scale_survives_every_cast_and_move(rule, cast):
-    layer = Activation("relu", rule)
-    before = slopes(layer)
-    layer = CASTS[cast](layer)
-    assert slopes(layer) == before and layer.rule == rule
-
-
-def test_a_half_network_reverses_by_the_full_scale():
-    layer = nn.Sequential(nn.Linear(2, 2), GradientReversal(0.3)).to(torch.bfloat16)[1]
-    x = torch.ones(1, dtype=torch.float64, requires_grad=True)
-    layer(x).backward()
-    assert x.grad.item() == -0.3
-
-
-@pytest.mark.parametrize("make", [GradientReversal, lambda s: Activation("relu", reverse(s))])
-def test_to_empty_from_meta_gives_the_scale_back(make):
-    scale = 0.3 if make is GradientReversal else torch.tensor(0.3, dtype=torch.float64)
-    layer = make(scale).to("meta")
-    assert layer.scale.is_meta
-    layer = layer.to_empty(device="cpu")
-    assert layer.scale.item() == 0.3 and layer.scale.dtype == torch.float64
-
-
-def test_a_layer_made_on_meta_has_its_scale_after_to_empty():
-    with torch.device("meta"):
-        model = nn.Sequential(nn.Linear(2, 2), GradientReversal(0.3))
-    model.to_empty(device="cpu")
-    torch.testing.assert_close(slopes(model[1]), [-0.3, -0.3])
-
-
-def test_a_loaded_scale_survives_a_way_over_meta():
-    layer = GradientReversal(1.0)
-    layer.load_state_dict(GradientReversal(0.25).state_dict())
-    assert layer.to("meta").to_empty(device="cpu").scale.item() == 0.25
-
-
-@pytest.mark.parametrize("strict", [True, False])
-def test_a_scale_of_nan_is_not_loaded(strict):
-    model = nn.Sequential(GradientReversal(0.25), nn.Linear(2, 2))
-    state = model.state_dict()
-    with pytest.raises(RuntimeError, match=r"0\.scale is NaN, which is no λ"):
-        model.load_state_dict(state | {"0.scale": torch.tensor(float("nan"))}, strict=strict)
-    assert model[0].scale.item() == 0.25
-    assert repr(model[0]) == "GradientReversal(scale=0.25)"
-
-
-@pytest.mark.parametrize("assign", [True, False])
-def test_a_state_of_fake_tensors_is_loaded(assign, tmp_path):
-    from torch._subclasses import FakeTensorMode
-
-    torch.save(GradientReversal(0.25).state_dict(), tmp_path / "state.pt")
-    with FakeTensorMode():
-        loaded = GradientReversal(0.5).load_state_dict(
-            torch.load(tmp_path / "state.pt"), assign=assign
-        )
-    assert not (loaded.missing_keys or loaded.unexpected_keys)
-
-
-# Copies.
-
-COPIES = {
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda layer: pickle.loads(pickle.dumps(layer)),
-    "torch.save": lambda layer: torch.load(_saved(layer), weights_only=False),
-}
-
-
-def _saved(layer):
-    file = io.BytesIO()
-    torch.save(layer, file)
-    file.seek(0)
-    return file
-
-
-@pytest.mark.parametrize("how", COPIES)
-@pytest.mark.parametrize(
-    "layer",
-    [
-        GradientReversal(0.25),
-        Activation("relu", GUIDED),
-        Activation("leaky_relu", reverse(0.5), inplace=False, negative_slope=0.25),
-        Activation("tanh", rectgrad(0.25)),
-        Activation("gelu", reverse(torch.tensor(0.25))),
-    ],
-    ids=repr,
-)
-def test_a_copy_behaves_as_its_original_and_is_its_own(layer, how):
-    made = COPIES[how](layer)
-    assert type(made) is type(layer) and repr(made) == repr(layer)
-    assert slopes(made, (-1.5, 2.0)) == slopes(layer, (-1.5, 2.0))
-    if getattr(layer, "name", "") == "leaky_relu":
-        made.negative_slope = 0.5
-        assert (made.negative_slope, layer.negative_slope) == (0.5, 0.25)
-        assert slopes(made, (-1.5, 2.0)) == [-0.25, -0.5] != slopes(layer, (-1.5, 2.0))
-    if layer.scale is not None:
-        made.scale = 8.0
-        assert layer.scale.item() == 0.25
-
-
-@pytest.mark.parametrize("how", COPIES)
-def test_a_copy_keeps_a_scale_that_was_set_by_hand(how):
-    layer = GradientReversal(LinearSchedule(4))
-    layer.scale = 0.3
-    assert COPIES[how](layer).scale.item() == 0.3
 
 
 # Schedules.

@@ -7,7 +7,6 @@ import gc
 import io
 import pickle
 import sys
-import threading
 import time
 import weakref
 
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 import zoo
 from swapped_models import Net, Wrapped, run
+from threads import together
 from torch import nn
 
 import pyrevgrad
@@ -241,16 +241,7 @@ def test_swaps_that_come_and_go_in_many_threads_leave_every_class_as_it_was():
             with swap(model, GUIDED, strict=False):
                 pass
 
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=come_and_go) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(before)
+    together(come_and_go, 4, interval=1e-6)
     assert [type(module) for module in model.modules()] == classes
     assert not any("_pyrevgrad_places" in module.__dict__ for module in model.modules())
 
@@ -258,7 +249,6 @@ def test_swaps_that_come_and_go_in_many_threads_leave_every_class_as_it_was():
 def test_swaps_of_other_models_in_other_threads_neither_stay_nor_end_each_other(monkeypatch):
     monkeypatch.setattr(recomputation, "LIVE", recomputation.LIVE)
     monkeypatch.setattr(pyrevgrad.autograd, "watcher", None)
-    problems = []
 
     def give_way(frame, event, arg):
         time.sleep(0)
@@ -269,20 +259,12 @@ def test_swaps_of_other_models_in_other_threads_neither_stay_nor_end_each_other(
         x = torch.ones(1, requires_grad=True)
         # Another thread's turn at every line of the swap.
         sys.settrace(lambda frame, *_: give_way if frame.f_code.co_filename == room else None)
-        try:
-            for _ in range(30):
-                # The rule stops the gradient; PyTorch's own would pass it.
-                with swap(act, GUIDED):
-                    (gx,) = torch.autograd.grad(act(x), x, -torch.ones(1))
-                assert gx.item() == 0
-        except Exception as error:
-            problems.append(error)
+        for _ in range(30):
+            # The rule stops the gradient; PyTorch's own would pass it.
+            with swap(act, GUIDED):
+                (gx,) = torch.autograd.grad(act(x), x, -torch.ones(1))
+            assert gx.item() == 0
 
     room = holding.__file__
-    threads = [threading.Thread(target=swap_my_own) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not problems
+    together(swap_my_own, 4)
     assert not recomputation.LIVE and pyrevgrad.autograd.watcher is None
