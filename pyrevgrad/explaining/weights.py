@@ -1,4 +1,7 @@
-"""Weights of a user's file into a user's model: the state_dict that is in it. Imports torch."""
+"""Weights of a user's file into a user's model: the state_dict that is in it.
+
+Imports torch, and the error of the command that imports this when it is asked for weights.
+"""
 
 from __future__ import annotations
 
