@@ -30,6 +30,7 @@ from . import (
     targets,
     traffic,
 )
+from .allocations import ALLOCATIONS
 from .arguments import count, file, folder, pages_folder
 from .settings import again, large
 from .settings import settings as settings_of
@@ -43,8 +44,7 @@ def _size(text: str) -> int:
     number = 1 << int(found.group(1)) if found else int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"a size is at least 1, got {text!r}")
-    # x, g, what is expected of them and what a provider makes, in float32.
-    if number * 10 * 4 > (machine.memory() or number * 10 * 4):
+    if not machine.holds(number):
         raise argparse.ArgumentTypeError(f"{text} elements do not fit this machine's memory")
     return number
 
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=count, nargs="+", metavar="N", help="1 and 2 if not given")
     add("--sizes", type=_size, nargs="+", metavar="N", help="elements: 65536 or 2^16")
     add("--dtype", nargs="+", choices=traffic.ITEM_SIZES, help="float32 and bfloat16 if not given")
-    add("--allocations", nargs="+", choices=processes.ALLOCATIONS, help="fresh and reused")
+    add("--allocations", nargs="+", choices=ALLOCATIONS, help="fresh and reused")
     add("--without", nargs="+", choices=opponents, default=[], help="leave providers out")
     add("--out", type=pages_folder, metavar="DIR", help="where the records and the page go")
     add("--json", type=file, metavar="FILE", help="write the whole run there too")
@@ -116,7 +116,7 @@ def _run_cpu(options: argparse.Namespace, told: dict[str, Any], command: str) ->
             rows += processes.measure(own, allocations, cache, progress)
         if not (part or options.allocations):
             rows += processes.measure(large(told), "huge", cache, progress)
-    kept, resident = processes.measure_memory(options, told["dtypes"], progress)
+        kept, resident = processes.measure_memory(options, told["dtypes"], cache, progress)
     more = {} if part else sections.measure(False, progress)
     described = next(row for row in rows if row["kind"] == "machine")
     found: dict[str, list[dict[str, Any]]] = {"timing": [], "kernel": [], "machine": []}

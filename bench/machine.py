@@ -48,6 +48,25 @@ def memory() -> int | None:
     return os.sysconf(names[0]) * os.sysconf(names[1])
 
 
+def holds(elements: int) -> bool:
+    """Whether its memory holds x, g, what is expected of them and what a provider makes, in
+    float32; true where it does not tell."""
+    needed = elements * 10 * 4
+    return needed <= (memory() or needed)
+
+
+def last_cache() -> int:
+    """Bytes of the largest cache of a processor; 64 MiB, more than most, where it does not tell."""
+    folder = Path("/sys/devices/system/cpu/cpu0/cache")
+    try:
+        texts = [path.read_text() for path in folder.glob("index*/size")]
+    except OSError:
+        texts = []
+    units = {"K": 1 << 10, "M": 1 << 20}
+    found = [re.fullmatch(r"(\d+)([KM])", text.strip()) for text in texts]
+    return max((int(one[1]) * units[one[2]] for one in found if one), default=64 << 20)
+
+
 def where_it_runs(package: str) -> Path | None:
     """The folder that a process of ``python -m package.…`` must start in; None for any.
 

@@ -60,8 +60,13 @@ def planned_bytes(case: Case, dtype: torch.dtype, elements: int) -> int:
     return math.ceil(plan(case.activation, case.rule, dtype).bytes_per_element * elements)
 
 
+#: Whose resident memory is compared.
+PROVIDERS = ("fused", "idiom", "plain", "fused+compile", "idiom+compile", "plain+compile")
+
+
 def applies(case: Case) -> dict[str, Callable[[Tensor], Tensor]]:
-    """The providers whose memory is compared, as functions of x."""
+    """The providers whose memory is compared, as functions of x; those that a compiler builds
+    aside."""
     function, rule = getattr(pyrevgrad, case.activation), case.rule
     known = {
         "fused": lambda x: function(x, rule),
@@ -69,6 +74,12 @@ def applies(case: Case) -> dict[str, Callable[[Tensor], Tensor]]:
         "plain": idioms.plain(case.activation),
     }
     return {name: apply for name, apply in known.items() if apply is not None}
+
+
+def _apply(case: Case, provider: str) -> Callable[[Tensor], Tensor]:
+    """A provider as a function of x, compiled where its name says so."""
+    found = applies(case)[provider.removesuffix("+compile")]
+    return torch.compile(found, fullgraph=True) if provider.endswith("+compile") else found
 
 
 def hooked(cases: list[Case], dtypes: list[str], elements: int = 4099) -> Iterator[dict[str, Any]]:
@@ -142,7 +153,7 @@ def resident(case: Case, provider: str, dtype: str, elements: int) -> dict[str, 
     Nothing but the graph holds x or y when the first figure is read: x is no leaf and is let go,
     and the sum behind the activation keeps no tensor. So it is what backward needs, no more.
     """
-    apply = applies(case)[provider]
+    apply = _apply(case, provider)
     leaf = torch.zeros(elements, dtype=getattr(torch, dtype), requires_grad=True)
     g = torch.ones(elements, dtype=leaf.dtype)
 
@@ -189,7 +200,7 @@ def main() -> int:
     """Print one row of `resident` as JSON."""
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description=main.__doc__)
     parser.add_argument("case", help="activation/rule")
-    parser.add_argument("provider", choices=("fused", "idiom", "plain"))
+    parser.add_argument("provider", choices=PROVIDERS)
     parser.add_argument("dtype", help="such as float32")
     parser.add_argument("elements", type=count)
     told = parser.parse_args()

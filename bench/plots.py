@@ -311,6 +311,13 @@ def _curved_figure(plt: Any, timings: list[Row], path: Path) -> bool:
 _PLANNED = "#CC0000"
 
 
+def _bar(provider: str) -> dict[str, Any]:
+    """What is compiled looks like what it was made of, hatched."""
+    name = provider.removesuffix("+compile")
+    hatch = {} if name == provider else {"hatch": "////", "edgecolor": "white"}
+    return {"color": LOOKS[name][0], **hatch}
+
+
 def _memory_figure(plt: Any, resident: list[Row], path: Path) -> bool:
     rows = [row for row in resident if "kept" in row]
     if not rows:
@@ -320,16 +327,16 @@ def _memory_figure(plt: Any, resident: list[Row], path: Path) -> bool:
         per_element = 1 / row["elements"]
         # Pages and caches make a figure of nothing some bytes below or above 0.
         kept, peak = max(0.0, row["kept"] * per_element), row["peak"] * per_element
-        colour = LOOKS[row["provider"]][0]
-        axis.barh(at, peak, color=colour, alpha=0.25, height=0.7)
-        axis.barh(at, kept, color=colour, height=0.4)
+        look = _bar(row["provider"])
+        axis.barh(at, peak, alpha=0.25, height=0.7, **look)
+        axis.barh(at, kept, height=0.4, **look)
         axis.text(peak, at, f"  {round(kept, 3):g} kept, {peak:.3g} peak", va="center", fontsize=8)
         if row["provider"] == "fused":
             planned = row["plan"] * per_element
             axis.plot([planned, planned], [at - 0.42, at + 0.42], color=_PLANNED, lw=2.5)
     axis.plot([], [], color=_PLANNED, lw=2.5, label="plan()'s prediction")
     for provider in dict.fromkeys(row["provider"] for row in rows):
-        axis.barh([0], [0], color=LOOKS[provider][0], label=provider)
+        axis.barh([0], [0], label=provider, **_bar(provider))
     labels = [f"{row['case']}  {row['provider']}" for row in rows[::-1]]
     axis.set_yticks(range(len(rows)), labels, fontsize=9)
     axis.set_xlim(0, 1.28 * max(row["peak"] / row["elements"] for row in rows))

@@ -1,6 +1,7 @@
 """The measuring processes: one for each way of allocating, whose rows come back line by line.
 
-Imports cases and memory; each process runs `worker`, its allocator's variables set beforehand.
+Imports allocations, cases and memory; each process runs `worker`, its allocator's variables set
+beforehand.
 """
 
 from __future__ import annotations
@@ -16,30 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from . import cases, machine, memory
+from .allocations import environment
 
-_FRESH = {"MALLOC_MMAP_THRESHOLD_": str(128 << 10)}
-#: What glibc's allocator is told. `fresh` pins the threshold that glibc starts with: every result
-#: of 128 KiB or more is mapped anew and its pages fault in. (Left alone, glibc raises the threshold
-#: to the largest block freed so far, up to 32 MiB, and a benchmark's loop soon reuses its memory.)
-#: `reused`: nothing is mapped by itself and nothing is given back. `default`: glibc left alone.
-#: `huge`: fresh, and torch told to ask for huge pages for every tensor.
-ALLOCATIONS: dict[str, dict[str, str]] = {
-    "fresh": _FRESH,
-    "reused": {
-        "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
-        "MALLOC_MMAP_MAX_": "0",
-        "MALLOC_TRIM_THRESHOLD_": str(64 << 30),
-        "MALLOC_TOP_PAD_": str(64 << 20),
-    },
-    "default": {},
-    "huge": {**_FRESH, "THP_MEM_ALLOC_ENABLE": "1"},
-}
 USUAL = ("fresh", "reused")
 _RESIDENT = (
-    ("relu/GUIDED", ("fused", "idiom", "plain")),
+    ("relu/GUIDED", memory.PROVIDERS),
     ("relu/DECONVNET", ("fused", "idiom")),
     ("tanh/reverse", ("fused", "idiom", "plain")),
-    ("gelu/GUIDED", ("fused", "idiom", "plain")),
+    ("gelu/GUIDED", memory.PROVIDERS),
     ("gelu/STRAIGHT_THROUGH", ("fused", "idiom")),
 )
 _QUICK_RESIDENT = (("relu/GUIDED", ("fused", "idiom", "plain")),)
@@ -75,14 +60,6 @@ class Progress:
             self.say(f"REFUSED: {row['refused']}")
 
 
-def environment(allocations: str, cache: str) -> dict[str, str]:
-    """The variables of a measuring process."""
-    ours = ("MALLOC_", "THP_MEM_ALLOC_ENABLE")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    kept["TORCHINDUCTOR_CACHE_DIR"] = cache
-    return kept | ALLOCATIONS[allocations]
-
-
 def _deaf() -> None:
     """An interruption of the terminal is the command's, which ends this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -107,7 +84,7 @@ def measure(settings: Row, allocations: str, cache: str, progress: Progress) -> 
     process = subprocess.Popen(
         _command(),
         cwd=machine.where_it_runs(__package__),
-        env=environment(allocations, cache),
+        env=environment(allocations) | {"TORCHINDUCTOR_CACHE_DIR": cache},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -134,7 +111,7 @@ def measure(settings: Row, allocations: str, cache: str, progress: Progress) -> 
 
 
 def measure_memory(
-    options: argparse.Namespace, dtypes: list[str], progress: Progress
+    options: argparse.Namespace, dtypes: list[str], cache: str, progress: Progress
 ) -> tuple[list[Row], list[Row]]:
     """The rows by hooks, for every pair of the tables, and by resident memory."""
     matches = cases.finder(options.filter or "")
@@ -144,7 +121,7 @@ def measure_memory(
     every = cases.default_cases(True) if few else cases.all_cases()
     chosen = [case for case in every if matches(case.name)]
     kept = [*memory.hooked(chosen, dtypes), memory.view_row()]
-    variables = environment("default", "") | {"OMP_NUM_THREADS": "1"}
+    variables = environment("default") | {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": cache}
     wanted = [
         (cases.Case(*name.split("/")), provider)
         for name, names in (_QUICK_RESIDENT if options.quick else _RESIDENT)

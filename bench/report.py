@@ -66,6 +66,7 @@ COLUMNS = {
         "each": "seconds_per_element",
         "worst": "worst_deviation_over_fit",
         "worst_at": "worst_at_elements",
+        **{f"share{end}": f"share_of_copy{end}" for end in ("", "_q1", "_q3", "_low", "_high")},
     },
 }
 

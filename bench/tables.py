@@ -205,6 +205,11 @@ def resident_section(run: dict[str, Any]) -> list[str]:
                 lines.append([*start, planned, row["skipped"], "–"])
         head = ["case", "provider", "dtype", "elements", "plan()", "kept, resident", "peak"]
         parts.append(table(head, lines))
+        if any(row["provider"] == "fused+compile" for row in run["resident"]):
+            parts.append(
+                "`plan()` speaks of `fused` as it is called: compiled on the CPU, a formula that "
+                "the compiler can fuse keeps y, and no mask, which the next layer often keeps too."
+            )
     return parts
 
 

@@ -152,6 +152,15 @@ def calibrate(step: Step, sample: float, clock: Callable[[], float]) -> tuple[in
     return repetitions, least * repetitions
 
 
+def _whole(step: Step, before: Callable[[], object], clock: Callable[[], float]) -> float:
+    """The seconds of a call with what is done before it, after one that does not count."""
+    step()
+    start = clock()
+    before()
+    step()
+    return clock() - start
+
+
 def plan_rounds(costs: Mapping[str, float], effort: Effort) -> tuple[int, dict[str, int]]:
     """The number of rounds, and every how many of them each step takes part.
 
@@ -172,6 +181,7 @@ def interleave(
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
     before_round: Callable[[], object] = lambda: None,
+    before_call: Callable[[], object] | None = None,
 ) -> dict[str, Measured]:
     """Time `steps` in rounds, each once a round in a shuffled order, the collector switched off.
 
@@ -185,13 +195,18 @@ def interleave(
         Seconds; another one for tests.
     before_round : callable
         Called before every round, unmeasured, such as to move what the steps read.
+    before_call : callable, optional
+        Called before every step, unmeasured, such as to empty the caches: a sample is one call.
     """
     generator = random.Random(seed)
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        calibrated = {name: calibrate(step, effort.sample, clock) for name, step in steps.items()}
+        if before_call is None:
+            calibrated = {n: calibrate(step, effort.sample, clock) for n, step in steps.items()}
+        else:
+            calibrated = {n: (1, _whole(step, before_call, clock)) for n, step in steps.items()}
         rounds, strides = plan_rounds({n: cost for n, (_, cost) in calibrated.items()}, effort)
         samples: dict[str, list[float | None]] = {name: [None] * rounds for name in steps}
         faults: dict[str, list[float]] = {name: [] for name in steps}
@@ -201,6 +216,8 @@ def interleave(
             generator.shuffle(order)
             for name in order:
                 if number % strides[name] == 0:
+                    if before_call is not None:
+                        before_call()
                     seconds, missed = _run(steps[name], calibrated[name][0], clock)
                     samples[name][number] = seconds
                     faults[name].append(missed)

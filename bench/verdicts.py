@@ -1,6 +1,6 @@
 """Every floor of the page counted together, and the losses that its other sections hold.
 
-Imports targets, end_to_end, host and scaling; works from the records alone.
+Imports targets, end_to_end, host and layouts; works from the records alone.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from . import end_to_end, host, scaling, targets
+from . import end_to_end, host, layouts, targets
 from .targets import LEVEL, MET, MISSED
 
 Row = dict[str, Any]
@@ -101,12 +101,35 @@ def _lost_compiled(timings: Iterable[Row]) -> str:
     )
 
 
+def _kept_more(resident: Iterable[Row]) -> list[str]:
+    """The cases of which ours keeps more than another, called as it is and compiled."""
+    kept = {(row["case"], row["provider"]): row["kept"] for row in resident if "kept" in row}
+    found = []
+    for case, ours in kept:
+        if ours not in ("fused", "fused+compile"):
+            continue
+        compiled = ours != "fused"
+        others = {
+            provider: size
+            for (of, provider), size in kept.items()
+            if of == case and provider != ours and provider.endswith("+compile") is compiled
+        }
+        least = min(others, key=lambda name: others[name], default=None)
+        if least and kept[case, ours] - others[least] > targets.SLACK_BYTES:
+            sizes = (kept[case, ours] / 2**20, others[least] / 2**20)
+            found.append(f"{case} by {ours} ({sizes[0]:.1f} MiB; {least} {sizes[1]:.1f})")
+    return found
+
+
 def other_losses(run: Row, others: dict[str, Row]) -> list[str]:
     """A line for each other section of the page in which ours may lose."""
     lines = []
     compiled = _lost_compiled(run["timings"])
     if compiled:
         lines.append(f"[Under torch.compile](#under-torchcompile): slower in {compiled}")
+    more = _kept_more(run["resident"])
+    if more:
+        lines.append(f"Memory, each row in a process of its own: more is kept of {'; '.join(more)}")
     calls = [row for row in _rows(run, "host") if row.get("provider") == "fused" and "ratio" in row]
     if calls:
         eager = [row for row in calls if row["what"] != "compiled"]
@@ -119,9 +142,9 @@ def other_losses(run: Row, others: dict[str, Row]) -> list[str]:
             "[Host time per call](#host-time-per-call): slower than PyTorch's own in "
             + ", ".join(parts)
         )
-    layouts = scaling.layouts(_rows(run, "scaling"))
-    if layouts:
-        lines.append(f"[Layouts](#scaling): slower than PyTorch's own in {_slower(layouts)} cells")
+    laid = layouts.own(_rows(run, "scaling"))
+    if laid:
+        lines.append(f"[Layouts](#scaling): slower than PyTorch's own in {_slower(laid)} cells")
     for name, key, title in (("networks", "network", end_to_end.NETWORKS_TITLE),
                              ("training", "case", end_to_end.TRAINING_TITLE)):  # fmt: skip
         if name in others:

@@ -249,6 +249,18 @@ def test_losses_name_those_of_the_other_sections():
     ]
 
 
+def test_losses_name_the_cases_of_which_more_is_kept():
+    def row(provider, mebibytes):
+        return {"case": "relu/GUIDED", "provider": provider, "kept": mebibytes << 20}
+
+    few = [row("fused", 2), row("plain", 64), row("fused+compile", 64), row("plain+compile", 16)]
+    assert verdicts.other_losses({**_suite(), "resident": few}, {}) == [
+        "* Memory, each row in a process of its own: more is kept of relu/GUIDED by fused+compile "
+        "(64.0 MiB; plain+compile 16.0)."
+    ]
+    assert verdicts.other_losses({**_suite(), "resident": few[:3]}, {}) == []
+
+
 def test_losses_name_the_worst_cell_of_each_kind_or_of_each_case():
     rows = [_cell("plain", 0.8), _cell("plain", 0.7, case="relu/guided_scaled", power=10)]
     (line,) = summary.losses([*rows, _cell("idiom", 3.0)]).splitlines()[2:]

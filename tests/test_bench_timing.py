@@ -143,3 +143,17 @@ def test_the_median_s_interval_holds_it_95_times_in_a_hundred(count):
     assert 0.94 < held / tries < 0.99
     with pytest.raises(ValueError, match="no values to take an interval of"):
         timing.median_interval([])
+
+
+def test_what_comes_before_a_call_is_not_timed_and_a_sample_is_one_call():
+    clock, log = Clock(), []
+    steps = {name: clock.step(cost, log, name) for name, cost in (("a", 1e-6), ("b", 2e-6))}
+    before = clock.step(0.05, log, "before")
+    found = timing.interleave(steps, EFFORT, clock=clock, before_call=before)
+    assert found["a"].seconds.median == pytest.approx(1e-6)
+    assert found["b"].seconds.median == pytest.approx(2e-6)
+    assert {one.repetitions for one in found.values()} == {1}
+    # Twice 0.05 s a round: what comes before counts to the seconds that a cell may take.
+    assert found["a"].seconds.runs == 9
+    rounds = log[-2 * 2 * 9 :]
+    assert rounds[::2] == ["before"] * 18 and set(rounds[1::2]) == {"a", "b"}
