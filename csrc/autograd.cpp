@@ -7,6 +7,7 @@
 // optional: where it is missing or is another torch's, the Functions serve. The operations are
 // called through the dispatcher, so that modes and profilers see them.
 #include <c10/core/SafePyObject.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/autograd/functions/utils.h>
 
@@ -86,6 +87,8 @@ struct ModifiedBackward : Node {
     if (keeps != Keeps::kNothing) saved = unpacked(*this, mutex_, kept);
     if (at::GradMode::is_enabled()) return {differentiable(g, saved)};
     if (passes_through) return {g};
+    TORCH_CHECK_TYPE(g.layout() == at::kStrided, "a rule's backward takes dense gradients, got one "
+                     "of layout ", g.layout(), "; call .to_dense() on it");
     static const Operation operation("pyrevgrad::backward");
     c10::IValue laid = strides.empty() ? c10::IValue() : c10::IValue(strides);
     return {operation(g, {g, optional(saved), program, optional(scale), std::move(laid)})[0]
@@ -160,8 +163,10 @@ Tensor recorded_view(const Tensor& x, const Handle&, const Pointer& node) {
   return y;
 }
 
-// Whether x may be overwritten at once: where it may not, Python makes a copy, or the error.
+// Whether x may be overwritten at once: where it may not, Python makes a copy, or the error. Modes
+// may run less than all operations, or look at what each returns.
 bool may_overwrite(const Tensor& x, const Handle& handle, const Tensor& live) {
+  if (c10::impl::TorchDispatchModeTLS::any_modes_set()) return false;
   if (!x.is_non_overlapping_and_dense() || x.is_inference()) return false;
   if (!(x.requires_grad() && at::GradMode::is_enabled())) return true;
   const bool needs_copy = handle.keeps == Keeps::kInput ||

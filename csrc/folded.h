@@ -65,7 +65,7 @@ struct FoldedBackward : Node {
                         task_should_compute_output(2)};
     const Tensor x = reads_x(wanted) ? unpacked(*this, mutex_, kept) : Tensor();
     const Tensor weight = reads_weight(wanted) ? unpacked(*this, mutex_, factor) : Tensor();
-    if (is_first_order(g) && !is_huge()) {
+    if (is_first_order(g) && is_factor()) {
       first_order(g, x, weight, wanted, found);
     } else {
       const pybind11::gil_scoped_acquire gil;
@@ -74,8 +74,8 @@ struct FoldedBackward : Node {
     return found;
   }
 
-  // Whether λ is past what a product takes as a factor: Python's function says what then.
-  virtual bool is_huge() const { return false; }
+  // Whether a product takes λ as a factor: Python's function says what else.
+  virtual bool is_factor() const { return true; }
   virtual bool reads_x(const Wanted& wanted) const = 0;
   virtual bool reads_weight(const Wanted& wanted) const = 0;
   virtual void first_order(const Tensor& g, const Tensor& x, const Tensor& weight,
@@ -96,8 +96,8 @@ struct FoldedLinearBackward : FoldedBackward {
     if (should_compute_output(1)) kept = SavedVariable(x, false);
   }
   std::string name() const override { return "FoldedLinearBackward"; }
-  // From where on: _HUGE of pyrevgrad/folding.py.
-  bool is_huge() const override { return !(std::abs(number()) < 0x1p64); }
+  // As in pyrevgrad/folding.py, whose _HUGE this is.
+  bool is_factor() const override { return number() != 0 && std::abs(number()) < 0x1p64; }
   bool reads_x(const Wanted& wanted) const override { return wanted[1]; }
   bool reads_weight(const Wanted& wanted) const override { return wanted[0]; }
 
@@ -150,8 +150,10 @@ struct FoldedConvolutionBackward : FoldedBackward {
 
   void first_order(const Tensor& g, const Tensor& x, const Tensor& weight, const Wanted& wanted,
                    variable_list& found) const override {
-    if (!wanted[0]) {
+    if (!wanted[0] || g.scalar_type() == at::kHalf) {
+      // Of float16, −λ·W or −λ·g may be below what it holds, and gx be a number all the same.
       found = plain(g, x, weight, wanted);
+      if (wanted[0]) found[0] = reversed(found[0]);
     } else if (weight.numel() <= g.numel()) {
       // The gradient of W does not read W.
       found = plain(g, x, reversed(weight), wanted);

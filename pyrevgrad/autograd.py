@@ -1,8 +1,8 @@
 """The one binding of pairs to PyTorch's autograd: save, call, double backward, torch.compile.
 
-Imports backends, binding, transforms and the reference. A backward runs on its forward's backend.
-Where the C++ nodes are there, they record a plain eager call that the native kernels serve; the
-Functions below record every other, and say the same.
+Imports backends, binding, inputs, transforms and the reference. A backward runs on its forward's
+backend. Where the C++ nodes are there, they record a plain eager call that the native kernels
+serve; the Functions below record every other, and say the same.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.autograd.function import Function
 
 from . import backends
-from .backends import HALF_TYPES, BackendError, Pairs, ValueOf
+from .backends import BackendError, Pairs, ValueOf
 from .binding import NODES
+from .inputs import checked, refuse_leaf, refuse_overlap
 from .pairs import Pair, floats
 from .reference import eager
 from .reference.eager import Reversal
@@ -25,8 +26,6 @@ from .rules import EXACT
 from .transforms import TracingError, exported, exporting, refuse_modified, transformed
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
-_MASKED = torch.masked.MaskedTensor
-_TYPES = (torch.float32, torch.float64, *HALF_TYPES)
 # In an operation's error, csrc/memory.h: it sees PyTorch through an interface that tells no reason.
 _NO_MEMORY = "torch gave no memory for"
 is_dynamo_compiling = torch.compiler.is_dynamo_compiling
@@ -44,11 +43,15 @@ _ORDINARY_VIEW = torch._C._autograd.CreationMeta.DEFAULT
 def _first_order(ctx: Any, g: Tensor) -> Tensor:
     """gx by the forward's backend, where no gradient of the gradient is wanted."""
     pair, scale, backend, strides = ctx.call
-    if pair.keeps != "nothing":
-        return backend.backward(g, ctx.saved_tensors[0], pair, scale, strides)
-    if pair.passes_through and scale is None:
+    if pair.keeps == "nothing" and pair.passes_through and scale is None:
         return g
-    return backend.backward(g, None, pair, scale)
+    if not is_dynamo_compiling() and g.layout is not torch.strided:
+        raise TypeError(
+            f"a rule's backward takes dense gradients, got one of layout {g.layout}; call "
+            ".to_dense() on it"
+        )
+    kept = None if pair.keeps == "nothing" else ctx.saved_tensors[0]
+    return backend.backward(g, kept, pair, scale, strides)
 
 
 def _is_batched(g: Tensor) -> bool:
@@ -289,51 +292,9 @@ def _recorded(x: Tensor, pair: Pair, scale: Tensor | None, backend: Any) -> Tens
     return _Call.apply(x, pair, scale, backend)
 
 
-def checked(x: Tensor, pairs: Pairs, scale: Tensor | None) -> Pair:
-    """The pair for the dtype of `x`, or a TypeError or ValueError that says what is wrong."""
-    if not _is_dense_float(x.dtype, x.layout, x.is_nested) or isinstance(x, _MASKED):
-        name = pairs.full.row.name
-        if name == "identity":
-            name = "a reversal (or identity)"
-        if x.dtype not in _TYPES:
-            raise TypeError(
-                f"{name} takes float16, bfloat16, float32 or float64 tensors, got {x.dtype}"
-            )
-        kind = f"layout {x.layout}"
-        if isinstance(x, _MASKED):
-            kind = "a masked tensor"
-        elif x.is_nested:
-            kind = "a nested tensor"
-        raise TypeError(f"{name} takes dense tensors, got {kind}")
-    if scale is not None:
-        _check_live_scale(scale, x)
-    return pairs.half if x.dtype in HALF_TYPES else pairs.full
-
-
-def _is_dense_float(dtype: torch.dtype, layout: torch.layout, nested: bool) -> bool:
-    return dtype in _TYPES and layout is torch.strided and not nested
-
-
-def _check_live_scale(scale: Tensor, x: Tensor) -> None:
-    """ValueError unless a tensor scale can be read beside `x` and wants no gradient."""
-    if scale.device != x.device:
-        raise ValueError(
-            f"the tensor scale is on {scale.device} and x on {x.device}; they must share a device"
-        )
-    if scale.requires_grad:
-        raise ValueError(
-            "no gradient flows to scale, so a tensor scale must not require grad; pass .detach()"
-        )
-
-
 def _in_place(x: Tensor, pair: Pair, scale: Tensor | None, backend: Any) -> Tensor:
     name = pair.row.name
-    strides = x.stride()
-    if 0 in strides and any(s == 0 and n > 1 for n, s in zip(x.shape, strides, strict=True)):
-        raise ValueError(
-            f"{name}: in place on an expanded tensor would write one element many times; "
-            "pass x.clone() or inplace=False"
-        )
+    refuse_overlap(x, name)
     if not (x.requires_grad and torch.is_grad_enabled()):
         if x.is_neg():
             return x.copy_(backend.value(x, pair))
@@ -344,13 +305,12 @@ def _in_place(x: Tensor, pair: Pair, scale: Tensor | None, backend: Any) -> Tens
         # PyTorch refuses most of these, but a Function learns it only after it has written.
         x.neg_().neg_()
     base = x._base if x._is_view() and x._base is not None else x
-    if any(tensor.is_leaf and tensor.requires_grad for tensor in (x, base)):
-        raise ValueError(
-            f"{name}: in place on a leaf that requires grad (or a view of one) would lose its "
-            "value; use inplace=False"
-        )
+    refuse_leaf((x, base), name)
     modified = not (pair.exact and scale is None)
-    if pair.keeps == "input" or (pair.keeps == "output" and modified) or x.is_neg():
+    copies = pair.keeps == "input" or (pair.keeps == "output" and modified) or x.is_neg()
+    # Selective checkpointing runs again what it has not kept, and of an operation that only
+    # overwrites there is nothing to keep.
+    if copies or torch._C._len_torch_dispatch_stack():
         return x.copy_(_recorded(x.clone(), pair, scale, backend))
     return _CallInPlace.apply(x, pair, scale, backend)
 
@@ -362,6 +322,13 @@ def _special(x: Any, pairs: Pairs, scale: Tensor | None, inplace: bool, value: A
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a torch.Tensor, not {type(x).__name__}")
     pair = checked(x, pairs, scale)
+    source = x
+    if inplace:
+        refuse_overlap(x, pair.row.name)
+        if torch.is_grad_enabled():
+            refuse_leaf((x,), pair.row.name)
+        # What a pair keeps of x must be what x was. A compiler makes nothing of a copy.
+        x = x.clone()
     if exporting():
         y = exported(x, pair, scale)
     elif torch.compiler.is_compiling():
@@ -374,20 +341,19 @@ def _special(x: Any, pairs: Pairs, scale: Tensor | None, inplace: bool, value: A
                 f"backend {backends.forced()!r} was asked for and does not serve torch.func "
                 "transforms or forward-mode gradients; the reference does"
             )
-        y = transformed(x.clone() if inplace else x, pair, scale, value)
+        y = transformed(x, pair, scale, value)
     else:
         backend = backends.reference_for_subclass(x)
         y = _recorded(x, pair, scale, backend if value is None else ValueOf(value, backend))
-    return x.copy_(y) if inplace else y
+    return source.copy_(y) if inplace else y
 
 
 def _inside_transform() -> bool:
     return bool(_transforms_active())
 
 
-# Asked once, while torch.compile traces: where the trace stands, and what it stands on.
+# Asked once, while torch.compile traces: where the trace stands.
 _inside_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_is_dense_float._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _refuse_transform() -> None:

@@ -15,10 +15,10 @@ from torch.autograd.function import Function
 from torch.nn import functional as F
 
 from . import backends
-from .autograd import checked
 from .backends import HALF_TYPES, Pairs
 from .binding import NODES
 from .functional import reverse_gradient
+from .inputs import checked
 from .pairs import Pair
 from .reference import eager
 from .rules import reverse
@@ -27,6 +27,7 @@ Number = Callable[[], float | None] | None
 _REVERSAL = Pairs("identity", reverse(1.0), {})
 # From here on λ multiplies the finished product, as it does behind a plain layer: PyTorch refuses a
 # factor past float32's range, and a library may multiply an operand by it, which overflows first.
+# So does a λ of 0, for which PyTorch makes no product at all: a NaN in g would be lost.
 _HUGE = 2.0**64
 
 
@@ -98,13 +99,16 @@ def _gradients(
 def _reversed_product(
     g: Tensor, weight: Tensor, scale: Tensor, number: float | None, backend: Any
 ) -> Tensor:
-    """``−λ · g·W`` in one product; a λ that only a tensor knows scales the smaller factor first."""
-    huge = number is not None and not abs(number) < _HUGE
-    if huge or torch.is_grad_enabled():
+    """``−λ · g·W`` in one product; a λ that only a tensor knows scales the smaller factor first,
+    but in float16, where λ times it may be below what that holds."""
+    factor = number is None or 0 < abs(number) < _HUGE
+    if not factor or torch.is_grad_enabled():
         return _reversed_plainly(g @ weight, scale)
     if number is not None:
         # beta 0: the first argument is not read, only its dtype and device count.
         return torch.addmm(g.new_empty(1), g, weight, beta=0, alpha=-number)
+    if g.dtype is torch.float16:
+        return backend.backward(g @ weight, None, _pair_for(g), scale)
     if weight.numel() <= g.numel():
         return g @ backend.backward(weight, None, _pair_for(weight), scale)
     return backend.backward(g, None, _pair_for(g), scale) @ weight
@@ -167,8 +171,11 @@ class _FoldedConvolution(Function):
         asked = list(ctx.needs_input_grad[:3])
         if torch.is_grad_enabled():
             found = _convolved_by_formula(g, x, weight, scale, geometry, asked)
-        elif not asked[0]:
-            found = _convolved_back(g, x, weight, geometry, asked)
+        elif not asked[0] or g.dtype is torch.float16:
+            # As in a linear layer: of float16 the finished gradient is reversed.
+            gx, gw, gb = _convolved_back(g, x, weight, geometry, asked)
+            gx = gx if gx is None else backend.backward(gx, None, _pair_for(g), scale)
+            found = gx, gw, gb
         elif weight.numel() <= g.numel():
             # W's own gradient does not read W.
             factor = backend.backward(weight, None, _pair_for(weight), scale)

@@ -40,7 +40,8 @@ def activation(
     Returns
     -------
     Tensor
-        Fresh storage with the strides of ``torch.empty_like(x)``, or `x` itself if in place.
+        Fresh storage with the strides of ``torch.empty_like(x)`` (axes of one place aside), or `x`
+        itself if in place.
 
     Raises
     ------

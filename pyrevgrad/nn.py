@@ -97,7 +97,7 @@ class Activation(Scaled):
         self._set_rule(rule)
 
     def forward(self, x: Tensor) -> Tensor:
-        """f(x), fresh storage with the strides of ``torch.empty_like(x)`` unless in place."""
+        """f(x), fresh storage laid out as ``torch.empty_like(x)`` unless in place."""
         return autograd.call(x, self._pairs, self.scale, self.inplace)
 
     def extra_repr(self) -> str:

@@ -323,6 +323,17 @@ def test_in_place_on_an_expanded_tensor_is_refused(name, rule, needs, backend):
     activation(base.expand(3, 1), name, rule, inplace=True)
 
 
+@pytest.mark.parametrize("recorder", ["nodes", "functions"])
+@pytest.mark.parametrize(("name", "rule"), KINDS)
+def test_a_sparse_gradient_is_refused(name, rule, recorder, monkeypatch):
+    if recorder == "functions":
+        monkeypatch.setattr(pyrevgrad.autograd, "NODES", None)
+    x = torch.full((3,), 2.0, requires_grad=True)
+    y = activation(x, name, rule)
+    with pytest.raises(TypeError, match=r"takes dense gradients, .* call .to_dense\(\) on it"):
+        y.backward(torch.ones(3).to_sparse())
+
+
 # Kinds.
 
 

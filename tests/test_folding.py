@@ -138,6 +138,51 @@ def test_a_huge_scale_gives_what_the_two_layers_give(scale, dtype, nodes, monkey
         assert not found[0].isnan().any()
 
 
+@pytest.mark.parametrize("nodes", [NODES, None], ids=["node", "function"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("layer", ["linear", "convolution"])
+def test_a_scale_of_zero_lets_what_is_no_number_through(layer, bad, nodes, monkeypatch):
+    """It is that of the first step of Ganin's schedule, where a loss may have gone wrong."""
+    monkeypatch.setattr(autograd, "NODES", nodes)
+    if layer == "linear":
+        folded, x, g = ReversedLinear(3, 2, scale=0.0), torch.randn(2, 3), torch.ones(2, 2)
+        place = (0, 0)
+    else:
+        folded, x = ReversedConv2d(3, 2, 1, scale=0.0), torch.randn(2, 3, 2, 2)
+        g, place = torch.ones(2, 2, 2, 2), (0, 0, 0, 0)
+    g[place] = bad
+    _, (gx, *_) = gradients(folded, x, g, [])
+    assert gx[0].isnan().any() and not gx[1].isnan().any() and not gx[1].any()
+
+
+@pytest.mark.parametrize("nodes", [NODES, None], ids=["node", "function"])
+@pytest.mark.parametrize("known", [True, False], ids=["a number", "a tensor's"])
+@pytest.mark.parametrize("scale", [5e-5, 1e-6, -2e5])
+@pytest.mark.parametrize("layer", ["linear", "convolution"])
+def test_a_scale_that_float16_hardly_holds_is_as_exact_as_two_layers(
+    layer, scale, known, nodes, monkeypatch
+):
+    """Gradients are of the size that a scaled loss has, or that a large λ asks for."""
+    monkeypatch.setattr(autograd, "NODES", nodes)
+    if not known:
+        monkeypatch.setattr(ReversedLinear, "_number", lambda self, scale: None)
+    if layer == "linear":
+        folded, x = ReversedLinear(8, 4, scale=scale), torch.randn(64, 8)
+        g, columns = torch.randn(64, 4), "nj,ji->ni"
+    else:
+        folded, x = ReversedConv2d(8, 4, 1, scale=scale), torch.randn(4, 8, 6, 6)
+        g, columns = torch.randn(4, 4, 6, 6), "njhw,ji->nihw"
+    folded, x = folded.half(), x.half()
+    g = (g * (2048.0 if abs(scale) < 1 else 1e-3)).half()
+    _, (gx, *_) = gradients(folded, x, g, [])
+    weight = folded.weight.detach().double().reshape(4, 8)
+    wanted = -scale * torch.einsum(columns, g.double(), weight)
+    bound = abs(scale) * torch.einsum(columns, g.double().abs(), weight.abs())
+    # Roundings of the product and of the scaled result, and a step of the least numbers.
+    limit = 8 * torch.finfo(torch.float16).eps * bound + 2.0**-24
+    assert ((gx.double() - wanted).abs() <= limit).all()
+
+
 LAYERS = (
     (lambda: ReversedLinear(3, 4, scale=0.3), lambda: nn.Linear(3, 4)),
     (lambda: ReversedLinear(3, 4, False, scale=0.3), lambda: nn.Linear(3, 4, False)),

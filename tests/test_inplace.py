@@ -1,8 +1,15 @@
 """In place: the overwritten input, views, chains, and what PyTorch's version counter must see."""
 
+import functools
+
 import pytest
 import torch
 from expected import BACKENDS, SAMPLE, gradient, points, value
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 import pyrevgrad
 from pyrevgrad import EXACT, GUIDED, activation, reverse, reverse_gradient
@@ -199,3 +206,74 @@ def test_a_kept_output_that_is_overwritten_raises_pytorchs_error(rule):
     y.mul_(2.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+OVERLAPPING = {
+    "unfolded": lambda base: base.unfold(0, 2, 1),
+    "strided": lambda base: base.as_strided((2, 2), (1, 1)),
+    "of interlaced rows": lambda base: base.as_strided((2, 3), (3, 2)),
+}
+
+
+@every_backend
+@pytest.mark.parametrize("needs", [False, True])
+@pytest.mark.parametrize("how", OVERLAPPING)
+@pytest.mark.parametrize("name", ["relu", "tanh", "gelu"])
+def test_in_place_on_a_tensor_that_overlaps_itself_is_refused(name, how, needs, backend):
+    base = torch.full((9,), -2.0, requires_grad=needs) * 1.0
+    with (
+        pyrevgrad.backend(backend),
+        pytest.raises(ValueError, match="on a tensor that overlaps itself would write"),
+    ):
+        activation(OVERLAPPING[how](base), name, inplace=True)
+    assert base.tolist() == [-2.0] * 9
+
+
+@every_backend
+@pytest.mark.parametrize("strides", [(1, 2, 1, 0), (0, 0, 0, 0)])
+def test_in_place_on_nothing_is_no_matter_of_strides(strides, backend):
+    x = torch.empty_strided((1, 0, 2, 2), strides)
+    with pyrevgrad.backend(backend):
+        assert activation(x, "relu", inplace=True) is x
+
+
+@pytest.mark.parametrize("rule", ["EXACT", "reverse", "GUIDED"])
+@pytest.mark.parametrize("name", ["relu", "tanh", "gelu"])
+def test_selective_checkpointing_runs_what_overwrites_again(name, rule):
+    """What a policy saves is not run again; what overwrites returns nothing to save."""
+
+    def policy(context, operator, *args, **kwargs):
+        own = "pyrevgrad" in str(operator)
+        return CheckpointPolicy.MUST_SAVE if own else CheckpointPolicy.PREFER_RECOMPUTE
+
+    def body(x):
+        return overwrite(x * 2, name, rule, BACKENDS[-1]).sin()
+
+    x = torch.tensor([-0.7, 0.1, 0.6, 1.2], requires_grad=True)
+    contexts = functools.partial(create_selective_checkpoint_contexts, policy)
+    y = checkpoint(body, x, use_reentrant=False, context_fn=contexts)
+    plain = body(x)
+    assert torch.equal(y, plain)
+    got, want = (torch.autograd.grad(out.sum(), x)[0] for out in (y, plain))
+    assert torch.equal(got, want)
+
+
+class Own(torch.Tensor):
+    """A subclass that adds nothing."""
+
+
+@every_sample
+def test_a_subclass_may_be_overwritten(name, rule):
+    leaf, g = points(name, rule)
+    x = (leaf.requires_grad_() * 1.0).as_subclass(Own)
+    assert activation(x, name, RULES[rule], inplace=True) is x
+    x.backward(g)
+    torch.testing.assert_close(leaf.grad, gradient(name, rule, leaf.detach(), g).detach())
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor, Own])
+def test_a_leaf_of_any_class_is_refused(kind):
+    leaf = torch.full((3,), -2.0).as_subclass(kind).requires_grad_()
+    with pytest.raises(ValueError, match="in place on a leaf that requires grad"):
+        activation(leaf, "relu", inplace=True)
+    assert leaf.tolist() == [-2.0] * 3
