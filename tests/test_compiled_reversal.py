@@ -159,3 +159,31 @@ def test_a_compiled_reversal_is_a_view(dynamic):
     assert compiled(x).data_ptr() == x.data_ptr()
     with torch.no_grad():
         assert compiled(x).data_ptr() == x.data_ptr()
+
+
+@pytest.mark.parametrize("rule", [reverse, lambda scale: pyrevgrad.GUIDED.scaled(scale)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "tanh", "gelu", "identity"])
+def test_a_tensor_scale_of_any_dtype_is_read_when_a_compiled_backward_runs(name, dtype, rule):
+    scale = torch.tensor(1.0, dtype=dtype)
+    x, g = inputs(16)
+    compiled = torch.compile(
+        lambda x: pyrevgrad.activation(x, name, rule(scale)), fullgraph=True, backend="aot_eager"
+    )
+    y = compiled(x)
+    scale.fill_(5.0)
+    found = torch.autograd.grad(y, x, g)[0]
+    wanted = torch.autograd.grad(pyrevgrad.activation(x, name, rule(5.0)), x, g)[0]
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_a_zero_keeps_its_sign_in_a_compiled_backward(zero):
+    scale = torch.tensor(zero)
+    x, g = inputs(16)
+
+    def function(x):
+        return pyrevgrad.leaky_relu(x, reverse(scale))
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert all(map(same_bits, both(function, x, g), both(compiled, x, g)))

@@ -35,16 +35,22 @@ def fitted(pair: Pair, x: Tensor) -> Pair:
 
 
 def _scale(pair: Pair, tensor: Tensor | None, like: Tensor) -> Tensor | float:
-    """The factor λ: a number, or a tensor in the compute type of `like`, multiplied in float64."""
+    """The factor λ: a number, or a tensor in the compute type of `like`, multiplied in float64.
+
+    `like` is the gradient that λ multiplies.
+    """
     *_, number = floats(pair.texts.rule)
     if tensor is None:
         return number
+    if torch.compiler.is_compiling():
+        # Less a 0 that is made of g: a compiler would else read λ when the forward runs.
+        tensor = tensor - like.flatten()[:0].sum().to(tensor.dtype)
     wide = tensor if tensor.device.type == "mps" else tensor.double()
     return _narrow(number * wide, like.dtype)
 
 
 def value(x: Tensor, pair: Pair) -> Tensor:
-    """f(x), in fresh storage with the strides of ``torch.empty_like(x)``."""
+    """f(x), in fresh storage laid out as ``torch.empty_like(x)``."""
     y = _value(x, pair)
     return _own(y, x) if pair.row.own_slope else y
 
