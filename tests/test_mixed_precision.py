@@ -64,3 +64,21 @@ def test_training_under_autocast_is_that_of_the_loop(make, scored):
         with torch.autocast("cpu", torch.bfloat16):
             wanted = evaluate(by_hand, (X, Y))
         assert found.epochs[-1]["validation_loss"] == wanted.loss
+
+
+@pytest.mark.parametrize("options", [{}, {"device": "cpu"}])
+def test_float16_is_refused_before_the_first_step_for_no_loss_is_scaled(options):
+    model = network()
+    before = [p.detach().clone() for p in model.parameters()]
+    said = r'torch.float16 is in force on cpu, .* use torch.autocast\("cpu", torch.bfloat16\)'
+    with torch.autocast("cpu", torch.float16), pytest.raises(ValueError, match=said):
+        fit(model, (X, Y), T, epochs=1, progress=False, **options)
+    assert all(map(torch.equal, model.parameters(), before))
+    with torch.autocast("cpu", torch.float16, enabled=False):
+        fit(model, (X, Y), T, epochs=1, progress=False)
+
+
+def test_an_autocast_of_another_device_changes_nothing():
+    with torch.autocast("xpu", torch.float16):
+        assert torch.is_autocast_enabled("xpu")
+        fit(network(), (X, Y), T, epochs=1, progress=False)

@@ -50,6 +50,19 @@ def _least(network: DANN) -> int:
     return 2 if any(isinstance(it, _BatchNorm) and it.training for it in layers) else 1
 
 
+def _refuse_float16(model: torch.nn.Module, device: Any) -> None:
+    """ValueError under an autocast to float16, in which gradients underflow without an error."""
+    asked = {p.device for p in model.parameters()} if device is None else {torch.device(device)}
+    for kind in sorted({where.type for where in asked}):
+        if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+            continue
+        if torch.get_autocast_dtype(kind) == torch.float16:
+            raise ValueError(
+                f"autocast to torch.float16 is in force on {kind}, and fit scales no loss, so that "
+                f'small gradients would become 0: use torch.autocast("{kind}", torch.bfloat16)'
+            )
+
+
 class Run:
     """A training that goes on epoch by epoch, from its start or from a checkpoint."""
 
@@ -74,6 +87,7 @@ class Run:
             raise ValueError(
                 f"batch_size {batch_size} cannot be dealt out to {self.processes.count} processes"
             )
+        _refuse_float16(model, device)
         self.model = model if device is None else model.to(device)
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.step = 0

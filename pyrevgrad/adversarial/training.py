@@ -111,8 +111,9 @@ def fit(
     ValueError, TypeError
         Labels out of range, a domain or loader without samples, shapes that do not fit, a
         checkpoint of another training or one that could not be read again, `resume` without a
-        `checkpoint`, a λ that is infinite; an optimizer of none of the model's parameters or whose
-        step needs a closure, a scheduler of another optimizer or whose step needs a metric.
+        `checkpoint`, a λ that is infinite, an autocast to float16; an optimizer of none of the
+        model's parameters or whose step needs a closure, a scheduler of another optimizer or whose
+        step needs a metric.
     FileExistsError
         A checkpoint is there, and `resume` is not asked for.
     OSError
