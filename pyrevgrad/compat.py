@@ -18,6 +18,17 @@ from .scaled import Scaled
 
 __all__ = ["GradientReverseLayer", "RevGrad", "WarmStartGradientReverseLayer"]
 
+#: Where the layers of these names come from; dalib is what tllib was called before.
+_PACKAGES = ("pytorch_revgrad", "tllib", "dalib")
+
+
+def is_theirs(layer: nn.Module) -> bool:
+    """Whether `layer` is a reversal of those libraries, by its name: none of them is imported."""
+    return any(
+        kind.__name__ in __all__ and kind.__module__.partition(".")[0] in _PACKAGES
+        for kind in type(layer).__mro__
+    )
+
 
 class _Migrated(Scaled):
     """A layer that saves its λ, and that loads a file of the other library, which has none."""

@@ -1,4 +1,4 @@
-"""DANN's options set later, one label logit, and losses that ignore no label."""
+"""DANN's options set later, one label logit, losses that ignore no label, others' reversals."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pyrevgrad.adversarial import DANN, GaninSchedule, evaluate
+from pyrevgrad.adversarial import CDAN, DANN, GaninSchedule, evaluate
 from pyrevgrad.nn import ReversedLinear
 
 
@@ -92,3 +92,41 @@ def test_a_loss_that_ignores_no_label_is_taken():
     loss.ignore_index = None
     model = network(label_loss=loss)
     assert model.ignore_index == -100 and model(*batch()).loss.isfinite()
+
+
+class _Theirs(nn.Module):
+    """A reversal of another library, as far as its name goes."""
+
+    def forward(self, x, *arguments):
+        return x
+
+
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [
+        ("pytorch_revgrad.module", "RevGrad"),
+        ("tllib.modules.grl", "GradientReverseLayer"),
+        ("tllib.modules.grl", "WarmStartGradientReverseLayer"),
+        ("dalib.modules.grl", "WarmStartGradientReverseLayer"),
+    ],
+)
+@pytest.mark.parametrize("derived", [False, True])
+@pytest.mark.parametrize("make", [DANN, CDAN])
+def test_the_reversal_of_another_library_is_refused_as_a_second(package, name, derived, make):
+    layer = type(name, (_Theirs,), {"__module__": package})
+    layer = type("Own", (layer,), {}) if derived else layer
+    for head in (nn.Linear(6, 1), ReversedLinear(6, 1)):
+        with pytest.raises(ValueError, match=r"domain_head\.0 is a reversal, .* undo each other"):
+            make(nn.Linear(5, 6), nn.Linear(6, 3), nn.Sequential(layer(), head))
+
+
+def test_the_layer_that_pytorch_revgrad_has_now_is_refused():
+    theirs = pytest.importorskip("pytorch_revgrad", reason="pytorch-revgrad is not installed")
+    with pytest.raises(ValueError, match=r"domain_head\.0 is a reversal"):
+        DANN(nn.Linear(5, 6), nn.Linear(6, 3), nn.Sequential(theirs.RevGrad(), nn.Linear(6, 1)))
+
+
+@pytest.mark.parametrize(("package", "name"), [("mine", "RevGrad"), ("tllib.modules", "Block")])
+def test_a_layer_that_only_shares_a_name_or_a_package_is_taken(package, name):
+    layer = type(name, (_Theirs,), {"__module__": package})()
+    DANN(nn.Linear(5, 6), nn.Linear(6, 3), nn.Sequential(layer, nn.Linear(6, 1)))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checks import check_finite
-from ..compat import GradientReverseLayer, RevGrad, WarmStartGradientReverseLayer
+from ..compat import GradientReverseLayer, RevGrad, WarmStartGradientReverseLayer, is_theirs
 from ..nn import FoldedReversal, GradientReversal
 from ..schedules import Schedule
 from .labels import CrossEntropy, accuracy, check_labels, ignored_by, kind_of
@@ -149,7 +149,7 @@ class DANN(nn.Module):
         found = [part for part in first.modules() if isinstance(part, FoldedReversal)]
         folded = found[0] if found else None
         for name, part in self.named_modules():
-            if isinstance(part, _REVERSALS) and part is not folded:
+            if (isinstance(part, _REVERSALS) and part is not folded) or is_theirs(part):
                 raise ValueError(
                     f"{name} is a reversal, and the network brings its own, so that the two would "
                     "undo each other: leave it out (a domain head may begin with a "
