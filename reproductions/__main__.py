@@ -22,7 +22,9 @@ from tqdm import tqdm
 
 from . import digits, moons, plots
 
-HERE = Path(__file__).parent
+#: The published figures, which a quick run leaves alone.
+RECORD = Path(__file__).parent / "results"
+QUICK = Path("out/reproductions")
 #: The promised gain in target accuracy for each shift of the digits; None: reported as it is.
 GAINS = {"rotated": 0.25, "shifted": 0.10, "blended": None}
 
@@ -102,11 +104,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Run what is asked for, or all."""
     parser = argparse.ArgumentParser(prog="python -m reproductions", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="moons, digits; all by default")
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="default: %(default)s")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help=f"default: {RECORD}, under --quick {QUICK}"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="few epochs: shows that all runs, proves nothing"
     )
     options = parser.parse_args(arguments)
+    if options.out is None:
+        options.out = QUICK if options.quick else RECORD
     unknown = [name for name in options.names if name not in RUNS]
     if unknown:
         parser.error(f"unknown reproduction {unknown[0]!r}: choose from {', '.join(RUNS)}")

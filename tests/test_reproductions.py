@@ -88,6 +88,15 @@ def test_a_quick_run_leaves_figures_and_plots(room, tmp_path, capsys):
     assert (tmp_path / "moons.png").stat().st_size > 0
 
 
+def test_a_quick_run_leaves_the_published_record_alone(room, tmp_path, monkeypatch):
+    program = room("__main__")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(program, "RECORD", tmp_path / "published")
+    assert program.main(["moons", "--quick"]) == 0
+    left = {path.name for path in (tmp_path / "out" / "reproductions").iterdir()}
+    assert left == {"moons.json", "moons.png"} and not program.RECORD.exists()
+
+
 def test_a_promise_that_is_missed_is_an_exit_status(room, tmp_path, monkeypatch, capsys):
     short = room("__main__")
     monkeypatch.setattr(short.moons, "EPOCHS", 1)
