@@ -242,6 +242,14 @@ def test_epochs_are_added_to_a_run_of_constant_λ(tmp_path):
     assert table(tmp_path / "parts") == table(tmp_path / "whole")
 
 
+def test_epochs_are_added_to_a_run_without_a_reversal(tmp_path):
+    options = ("--data", "moons", "--method", "none")
+    assert run(tmp_path / "whole", *options, "--epochs", 3) == 0
+    assert run(tmp_path / "parts", *options, "--epochs", 1) == 0
+    assert run(tmp_path / "parts", *options, "--epochs", 3, "--resume") == 0
+    assert table(tmp_path / "parts") == table(tmp_path / "whole")
+
+
 def test_a_diverging_run_says_where_and_what_to_try(tmp_path, capsys):
     assert run(tmp_path, "--data", "moons", "--epochs", 3, "--rate", 1e30) == 1
     said = capsys.readouterr().err
@@ -370,6 +378,13 @@ def test_a_file_that_is_none_is_said(tmp_path, capsys):
         (("--data", "moons", "--seed", 2**31 - 2, "--seeds", 2), "must be at most 2147483646"),
         (("--data", "moons", "--patience", 0), "--patience must be at least 1"),
         (("--data", "moons", "--device", "abacus"), "--device abacus cannot be trained on"),
+        (("--data", "moons", "--shift", "rotated"), "--shift without --data digits"),
+        (("--source", "s", "--target", "t", "--shift", "blended"), "--shift without --data"),
+        (("--data", "moons", "--method", "none", "--weight", 1), "--weight with --method none"),
+        (
+            ("--data", "moons", "--method", "none", "--sched", "ganin", "--scale", 2),
+            "--scale, --schedule with --method none, which trains without a reversal",
+        ),
     ],
 )
 def test_a_wrong_command_line_is_refused(tmp_path, options, message, capsys):

@@ -13,6 +13,8 @@ from . import datasets, networks
 
 #: scikit-learn takes 32 bits, and the moons' two domains twice the seed and a bit.
 LAST_SEED = 2**31 - 2
+#: What says nothing where the source alone trains.
+OF_THE_REVERSAL = ("scale", "schedule", "weight")
 
 
 class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
@@ -54,14 +56,32 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def _settle(reader: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse the options that would do nothing, and give those that were not named their values."""
+    named = [name for name in OF_THE_REVERSAL if getattr(options, name) is not None]
+    if options.method == "none" and named:
+        idle = ", ".join(f"--{name}" for name in named)
+        reader.error(f"{idle} with --method none, which trains without a reversal")
+    if options.data != "digits" and options.shift is not None:
+        reader.error("--shift without --data digits, the only data that it changes")
+    for name in ("shift", *OF_THE_REVERSAL):
+        if getattr(options, name) is None:
+            setattr(options, name, reader.get_default(name))
+    if options.method == "none":
+        # A λ that rose with the steps would keep a run from going on for more epochs.
+        options.schedule = "constant"
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line; exits with status 2 if it is wrong."""
     reader = parser()
-    options = reader.parse_args(arguments)
+    unset = argparse.Namespace(**dict.fromkeys(("shift", *OF_THE_REVERSAL)))
+    options = reader.parse_args(arguments, unset)
     if (options.data is None) == (options.source is None and options.target is None):
         reader.error("give --data, or --source and --target")
     if options.data is None and (options.source is None or options.target is None):
         reader.error("--source and --target go together")
+    _settle(reader, options)
     for name in ("epochs", "batch_size", "seeds"):
         if getattr(options, name) < 1:
             reader.error(f"--{name.replace('_', '-')} must be at least 1")
