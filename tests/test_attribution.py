@@ -81,6 +81,19 @@ def test_every_kind_of_target(rule, target):
     torch.testing.assert_close(found, by_oracle(rule, x, choose), rtol=1e-10, atol=1e-14)
 
 
+def test_every_method_that_replaces_activations_reports_them():
+    x, model = batch(), Convolutions()
+    methods = (
+        GuidedGradCam(model, model.second),
+        NeuronGuidedBackprop(model, model.second),
+        NeuronDeconvolution(model, model.second),
+    )
+    for method, chosen in zip(methods, (1, (3, 1, 2), (3, 1, 2)), strict=True):
+        assert method.report is None
+        method.attribute(x, chosen)
+        assert [site.spelling for site in method.report.replaced] == ["nn.ReLU", "F.relu"]
+
+
 def test_a_target_of_several_dimensions_and_none():
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Unflatten(1, (2, 3))).double()
     x = torch.randn(5, 4).double()

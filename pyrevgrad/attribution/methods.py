@@ -335,6 +335,11 @@ class GuidedGradCam(Attribution):
         self.guided = GuidedBackprop(model, where)
         self.model, self.layer = model, find_layer(model, layer)
 
+    @property
+    def report(self) -> Report | None:
+        """What the guided backpropagation of the last call replaced."""
+        return self.guided.report
+
     def attribute(
         self,
         inputs: Inputs,

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..swapping.sites import Report
 from .methods import Deconvolution, GuidedBackprop, is_relu
 from .targets import Inputs, Neurons, neurons
 
@@ -23,6 +24,11 @@ class _OfNeuron:
         where: Any = is_relu,
     ) -> None:
         self._of_layer = self._method(model, where, layer)
+
+    @property
+    def report(self) -> Report | None:
+        """What the last call replaced."""
+        return self._of_layer.report
 
     def attribute(
         self,
