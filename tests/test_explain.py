@@ -252,6 +252,13 @@ def test_the_folder_of_the_picture_is_made_or_refused(folder, capsys):
     assert "photo.png cannot be made a folder: " in capsys.readouterr().err
 
 
+def test_a_folder_in_place_of_the_picture_is_refused_before_the_model_runs(folder, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        explain(folder, "fails", "--out", str(folder))
+    assert stopped.value.code == 2
+    assert f"--out must be a file, and {folder} is a folder" in capsys.readouterr().err
+
+
 def test_a_cure_that_this_command_has_not_is_one_in_python():
     from pyrevgrad.explaining import _advised
 

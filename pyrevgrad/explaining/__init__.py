@@ -75,6 +75,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.size is not None and options.size < 1:
         parser.error(f"--size must be at least 1, got {options.size}")
+    if options.out.is_dir():
+        parser.error(f"--out must be a file, and {options.out} is a folder")
     if (options.method == "guided-gradcam") != (options.layer is not None):
         parser.error("--method guided-gradcam and --layer belong together")
     if options.weights is not None and options.model is None:
