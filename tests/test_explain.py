@@ -359,6 +359,26 @@ def test_a_bad_layer_is_refused_with_the_names_there_are(folder, capsys):
     assert "no module named '9': choose from 0, 1, 2, 3, 4" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4, 5])
+def test_channels_that_are_no_colours_are_shown_as_their_mean(channels, tmp_path):
+    from pyrevgrad.explaining import pictures
+
+    x = torch.randn(channels, 6, 5)
+    mean = x.double().numpy().sum(0) / channels
+    wanted = (mean - mean.min()) / (mean.max() - mean.min())
+    np.testing.assert_allclose(pictures.shown(x), wanted, atol=1e-5)
+    pictures.draw(tmp_path / "map.png", x, x, "of several channels")
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_three_channels_are_shown_in_colour():
+    from pyrevgrad.explaining import pictures
+
+    x = torch.randn(3, 6, 5)
+    wanted = (x - x.min()) / (x.max() - x.min())
+    np.testing.assert_allclose(pictures.shown(x), wanted.numpy().transpose(1, 2, 0), atol=1e-6)
+
+
 def test_strength_takes_maps_of_large_photos():
     from pyrevgrad.explaining import pictures
 

@@ -13,10 +13,15 @@ DOTS_PER_INCH = 120
 
 
 def shown(x: Tensor) -> Any:
-    """An image (channels, height, width) stretched to [0, 1], as matplotlib draws it."""
+    """An image (channels, height, width) stretched to [0, 1], as matplotlib draws it.
+
+    Three channels are colours. Of any others the mean is shown, for four would be drawn as colours
+    and their opacity.
+    """
+    x = x if len(x) == 3 else x.mean(0)
     low, high = x.min(), x.max()
     x = (x - low) / (high - low) if high > low else torch.zeros_like(x)
-    return x[0].numpy() if len(x) == 1 else x.permute(1, 2, 0).numpy()
+    return x.permute(1, 2, 0).numpy() if x.dim() == 3 else x.numpy()
 
 
 def strength(found: Tensor) -> Tensor:
