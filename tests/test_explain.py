@@ -42,6 +42,15 @@ def heard():
 def with_preprocess():
     return plain(), lambda image: torch.ones(3, 9, 9) * image.size[0]
 
+def half():
+    return plain().bfloat16()
+
+def double():
+    return plain().double()
+
+def double_with_preprocess():
+    return double(), lambda image: torch.ones(3, 9, 9)
+
 def zero():
     model = plain()
     nn.init.constant_(model[0].bias, -100.0)
@@ -110,6 +119,13 @@ def test_size_mean_std_and_preprocess(folder):
     options = ("--size", "8", "--mean", "0.5,0.4,0.3", "--std", "0.2")
     assert explain(folder, "plain", *options)[0] == 0
     assert explain(folder, "with_preprocess")[0] == 0
+
+
+@pytest.mark.parametrize("function", ["half", "double"])
+def test_a_model_of_another_dtype_is_given_the_image_in_it(folder, function):
+    for method in ("guided", "saliency"):
+        status, out = explain(folder, function, "--method", method)
+        assert status == 0 and out.exists()
 
 
 def test_sixteen_bit_greyscale_is_read_whole(folder):
@@ -203,6 +219,7 @@ def test_weights_that_do_not_fit_get_the_first_key_that_does_not(folder, saved, 
         ("with_preprocess", ("--size", "8"), "photo.png", "--size: --model returns a preprocess"),
         ("plain", ("--target", "7"), "photo.png", "target 7 is out of range for outputs of shape"),
         ("plain", ("--gray",), "photo.png", "does not take an input of shape (1, 1, 12, 10)"),
+        ("double_with_preprocess", (), "photo.png", "shape (1, 3, 9, 9) in torch.float32: "),
         ("plain", ("--std", "0"), "photo.png", "--std must not be 0"),
         ("plain", ("--mean", "1,2"), "photo.png", "--mean must have 1 or 3 numbers, got 2"),
         ("plain", ("--weights", "no.pt"), "photo.png", "--weights: there is no file no.pt"),

@@ -148,7 +148,8 @@ def explained(
             y = model(x)
         except Exception as error:
             raise ExplainError(
-                f"the model does not take an input of shape {tuple(x.shape)}: {_sentence(error)}"
+                f"the model does not take an input of shape {tuple(x.shape)} in {x.dtype}: "
+                f"{_sentence(error)}"
             ) from error
     if not isinstance(y, Tensor) or y.dim() not in (1, 2) or len(y) != 1:
         shape = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
@@ -182,7 +183,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         model, preprocess = load_model(options.model, options.weights)
         picture = images.read(options.image)
-        prepared = _prepared(picture, preprocess, options)
+        prepared = _prepared(picture, model, preprocess, options)
     found, target, report = explained(model, prepared, options)
     if not found.isfinite().all():
         raise ExplainError("the map has numbers that are not finite, so there is nothing to draw")
@@ -198,11 +199,16 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _prepared(picture: Image, preprocess: Any, options: argparse.Namespace) -> Tensor:
+def _prepared(
+    picture: Image, model: nn.Module, preprocess: Any, options: argparse.Namespace
+) -> Tensor:
+    """What the model is given: in the dtype of its first parameter, or as preprocess makes it."""
     from . import images
 
     if preprocess is None:
-        return images.prepared(picture, options.size, options.gray, options.mean, options.std)
+        x = images.prepared(picture, options.size, options.gray, options.mean, options.std)
+        kinds = (p.dtype for p in model.parameters() if p.is_floating_point())
+        return x.to(next(kinds, x.dtype))
     if idle := _given(options):
         raise ExplainError(f"{idle}: --model returns a preprocess, which alone prepares the image")
     try:
