@@ -41,7 +41,12 @@ COMMAND = "python -m bench" if __package__ == "bench" else "python -m pyrevgrad 
 def _size(text: str) -> int:
     """``2^16``, ``65536``; argparse reports anything else."""
     found = re.fullmatch(r"2\^(\d+)", text)
-    number = 1 << int(found.group(1)) if found else int(text)
+    try:
+        number = 1 << int(found.group(1)) if found else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of elements, such as 65536 or 2^16"
+        ) from None
     if number < 1:
         raise argparse.ArgumentTypeError(f"a size is at least 1, got {text!r}")
     if not machine.holds(number):

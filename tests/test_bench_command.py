@@ -141,6 +141,8 @@ REFUSED = (
     (("--threads", "0"), "argument --threads: must be at least 1, got 0"),
     (("--threads", "999"), "--threads 999: this process may run on "),
     (("--sizes", "2^99"), "argument --sizes: 2^99 elements do not fit this machine's memory"),
+    (("--sizes", "abc"), "argument --sizes: 'abc' is no number of elements, such as 65536 or"),
+    (("--sizes", "8", "2^"), "argument --sizes: '2^' is no number of elements, such as 65536 or"),
     (("--threads", "1", "-2"), "argument --threads: must be at least 1, got -2"),
     (("--out", "{file}"), "argument --out: {file} cannot be written: {file} is no folder"),
     (("--out", "{file}/results"), "cannot be written: {file} is no folder"),
