@@ -17,6 +17,7 @@ from ..compat import GradientReverseLayer, RevGrad, WarmStartGradientReverseLaye
 from ..nn import FoldedReversal, GradientReversal
 from ..schedules import Schedule
 from .labels import CrossEntropy, accuracy, check_labels, ignored_by, kind_of
+from .placing import given_to, refuse_learning_before
 from .probabilities import refuse_probabilities
 
 _REVERSALS = (
@@ -84,8 +85,8 @@ class DANN(nn.Module):
         λ, handed to the `GradientReversal` that is ``model.reversal``; 1 if not given. Later
         ``model.scale`` reads and sets it. A domain
         head that begins with a `ReversedLinear` or `ReversedConv2d` (or with a module that holds
-        one, which must come first there too) brings the reversal with it: ``model.reversal`` is
-        that layer, and keeps its own λ if none is given here.
+        one, before all that learns there) brings the reversal with it: ``model.reversal`` is that
+        layer, and keeps its own λ if none is given here.
     domain_weight : float
         w >= 0.
     domain_average : {"domains", "samples"}
@@ -156,6 +157,9 @@ class DANN(nn.Module):
                     "ReversedLinear or a ReversedConv2d)"
                 )
         self._folded = folded is not None
+        # Whether the first step has still to show that nothing of the head learns before it. A look
+        # inside a compiled head would compile it twice.
+        self._unplaced = self._folded and folded is not first and not hasattr(first, "_orig_mod")
         if folded is None:
             self.reversal: GradientReversal = GradientReversal(
                 1.0 if scale is None else scale, record_norm=record_norm
@@ -188,7 +192,8 @@ class DANN(nn.Module):
         TypeError, ValueError
             A domain that is missing or empty, shapes that do not fit, labels out of range (seen
             where the labels are on the CPU, or on the way there by `fit`), a head that ends in a
-            sigmoid or softmax: the domain head, or under cross-entropy the label head.
+            sigmoid or softmax: the domain head, or under cross-entropy the label head. At the first
+            step, unless compiled, a domain head in which a layer learns before its reversal.
         """
         sources, targets = _listed("source", source), _listed("target", target)
         answers = _listed("labels", labels)
@@ -268,10 +273,21 @@ class DANN(nn.Module):
         """What the domain head judges, and the weights of the samples."""
         return found if self._folded else self.reversal(found), None
 
+    def _judge(self, judged: Tensor) -> Tensor:
+        """What the domain head says; the first time, with a look at where its reversal stands."""
+        if not self._unplaced or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return _headed("domain_head", self.domain_head, judged)
+        start = judged.grad_fn
+        with given_to(self.reversal) as given:
+            logits = _headed("domain_head", self.domain_head, judged)
+        refuse_learning_before(self.domain_head, given, start)
+        self._unplaced = False
+        return logits
+
     def _domain_loss(
         self, judged: Tensor, sizes: list[int], weights: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        logits = _headed("domain_head", self.domain_head, judged)
+        logits = self._judge(judged)
         if len(logits) != sum(sizes):
             raise ValueError(
                 f"domain_head made {len(logits)} rows of {sum(sizes)}: it must keep the batch "
