@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import pytest
 import torch
@@ -395,21 +393,3 @@ def test_guided_gradcam_is_its_formula(mode):
 
 def test_reachable_after_import():
     assert pyrevgrad.attribution is attribution and pyrevgrad.nn and pyrevgrad.schedules
-
-
-def test_methods_in_several_threads_take_turns_on_one_model():
-    model, x = Convolutions(), batch()
-    methods = [GuidedBackprop(model), Deconvolution(model), Saliency(model)] * 4
-    wanted = [method.attribute(x, 1) for method in methods[:3]]
-    found = [None] * len(methods)
-
-    def work(i):
-        found[i] = methods[i].attribute(x, 1)
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(methods))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for i, one in enumerate(found):
-        assert torch.equal(one, wanted[i % 3])

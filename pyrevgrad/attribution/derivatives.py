@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from ..rules import Rule
 from ..swapping import Swap
+from ..swapping.refusals import check_model
 from ..swapping.verification import as_found
 from .targets import recording, values, whole
+from .turns import alone
 
 
 def jacobian(
@@ -65,8 +67,14 @@ def jacobian(
     """
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0:
         raise TypeError("x must be a floating point tensor of shape (n, …)")
-    held = nullcontext() if rule is None else Swap(model, rule, where, True, inputs_alone=True)
-    with as_found(model), held, recording():
+    if rule is not None:
+        check_model(model)
+    with (
+        alone(model) as modules,
+        as_found(model, modules),
+        nullcontext() if rule is None else Swap(model, rule, where, True, inputs_alone=True),
+        recording(),
+    ):
         pulled: tuple[Any, ...] = torch.func.vjp(lambda at: model(at.clone()), values(x))
         y, pullback = pulled[0], pulled[1]
         if not isinstance(y, Tensor):

@@ -5,11 +5,9 @@ Imports the swap, the rules and targets.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -36,21 +34,12 @@ from .targets import (
     selected,
     values,
 )
+from .turns import alone
 
 
 def is_relu(site: Site) -> bool:
     """The default of ``where``: ReLU in every spelling, those fused into another layer too."""
     return site.kind in ("relu", "fused relu")
-
-
-_locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
-_locking = threading.Lock()
-
-
-def alone(model: nn.Module) -> Any:
-    """A lock of the model: a swap holds in all threads, so its attributions take turns."""
-    with _locking:
-        return _locks.setdefault(model, threading.RLock())
 
 
 class Attribution:
@@ -98,8 +87,8 @@ class Saliency(Attribution):
         function = self.forward_func
         with ExitStack() as held:
             if isinstance(function, nn.Module):
-                held.enter_context(alone(function))
-                held.enter_context(as_found(function))
+                modules = held.enter_context(alone(function))
+                held.enter_context(as_found(function, modules))
             found = gradient(function, given, extra, lambda y: selected(y, target), create_graph)
         found = tuple(part.abs() for part in found) if abs else found
         return found if isinstance(inputs, tuple) else found[0]
@@ -144,7 +133,7 @@ class ModifiedGradient(Attribution):
 
     @contextmanager
     def _swapped(self, sparing: bool, samples: int) -> Any:
-        with alone(self.model), as_found(self.model):
+        with alone(self.model) as modules, as_found(self.model, modules):
             taking = self._substitution(samples)
             swap = Swap(self.model, self.rule, self.where, True, taking, sparing)
             self.report = swap.report
@@ -380,8 +369,8 @@ class GuidedGradCam(Attribution):
         given, extra = as_tuple(inputs), extra_arguments(additional_forward_args)
         kept: list[Tensor] = []
         with (
-            alone(self.model),
-            as_found(self.model),
+            alone(self.model) as modules,
+            as_found(self.model, modules),
             recording(),
             kept_output(self.layer, kept, attribute_to_layer_input),
         ):

@@ -19,6 +19,7 @@ from ..swapping.sites import table
 from ..swapping.verification import as_found
 from .methods import GuidedBackprop, Saliency
 from .targets import Inputs, Target, as_tuple, extra_arguments, recording, rows
+from .turns import alone
 
 SOURCES = (
     "Adebayo et al. 2018 (arXiv 1810.03292); of the test itself, critical: Yona & Greenfeld 2021 "
@@ -146,7 +147,11 @@ def sanity_check(
             f"a function does; got an object of {type(method).__name__}"
         )
     given, extra = as_tuple(inputs), extra_arguments(additional_forward_args)
-    order, output = _run_order(model, given, extra)
+    with alone(model):
+        order, output = _run_order(model, given, extra)
+        # A copy that is made in inference mode cannot be recorded.
+        with recording():
+            changed = copy.deepcopy(model)
     if target is None and output.dim() == 2 and output.shape[1] > 1:
         target = output.argmax(1)
     name = getattr(method, "__name__", type(method).__name__)
@@ -154,9 +159,6 @@ def sanity_check(
         name: method,
         "plain gradient": lambda m: _Signed(Saliency(m)),
     }
-    # A copy that is made in inference mode cannot be recorded.
-    with recording():
-        changed = copy.deepcopy(model)
     before = {key: _map(one, model, inputs, target, additional_forward_args) for key, one in
               made.items()}  # fmt: skip
     check = SanityCheck(cosines={key: [] for key in made}, ranks={key: [] for key in made})

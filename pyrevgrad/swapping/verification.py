@@ -143,15 +143,15 @@ def _own_node(node: Any) -> Any:
 
 
 @contextmanager
-def as_found(model: nn.Module) -> Iterator[None]:
+def as_found(model: nn.Module, modules: list[nn.Module] | None = None) -> Iterator[None]:
     """Put buffers and random state back at the end, the buffers' version counters too.
 
     A graph that the user holds meanwhile has saved some of them, and takes a new version for a
-    change.
+    change. Who has listed the model's modules gives them.
     """
     buffers = [
         (module._buffers, name, buffer)
-        for module in _modules(model)
+        for module in modules or modules_once(model)
         for name, buffer in module._buffers.items()
     ]
     kept = tuple(b for *_, b in buffers if b is not None and _may_change(b))
@@ -172,7 +172,7 @@ def as_found(model: nn.Module) -> Iterator[None]:
                     _copy(kept, copies)
 
 
-def _modules(model: nn.Module) -> list[nn.Module]:
+def modules_once(model: nn.Module) -> list[nn.Module]:
     """Each module once, without the nested generators of ``model.modules()``."""
     found = {model: None}
     waiting = [model]
