@@ -8,6 +8,7 @@ import torch
 import zoo
 from torch import nn
 
+from pyrevgrad import DECONVNET, rectgrad
 from pyrevgrad.attribution import RectGrad
 
 
@@ -81,3 +82,40 @@ def test_rectgrad_of_activations_of_one_dimension_and_of_none():
     assert torch.equal(RectGrad(single).attribute(torch.ones(1, 4), 1), torch.zeros(1, 4))
     with pytest.raises(ValueError, match="meets 1 along the first dimension"):
         RectGrad(single).attribute(torch.ones(3, 4), 1)
+
+
+def two_layers():
+    torch.manual_seed(0)
+    parts = nn.Linear(5, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 3)
+    return nn.Sequential(*parts).double(), torch.randn(4, 5).double()
+
+
+def test_the_report_says_which_percentile_ran():
+    model, x = two_layers()
+    method = RectGrad(model, percentile=97.5)
+    method.attribute(x, 1)
+    report, name = method.report, "rectgrad(percentile 97.5)"
+    assert [repr(site.rule) for site in report.replaced] == [name] * 2
+    assert str(report).startswith(f"{name} on Sequential") and str(report).count(name) == 3
+    assert report.as_dict()["rule"] == report.as_dict()["replaced"][0]["rule"] == name
+    assert "rectgrad(0" not in str(report) + report.to_json()
+    constant = RectGrad(model, threshold=0.25)
+    constant.attribute(x, 1)
+    assert str(constant.report).count("rectgrad(0.25)") == 3
+    assert RectGrad(model).rule.formula("relu") == rectgrad(0.0).formula("relu")
+
+
+def test_a_rule_that_where_gives_an_activation_runs_beside_the_percentile():
+    model, x = two_layers()
+    method = RectGrad(model, percentile=60, where={"1": DECONVNET})
+    found = method.attribute(x, 1)
+    one, two, three = (part.weight.detach().numpy() for part in model[::2])
+    h = np.maximum(model[0](x).detach().numpy(), 0)
+    pre, g = (model[2](torch.from_numpy(h))).detach().numpy(), three[1]
+    product = np.maximum(pre, 0) * g
+    passes = (product > np.percentile(product, 60, axis=1, keepdims=True)) & (pre > 0)
+    back = np.where(passes, g, 0.0) @ two
+    np.testing.assert_allclose(found, np.maximum(back, 0) @ one, rtol=1e-12)
+    assert [repr(site.rule) for site in method.report.replaced] == [
+        "DECONVNET", "rectgrad(percentile 60)",
+    ]  # fmt: skip

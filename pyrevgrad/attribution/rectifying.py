@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -57,6 +58,17 @@ def percentile_of(rows: Tensor, percentile: float) -> Tensor:
     return torch.lerp(ordered[:, low : low + 1], ordered[:, high : high + 1], rank - low)
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class _Percentile(Rule):
+    """`rectgrad` as reports name it where its threshold is a percentile."""
+
+    gradient_gate: str | None = "output"
+    percentile: float = 98.0
+
+    def __repr__(self) -> str:
+        return f"rectgrad(percentile {self.percentile!r})"
+
+
 class RectGrad(ModifiedGradient):
     """RectGrad (Kim et al. 2019, arXiv 1902.04893, section 4): f′(x)·g where y·g > τ.
 
@@ -96,7 +108,8 @@ class RectGrad(ModifiedGradient):
     ) -> None:
         if not 0 <= percentile <= 100:
             raise ValueError(f"percentile must be in [0, 100], got {percentile!r}")
-        super().__init__(model, rectgrad(0.0 if threshold is None else threshold), where, layer)
+        rule = _Percentile(percentile=percentile) if threshold is None else rectgrad(threshold)
+        super().__init__(model, rule, where, layer)
         self.percentile = percentile if threshold is None else None
 
     def _substitution(self, samples: int) -> Callable[..., Tensor]:
@@ -107,6 +120,9 @@ class RectGrad(ModifiedGradient):
         return functools.partial(self._by_percentile, None if parallel else samples)
 
     def _by_percentile(self, samples: int | None, call: Call, x: Tensor, rule: Rule) -> Tensor:
+        if not isinstance(rule, _Percentile):
+            # A mapping in `where` gives this activation a rule of its own.
+            return substitute(call, x, rule)
         first = x.shape[0] if x.dim() else 1
         samples = first if samples is None else samples
         if samples not in (1, first):
