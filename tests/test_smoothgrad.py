@@ -9,6 +9,7 @@ from torch import nn
 
 from pyrevgrad.attribution import (
     GuidedBackprop,
+    GuidedGradCam,
     NeuronDeconvolution,
     NeuronGuidedBackprop,
     Saliency,
@@ -88,3 +89,71 @@ def test_samples_of_one_number_have_no_range():
         found, SmoothGrad(Saliency(model), samples=2).attribute(x[:, None])[:, 0]
     )
     assert SmoothGrad(Saliency(model), samples=2).attribute(x[:0]).shape == (0,)
+
+
+class Dropping(nn.Module):
+    """A model whose map is half of its dropout's mask; it keeps the masks."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop, self.act, self.masks = nn.Dropout(0.5), nn.ReLU(), []
+        self.c = nn.Conv2d(1, 1, 1)
+        nn.init.constant_(self.c.weight, 0.5)
+
+    def forward(self, x):
+        mask = self.drop(torch.ones_like(x))
+        self.masks.append(mask)
+        return (self.c(self.act(x)) * mask).flatten(1).sum(1)
+
+
+def with_masks(make, samples=200, seed=0):
+    torch.manual_seed(0)
+    model, x = Dropping(), torch.ones(2, 1, 4, 4)
+    method = SmoothGrad(make(model), samples=samples, spread=0.0, seed=seed)
+    return model, method, x
+
+
+@pytest.mark.parametrize("make", [GuidedBackprop, Saliency])
+def test_each_sample_draws_a_dropout_of_its_own(make):
+    model, method, x = with_masks(make)
+    before = torch.get_rng_state()
+    found = method.attribute(x)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.testing.assert_close(found, torch.stack(model.masks).mean(0) / 2)
+    # Each element passes in half of the samples, by six deviations of the binomial.
+    share = (torch.stack(model.masks) > 0).double().mean(0)
+    assert ((share - 0.5).abs() < 6 * 0.5 / 200**0.5).all()
+    assert len({tuple(mask.flatten().tolist()) for mask in model.masks}) == 200
+
+
+def test_draws_of_a_smoothed_model_follow_from_the_seed():
+    _, method, x = with_masks(Saliency, samples=5)
+    found = method.attribute(x)
+    torch.rand(7)
+    assert torch.equal(method.attribute(x), found)
+    _, other, _ = with_masks(Saliency, samples=5, seed=1)
+    assert not torch.equal(other.attribute(x), found)
+
+
+def test_both_passes_of_guided_grad_cam_meet_one_dropout():
+    model, method, x = with_masks(lambda m: GuidedGradCam(m, "c"), samples=5)
+    method.attribute(x)
+    masks = [mask.flatten().tolist() for mask in model.masks]
+    assert masks[::2] == masks[1::2] and masks[0] != masks[2]
+
+
+def test_an_attribution_within_a_smoothed_model_keeps_its_draws():
+    class Explaining(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drawn, self.linear = [], nn.Linear(3, 1)
+
+        def forward(self, x):
+            self.drawn.append(torch.rand(4))
+            Saliency(self.linear).attribute(x)
+            self.drawn.append(torch.rand(4))
+            return self.linear(x)
+
+    model = Explaining()
+    SmoothGrad(Saliency(model), samples=2, spread=0.0).attribute(torch.ones(1, 3))
+    assert len({tuple(drawn.tolist()) for drawn in model.drawn}) == 4

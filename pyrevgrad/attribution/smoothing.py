@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_finite, is_whole
+from ..swapping.verification import drawing
 from .methods import Attribution
 from .targets import Inputs, as_tuple, rows
 
@@ -27,7 +28,8 @@ class SmoothGrad(Attribution):
     spread : float
         σ as a share of the input's range; .1 to .2 in the paper.
     seed : int
-        Of the noise: two calls give the same numbers.
+        Of the noise, and of what the model draws itself, as by dropout: other numbers in each
+        sample. Two calls give the same.
     progress : bool
         Show a bar (needs tqdm).
 
@@ -65,14 +67,18 @@ class SmoothGrad(Attribution):
         """As the method's own `attribute`, which gets the rest, a target or neuron, as it is."""
         given = as_tuple(inputs)
         noise = [torch.Generator(x.device).manual_seed(self.seed + i) for i, x in enumerate(given)]
+        seeding = torch.Generator().manual_seed(self.seed)
+        seeds = torch.randint(2**63 - 1, (self.samples,), generator=seeding).tolist()
         sums: list[Tensor] = []
-        for _ in self._rounds():
+        for i in self._rounds():
             noisy = tuple(
                 x + self._width(x) * _standard_normal(x, own)
                 for x, own in zip(given, noise, strict=True)
             )
             at = noisy if isinstance(inputs, tuple) else noisy[0]
-            found = self.method.attribute(at, *chosen, **options)
+            # Else each would find the same random state, and so the same dropout.
+            with drawing(seeds[i]):
+                found = self.method.attribute(at, *chosen, **options)
             parts = found if isinstance(found, tuple) else (found,)
             dtypes = [part.dtype for part in parts]
             wide = [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]

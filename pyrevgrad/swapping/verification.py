@@ -6,6 +6,7 @@ Imports torch, the reference's formulas and interception.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -142,6 +143,23 @@ def _own_node(node: Any) -> Any:
     return None
 
 
+class _Drawing(threading.local):
+    seed: int | None = None
+
+
+_drawing = _Drawing()
+
+
+@contextmanager
+def drawing(seed: int) -> Iterator[None]:
+    """A block in which what `as_found` encloses draws random numbers from `seed` on."""
+    before, _drawing.seed = _drawing.seed, seed
+    try:
+        yield
+    finally:
+        _drawing.seed = before
+
+
 @contextmanager
 def as_found(model: nn.Module, modules: list[nn.Module] | None = None) -> Iterator[None]:
     """Put buffers and random state back at the end, the buffers' version counters too.
@@ -162,9 +180,16 @@ def as_found(model: nn.Module, modules: list[nn.Module] | None = None) -> Iterat
         devices = {t.device.index for t in model.parameters() if t.is_cuda}
     versions = torch.autograd._unsafe_preserve_version_counter(kept)
     with torch.random.fork_rng(devices=sorted(devices)), versions:
+        # None for such a block within this one, whose draws would repeat these.
+        seed, _drawing.seed = _drawing.seed, None
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+            for index in devices:
+                torch.cuda.default_generators[index].manual_seed(seed)
         try:
             yield
         finally:
+            _drawing.seed = seed
             for owner, name, buffer in buffers:
                 owner[name] = buffer
             if kept:
