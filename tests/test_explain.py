@@ -103,7 +103,7 @@ def test_a_picture_for_a_users_model(folder, method, capsys):
         assert drawn.size[0] > 800 and len(np.unique(np.asarray(drawn))) > 30
     printed = capsys.readouterr().out
     assert f"{method}, output 2" in printed
-    assert ("activations replaced" in printed) == (method != "saliency")
+    assert ("1 activation replaced (1 ran), 0 left" in printed) == (method != "saliency")
 
 
 def test_guided_gradcam_needs_its_layer(folder, capsys):

@@ -35,7 +35,7 @@ def test_the_report_names_path_kind_line_and_runs():
     (gate,) = swapped.report.left
     assert (gate.path, gate.reason, gate.forward) == ("gate", "not a rectifier", 2)
     text = str(swapped.report)
-    assert "GUIDED on Net: 4 activations replaced (3 of them ran), 1 left" in text
+    assert "GUIDED on Net: 4 activations replaced (3 ran), 1 left" in text
     assert "Tensor.relu_" in text and "nn.Sigmoid" in text
 
 

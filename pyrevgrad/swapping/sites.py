@@ -145,8 +145,8 @@ class Report:
     def __str__(self) -> str:
         ran = sum(1 for site in self.replaced if site.forward)
         lines = [
-            f"{self.rule!r} on {self.model}: {len(self.replaced)} activations replaced "
-            f"({ran} of them ran), {len(self.left)} left"
+            f"{self.rule!r} on {self.model}: {self._counted()} replaced ({ran} ran), "
+            f"{len(self.left)} left"
         ]
         if self.replaced:
             head = ("replaced", "kind", "rule", "called as", "source", "forward", "backward")
@@ -171,10 +171,11 @@ class Report:
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        return (
-            f"<Report: {len(self.replaced)} activations of {self.model} replaced, "
-            f"{len(self.left)} left>"
-        )
+        return f"<Report: {self._counted()} of {self.model} replaced, {len(self.left)} left>"
+
+    def _counted(self) -> str:
+        count = len(self.replaced)
+        return f"{count} activation{'s' * (count != 1)}"
 
 
 def table(head: tuple[str, ...], rows: list[Any]) -> list[str]:
