@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import pyrevgrad
-from pyrevgrad import GUIDED, SwapError, assert_overridden, reverse, swap
+from pyrevgrad import GUIDED, SwapError, SwapWarning, assert_overridden, reverse, swap
 from pyrevgrad.attribution import GuidedBackprop, jacobian
 from pyrevgrad.rules import RULES
 from pyrevgrad.swapping import calls
@@ -402,7 +402,10 @@ def test_a_declaration_is_taken_back():
     pyrevgrad.declare(Leaky, "leaky_relu", negative_slope=0.2)
     pyrevgrad.declare(Leaky, None)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), Leaky(), nn.Linear(8, 2)).double()
-    assert [site.path for site in gradients(model, x_of(), GUIDED)[2].replaced] == ["1"]
+    warned = pytest.warns(SwapWarning, match=r"max\(x, c·x\) written by hand in 2")
+    with warned, swap(model, GUIDED) as swapped:
+        model(x_of().requires_grad_()).sum().backward()
+    assert [site.path for site in swapped.report.replaced] == ["1"]
 
 
 @pytest.mark.parametrize(

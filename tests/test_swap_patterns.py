@@ -95,6 +95,19 @@ BY_HAND = {
     "swish of what is clamped": lambda h: (c := h.clamp(max=7.0)) * torch.sigmoid(1.702 * c),
     "relu by where": lambda h: h.where(h > 0, torch.zeros_like(h)),
     "relu by maximum": lambda h: torch.maximum(h, other=torch.zeros_like(h)),
+    "relu by clamp of zeros": lambda h: torch.clamp(h, min=torch.zeros_like(h)),
+    "relu by clip of zeros": lambda h: h.clip(h.new_zeros(4)),
+    "relu by clamp_ of zeros": lambda h: h.clone().clamp_(torch.zeros(4).double()),
+    "relu by clamp_min of zeros": lambda h: torch.clamp_min(h, torch.zeros_like(h)),
+    "relu6 by clamp of tensors": lambda h: h.clamp(torch.zeros_like(h), torch.full_like(h, 6)),
+    "an operator of clamp": lambda h: torch.ops.aten.clamp.Tensor(h, torch.zeros_like(h)),
+    "leaky relu by maximum": lambda h: torch.maximum(h, 0.1 * h),
+    "leaky relu by max": lambda h: torch.max(h * 0.01, h),
+    "leaky relu by fmax": lambda h: torch.fmax(h, torch.mul(h, 0.2)),
+    "leaky relu, in place": lambda h: torch.max(h, h.clone().mul_(0.1)),
+    "leaky relu of a constant": lambda h: torch.max(h, h * torch.tensor(0.1)),
+    "leaky relu twice scaled": lambda h: torch.max(h, 0.5 * (0.5 * h)),
+    "leaky relu of two scaled": lambda h: torch.max(2.0 * h, 0.1 * h),
     "relu by where of a tensor": lambda h: torch.where(h > 0, h, torch.tensor(0.0).double()),
     "relu by integers": lambda h: h * (h > 0).long(),
     "relu by what is not negative": lambda h: h * (~(h < 0)),
@@ -123,6 +136,26 @@ INNOCENT = {
     "a normalisation": lambda h: h / h.norm(dim=-1, keepdim=True).clamp(min=1e-6),
     "a floor": lambda h: torch.maximum(h, torch.full_like(h, 1e-6)),
     "a bound": lambda h: h.masked_fill(h > 9.0, 9.0),
+    "a clamp to a floor of tensors": lambda h: torch.clamp(h, min=torch.full_like(h, 1e-6)),
+    "a clamp from above": lambda h: torch.clamp(h, max=torch.zeros_like(h)),
+    "a clamp to other data": lambda h: torch.clamp(h, min=h.flip(0)),
+    "a clamp_min to other data": lambda h: torch.clamp_min(h, h.flip(0)),
+    "a clamp of zeros that were filled": lambda h: h.clamp(
+        min=torch.zeros_like(h).copy_(h.flip(0))
+    ),
+    "a clamp of integers": lambda h: h + torch.arange(4).clamp(min=torch.zeros(4).long()),
+    "a maximum of integers": lambda h: h + torch.maximum(h.long(), torch.zeros(4).long()),
+    "a maximum of constants": lambda h: h + torch.max(torch.ones(4), torch.zeros(4)),
+    "an absolute value": lambda h: torch.max(h, -1.0 * h),
+    "an absolute value by neg": lambda h: torch.max(h, -h),
+    "a maximum of itself": lambda h: torch.max(h, h.clone()),
+    "a maximum of what was scaled": lambda h: torch.max(c := h.clone(), c.mul_(0.1)),
+    "a maximum with a shift": lambda h: torch.max(h, h + 1.0),
+    "a maximum with a square": lambda h: torch.max(h, h * h),
+    "a maximum with a normalisation": lambda h: torch.max(h, h / h.norm()),
+    "a maximum with other data": lambda h: torch.max(h, 0.1 * h.flip(0)),
+    "a maxout": lambda h: torch.max(h[:, ::2], h[:, 1::2]).repeat(1, 2),
+    "a maximum along a dimension": lambda h: h + h.max(1, keepdim=True).values,
     "zeros that were filled": lambda h: torch.maximum(h, torch.zeros_like(h).copy_(h.flip(0))),
 }
 
@@ -132,6 +165,24 @@ def test_what_is_no_activation_by_hand_does_not_warn(name):
     model = Wrapped(INNOCENT[name]).double()
     with swap(model, GUIDED, strict="all"):
         run(model)
+
+
+def test_bounds_of_a_parameter_do_not_warn():
+    def bounded(token, h):
+        floored = torch.clamp(token, min=torch.zeros_like(token))
+        return h + floored + torch.maximum(token, torch.zeros(16)) + torch.max(token, 0.1 * token)
+
+    model = Tokens(bounded)
+    with swap(model, GUIDED, strict="all"):
+        model(torch.randn(8, 6).double().requires_grad_()).sum().backward()
+
+
+def test_a_clamp_from_one_zero_up_is_taken_and_does_not_warn():
+    for zero in (torch.tensor(0.0), torch.zeros(1)):
+        model = Wrapped(lambda h, zero=zero: torch.clamp(h, min=zero.double())).double()
+        with swap(model, GUIDED, strict="all") as swapped:
+            run(model)
+        assert swapped.report.replaced[0].kind == "relu" and not swapped.report.left
 
 
 @pytest.mark.filterwarnings("ignore::pyrevgrad.SwapWarning", "ignore::FutureWarning")

@@ -1,4 +1,4 @@
-"""Activations written by hand: x·σ(x), x·(1 + erf x), x·(x > 0), max(x, 0), recognised as likely.
+"""Activations written by hand: x·σ(x), x·(x > 0), max(x, 0), max(x, c·x), recognised as likely.
 
 It follows which tensors are functions of one other tensor alone. Imports torch.
 """
@@ -19,25 +19,26 @@ from torch._ops import OpOverload, OpOverloadPacket
 class _Origin:
     """The tensor that this one is a function of, what saturates between, what was added last.
 
-    A constant has no source, and what it is as `added`, where that is known.
+    `factor` is c where it is c times that tensor. A constant has no source, and what it is as
+    `added`, where that is known.
     """
 
     source: object
     gate: str | None = None
     added: float | None = None
+    factor: float | None = 1.0
 
 
 _CLAMPS = {"relu6", "hardtanh", "clamp", "clip"}
+_FLOORED = {"clamp", "clip", "clamp_min"}
 _GATES = {
     *_CLAMPS, "sigmoid", "expit", "tanh", "erf", "hardsigmoid", "softplus", "gt", "ge", "lt", "le",
     "greater", "greater_equal", "less", "less_equal", "heaviside", "ndtr",
 }  # fmt: skip
 _PRODUCTS = {"mul", "multiply", "rmul", "imul"}
 _SUMS = {"add", "radd", "iadd"}
-_CASTS = {
-    "float", "half", "double", "bfloat16", "int", "long", "bool", "to", "type", "type_as", "clone",
-    "detach",
-}  # fmt: skip
+_COPIES = {"float", "half", "double", "bfloat16", "clone"}
+_CASTS = {*_COPIES, "int", "long", "bool", "to", "type", "type_as", "detach"}
 _CARRIERS = {
     *_SUMS, *_CASTS, "sub", "rsub", "isub", "div", "true_divide", "truediv", "rdiv", "rtruediv",
     "itruediv", "pow", "square", "neg", "exp", "log1p", "expm1", "logical_not", "bitwise_not",
@@ -50,7 +51,7 @@ _CONSTANTS = {
     "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones",
     "new_full", "tensor", "scalar_tensor",
 }  # fmt: skip
-_ALL = _GATES | _PRODUCTS | _CARRIERS | _CHOICES | _MAXIMA | _CONSTANTS
+_ALL = _GATES | _PRODUCTS | _CARRIERS | _CHOICES | _MAXIMA | _FLOORED | _CONSTANTS
 
 
 def _functions() -> dict[Any, str]:
@@ -99,9 +100,11 @@ class Patterns:
             return None
         varying = [origin for origin in origins if origin.source is not None]
         if name in _MAXIMA:
-            zero = any(origin.source is None and origin.added == 0 for origin in origins)
-            zero = zero or _with_zero((*args, *kwargs.values()))
-            return "max(x, 0) written by hand" if len(origins) == 2 and zero else None
+            return _maximum(origins, (*args, *kwargs.values()), result)
+        if name in _FLOORED and self._floors_at_zeros(args, kwargs, varying, result):
+            return f"{name}(x, zeros) written by hand"
+        if name == "clamp_min":
+            return None
         if origins and not varying and name in _CASTS:
             self._keep(result, origins[0])
         if not varying or any(origin.source is not varying[0].source for origin in varying):
@@ -120,10 +123,19 @@ class Patterns:
             return None
         gate = name if name in _GATES else (gates[0] if gates else None)
         added = _only_number(args, kwargs) if name in _SUMS else None
-        self._keep(result, _Origin(varying[0].source, gate, added))
+        factor = _factor(name, args, kwargs, origins)
+        self._keep(result, _Origin(varying[0].source, gate, added, factor))
         if name in _CLAMPS and varying[0].added == 3.0 and _to_six(name, args, kwargs):
             return f"{name}(x + 3), the hard sigmoid written by hand"
         return None
+
+    def _floors_at_zeros(self, args: Any, kwargs: Any, varying: list[_Origin], result: Any) -> bool:
+        """Whether a clamp of data is from constant zeros up; one zero is the swap's to take."""
+        floor = kwargs.get("min", args[1] if len(args) > 1 else None)
+        if not isinstance(floor, Tensor) or floor.numel() == 1 or not _of_data(varying, result):
+            return False
+        kept = self._kept(floor)
+        return kept is not None and _is_zero(kept)
 
     def parameter_of(self, tensor: Tensor) -> Tensor | None:
         """The parameter that `tensor` was computed of alone, if it was."""
@@ -154,6 +166,47 @@ class Patterns:
                 del origins[key]
 
         origins[key] = (weakref.ref(tensor, forget), _version(tensor), origin)
+
+
+def _is_zero(origin: _Origin) -> bool:
+    """Whether a tensor is a constant zero."""
+    return origin.source is None and origin.added == 0
+
+
+def _of_data(varying: list[_Origin], result: Tensor) -> bool:
+    """Whether this is real numbers, and of more than parameters and constants."""
+    of_data = any(not isinstance(origin.source, weakref.ref) for origin in varying)
+    return of_data and result.is_floating_point()
+
+
+def _maximum(origins: list[_Origin], operands: Any, result: Tensor) -> str | None:
+    """The pattern that is the greater of two tensors, if it is one."""
+    if len(origins) != 2 or not _of_data([o for o in origins if o.source is not None], result):
+        return None
+    if any(map(_is_zero, origins)) or _with_zero(operands):
+        return "max(x, 0) written by hand"
+    one, other = origins
+    if one.source is None or one.source is not other.source:
+        return None
+    if one.factor is None or other.factor is None:
+        return None
+    # max(x, -x) is |x|.
+    leaky = abs(one.factor) != abs(other.factor)
+    return "max(x, c·x) written by hand" if leaky else None
+
+
+def _factor(name: str, args: Any, kwargs: Any, origins: list[_Origin]) -> float | None:
+    """c where `name` makes c·x of x, known to be a number."""
+    before = [origin.factor for origin in origins if origin.source is not None]
+    if len(before) != 1 or before[0] is None:
+        return None
+    if name in _COPIES:
+        return before[0]
+    constants = [origin.added for origin in origins if origin.source is None]
+    numbers = [*_numbers(args, kwargs), *constants]
+    if name not in _PRODUCTS or len(numbers) != 1 or numbers[0] is None:
+        return None
+    return before[0] * numbers[0]
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
