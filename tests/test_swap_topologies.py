@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os.path
+
 import expected
 import pytest
 import torch
@@ -164,3 +166,17 @@ def test_backward_hooks_of_the_user_are_no_activations(recwarn):
         model(torch.randn(3, 4, requires_grad=True)).sum().backward()
     assert len(swapped.report.replaced) == 1 and not swapped.report.left
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("package", [torch, pyrevgrad], ids=lambda package: package.__name__)
+@pytest.mark.parametrize("ending", ["vision/models.py", "_x/torch/nn/functional.py"])
+def test_calls_in_a_package_whose_name_begins_as_torchs_or_ours_are_told_apart(package, ending):
+    file = os.path.dirname(package.__file__) + ending
+    source = "def forward(F, x):\n    x = F.relu(x)\n    return F.relu(x + 1)\n"
+    made = {}
+    exec(compile(source, file, "exec"), made)
+    layer = zoo.Layer(lambda x: made["forward"](F, x))
+    with swap(layer, GUIDED) as swapped:
+        layer(torch.randn(3, requires_grad=True)).sum().backward()
+    name = os.path.basename(file)
+    assert [site.source for site in swapped.report.replaced] == [f"{name}:2", f"{name}:3"]

@@ -38,11 +38,14 @@ NOT_TRACED = (
 )
 OF_PARAMETERS = "its input is a parameter of the model, and so it is no activation of the data"
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
-_SWAPPING = str(Path(__file__).parent)
-_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
+# With the separator at the end, without which torchvision would lie in torch.
+_TORCH, _OURS, _SWAPPING = (
+    os.path.join(folder, "")
+    for folder in (Path(torch.__file__).parent, Path(__file__).parent.parent, Path(__file__).parent)
+)
 #: Files of PyTorch that pass every call on, and say nothing of where it comes from.
 _DISPATCHING = tuple(
-    os.path.join("torch", *names)
+    os.path.join(_TORCH, *names)
     for names in (("overrides.py",), ("nn", "functional.py"), ("nn", "modules", "module.py"))
 )
 #: By the code's id, since not all code can be hashed; the code is kept, so that no other gets it.
@@ -85,10 +88,11 @@ def caller(root: Any) -> tuple[int, int, str, bool]:
 
 def _room(code: Any) -> tuple[Any, str]:
     file = code.co_filename
-    if file.startswith(_SWAPPING) or file.endswith(_DISPATCHING):
+    if file.startswith(_SWAPPING) or file in _DISPATCHING:
         room = "swap"
     else:
-        room = "library" if file.startswith(_LIBRARIES) or "<frozen" in file else "author"
+        library = file.startswith((_TORCH, _OURS)) or "<frozen" in file
+        room = "library" if library else "author"
     if len(_rooms) >= MOST_KEPT:
         _rooms.clear()
     _rooms[id(code)] = code, room

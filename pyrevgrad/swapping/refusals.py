@@ -63,7 +63,7 @@ def _refused_class(cls: type) -> tuple[str, str] | None:
     name, room = cls.__name__, cls.__module__
     if issubclass(cls, torch.jit.ScriptModule):
         return f"a ScriptModule ({name})", "the model before torch.jit"
-    if ".quantized" in room and room.startswith(("torch.ao.nn", "torch.nn")):
+    if ".quantized" in room and room.startswith(("torch.ao.nn.", "torch.nn.")):
         return f"quantised ({room.rpartition('.nn.')[2]}.{name})", "the float model"
     return None
 
