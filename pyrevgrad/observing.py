@@ -19,6 +19,8 @@ class _Observed(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
+        if not _may_be_recorded(g):
+            return g, None
         with torch.no_grad():
             # Half types square in float32, where their own range would overflow.
             wide = torch.float64 if g.dtype == torch.float64 else torch.float32
@@ -26,13 +28,21 @@ class _Observed(Function):
         return g, None
 
 
+def _may_be_recorded(tensor: Tensor) -> bool:
+    """Not inside torch.func, which lets nothing outside be written, nor in forward mode, nor of
+    a batch of gradients, which has many norms."""
+    return torch.compiler.is_compiling() or not (
+        torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._functorch.is_legacy_batchedtensor(tensor)
+    )
+
+
 def observed(x: Tensor, norm: Tensor) -> Tensor:
     """`x` as a view whose backward writes the 2-norm of what comes back into the 0-dim `norm`.
 
-    Inside a transform of torch.func, which lets nothing outside be written, `x` itself.
+    Where no norm can be recorded, `x` itself.
     """
-    if not (x.requires_grad and torch.is_grad_enabled()):
-        return x
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return x
-    return _Observed.apply(x, norm)
+    if x.requires_grad and torch.is_grad_enabled() and _may_be_recorded(x):
+        return _Observed.apply(x, norm)
+    return x

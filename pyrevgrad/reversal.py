@@ -32,7 +32,8 @@ class GradientReversal(Scaled):
     record_norm : bool
         Whether each backward leaves the 2-norm of the reversed gradient, ``‖−scale · g‖``, in
         `gradient_norm`, at the price of one reduction. Of several forwards in one step, the
-        norm is that of the one whose backward ran last; inside torch.func none is left.
+        norm is that of the one whose backward ran last; inside torch.func, in forward mode and
+        of a batch of gradients (``is_grads_batched``) none is left.
 
     Attributes
     ----------

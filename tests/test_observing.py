@@ -6,9 +6,11 @@ import math
 import pytest
 import torch
 import torch._dynamo.testing
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrevgrad.nn import GradientReversal, ReversedLinear
+from pyrevgrad.observing import observed
 from pyrevgrad.schedules import GaninSchedule, LinearSchedule
 
 
@@ -54,6 +56,60 @@ def test_inside_torch_func_the_gradient_is_right_and_nothing_is_recorded():
         ]
         assert all(torch.equal(gradient, found[0]) for gradient in found)
         assert found[0].abs().sum() > 0 and recording.gradient_norm.isnan()
+
+
+RECORDING = pytest.mark.parametrize("layer", [
+    GradientReversal(0.5, record_norm=True),
+    torch.nn.Sequential(ReversedLinear(3, 3, bias=False, scale=0.5, record_norm=True)),
+], ids=["GradientReversal", "ReversedLinear"])  # fmt: skip
+
+
+def reversed_jacobian(layer):
+    """What backward multiplies by: −λ times the weight, where there is one."""
+    return -0.5 * (layer[0].weight.detach() if hasattr(layer, "__len__") else torch.eye(3))
+
+
+def norm_of(layer):
+    return (layer[0] if hasattr(layer, "__len__") else layer).gradient_norm
+
+
+@RECORDING
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_a_batch_of_gradients_is_right_and_nothing_is_recorded(layer):
+    layer = copy.deepcopy(layer)
+    x = torch.randn(3, requires_grad=True)
+    y = layer(x)
+    found = [
+        torch.autograd.grad(y, x, torch.eye(3), is_grads_batched=True, retain_graph=True)[0],
+        torch.func.vmap(lambda g: torch.autograd.grad(y, x, g, retain_graph=True)[0])(torch.eye(3)),
+        torch.autograd.functional.jacobian(layer, x, vectorize=True),
+    ]
+    for jacobian in found:
+        torch.testing.assert_close(jacobian, reversed_jacobian(layer))
+    assert norm_of(layer).isnan()
+    y.backward(torch.tensor([3.0, 4.0, 0.0]))
+    assert norm_of(layer).isfinite()
+
+
+@RECORDING
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is:DeprecationWarning")
+def test_in_forward_mode_the_tangent_is_right_and_nothing_is_recorded(layer):
+    layer = copy.deepcopy(layer)
+    x, tangent = torch.randn(3, requires_grad=True), torch.randn(3)
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, tangent))).tangent
+    torch.testing.assert_close(found, reversed_jacobian(layer) @ tangent)
+    assert norm_of(layer).isnan()
+
+
+def test_the_tangent_of_a_gradient_passes_and_its_norm_is_not_recorded():
+    x, tangent = torch.randn(3, requires_grad=True), torch.randn(3)
+    norm = torch.tensor(math.nan)
+    y = observed(x, norm)
+    with forward_ad.dual_level():
+        (gx,) = torch.autograd.grad(y, x, forward_ad.make_dual(torch.ones(3), tangent))
+        assert torch.equal(forward_ad.unpack_dual(gx).tangent, tangent)
+    assert norm.isnan()
 
 
 def test_without_being_asked_nothing_is_recorded():
