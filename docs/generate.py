@@ -1,8 +1,9 @@
 """Write the documentation's tables, from the activation and rule tables and the benchmark records.
 
-Each stands between ``<!-- name -->`` and ``<!-- /name -->``; the benchmarks' pages are written as a
-whole. ``--check`` only compares. Imports the tables, and the suite where a record is; pyrevgrad
-must be installed or on PYTHONPATH.
+Each stands between ``<!-- name -->`` and ``<!-- /name -->``; the benchmarks' pages, and what type
+checkers read of the functions made from the activation table, are written as a whole. ``--check``
+only compares. Imports the tables, and the suite where a record is; pyrevgrad must be installed or
+on PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -258,6 +259,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "figures": speed_figures,
 }
 PAGES = ("README.md", "docs/activations.md", "docs/rules.md")
+STUB = "pyrevgrad/_named.pyi"
 
 
 def filled(text: str) -> str:
@@ -287,10 +289,26 @@ def benchmark_pages() -> dict[str, str]:
     return {path.relative_to(ROOT).as_posix(): text for path, text in found.items()}
 
 
+def declaration(row: Activation) -> str:
+    """The function of one row, as type checkers read it."""
+    takes = "x: Tensor, rule: Rule = ..., *, inplace: bool = ..."
+    takes += "".join(f", {parameter.name}: float = ..." for parameter in row.parameters)
+    line = f"def {row.name}({takes}) -> Tensor: ..."
+    # As ruff lays it out.
+    return line if len(line) <= 100 else line.replace(takes, f"\n    {takes}\n")
+
+
+def declarations() -> str:
+    """The stub of the functions made from the activation table."""
+    head = "# Written by docs/generate.py for type checkers: at run time there is no such module."
+    imports = ("from torch import Tensor", "", "from .rules import Rule", "")
+    return "\n".join([head, "", *imports, *map(declaration, ACTIVATIONS.values()), ""])
+
+
 def made_pages() -> dict[str, str]:
     """Every page with what it should say."""
     tables = {page: filled((ROOT / page).read_text(encoding="utf-8")) for page in PAGES}
-    return tables | benchmark_pages()
+    return tables | {STUB: declarations()} | benchmark_pages()
 
 
 def main() -> int:

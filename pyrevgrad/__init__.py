@@ -5,7 +5,11 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from . import adversarial, compat, functional, nn, schedules
+from . import adversarial, compat, functional, schedules
+
+# Under its name, by which checkers see it as public: it is left out of `import *`, where it would
+# hide torch's.
+from . import nn as nn
 from .activations import ACTIVATIONS
 from .backends import BackendError, backend
 from .configuration import show_config
@@ -38,7 +42,9 @@ __version__ = "0.1.0"
 # `round` would hide a builtin.
 globals().update({name: getattr(functional, name) for name in ACTIVATIONS})
 
-if not TYPE_CHECKING:  # A checker would take any name for one of ours.
+if TYPE_CHECKING:
+    from ._named import *  # noqa: F403
+else:  # A checker would take any name for one of ours.
 
     def __getattr__(name: str) -> object:
         """AttributeError, which says where a name stands that is public elsewhere."""

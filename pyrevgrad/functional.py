@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from torch import Tensor
 from . import autograd, backends
 from .activations import ACTIVATIONS, Activation
 from .rules import EXACT, Rule, reverse
+
+if TYPE_CHECKING:
+    from ._named import *  # noqa: F403
 
 __all__ = ["activation", "reverse_gradient", *ACTIVATIONS]
 

@@ -55,14 +55,21 @@ def test_generated_tables_are_up_to_date(generate, page):
     assert generate.filled(text) == text, "run python docs/generate.py"
 
 
+def test_declarations_of_the_named_functions_are_up_to_date(generate):
+    text = (ROOT / generate.STUB).read_text(encoding="utf-8")
+    assert generate.declarations() == text, "run python docs/generate.py"
+
+
 def test_check_names_the_page_that_is_out_of_date(generate, monkeypatch, tmp_path, capsys):
     page = tmp_path / "page.md"
+    (tmp_path / generate.STUB).parent.mkdir()
     page.write_text("<!-- special points -->\nold\n<!-- /special points -->\n")
     monkeypatch.setattr(generate, "ROOT", tmp_path)
     monkeypatch.setattr(generate, "PAGES", ("page.md",))
     monkeypatch.setattr(sys, "argv", ["generate.py", "--check"])
     assert generate.main() == 1
-    assert "out of date: page.md; run python docs/generate.py" in capsys.readouterr().err
+    stale = f"page.md, {generate.STUB}"
+    assert f"out of date: {stale}; run python docs/generate.py" in capsys.readouterr().err
     assert "old" in page.read_text()
     monkeypatch.setattr(sys, "argv", ["generate.py"])
     assert generate.main() == 0

@@ -115,6 +115,11 @@ def test_install_without_a_compiler_is_pure_python(without_compiler):
     assert not list(without_compiler.rglob("*.so"))
 
 
+def test_what_type_checkers_read_is_installed(without_compiler):
+    package = without_compiler / "pyrevgrad"
+    assert (package / "py.typed").is_file() and (package / "_named.pyi").is_file()
+
+
 def test_requiring_the_native_library_makes_a_missing_compiler_fatal(checkout, tmp_path):
     command = [sys.executable, "setup.py", "build", "--build-base", tmp_path]
     variables = {"CXX": "/nonexistent/c++", "PYREVGRAD_REQUIRE_NATIVE": "1"}
