@@ -154,6 +154,8 @@ def _custom_pairs(name: str, rule: Rule, params: dict[str, Any]) -> Pairs:
     return Pairs(name, rule, params)
 
 
+#: At so many, all are let go: what is used still is made anew once, and not at every call.
+MOST_KEPT = 4096
 _PAIRS: dict[tuple[Any, ...], Pairs] = {}
 
 
@@ -191,7 +193,9 @@ def _cached_pairs(name: str, rule: Rule, params: dict[str, Any]) -> Pairs:
     except (TypeError, ValueError, RuntimeError):
         # No number: it has no hash, or no truth.
         return Pairs(name, rule, params)
-    if rule.tensor is None and len(_PAIRS) < 4096:
+    if rule.tensor is None:
+        if len(_PAIRS) >= MOST_KEPT:
+            _PAIRS.clear()
         _PAIRS[key] = pairs
     return pairs
 

@@ -127,7 +127,9 @@ def _known_reversal(scale: float) -> backends.Pairs:
     if pairs is None:
         pairs = backends.pairs_of("identity", reverse(scale), {})
         # 0.0 equals -0.0, whose gradient has the other sign.
-        if scale != 0 and len(_REVERSALS) < 4096:
+        if scale != 0:
+            if len(_REVERSALS) >= backends.MOST_KEPT:
+                _REVERSALS.clear()
             _REVERSALS[scale] = pairs
     return pairs
 

@@ -8,10 +8,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from expected import BACKENDS, gradient, points, value
+from threads import together
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyrevgrad
-from pyrevgrad import EXACT, GUIDED, activation, functional, reverse, reverse_gradient
+from pyrevgrad import (
+    EXACT,
+    GUIDED,
+    activation,
+    backends,
+    functional,
+    reverse,
+    reverse_gradient,
+)
 from pyrevgrad.activations import ACTIVATIONS
 from pyrevgrad.rules import RULES
 
@@ -260,3 +269,46 @@ def test_a_functional_call_keeps_no_scale_alive(name):
     del scale, scales
     gc.collect()
     assert all(watch() is None for watch in watches)
+
+
+#: The same gradient of a positive x, −λ·g, by what is kept for each λ in one of two places.
+REVERSED = {
+    "by the rule": lambda x, number: pyrevgrad.relu(x, reverse(number)),
+    "by the scale": lambda x, number: reverse_gradient(x, number),
+}
+
+
+@pytest.mark.parametrize("call", REVERSED.values(), ids=REVERSED)
+def test_what_is_first_used_after_thousands_of_others_is_made_once(call, monkeypatch):
+    made = []
+
+    class Counted(backends.Pairs):
+        def __init__(self, *arguments):
+            made.append(arguments)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(backends, "MOST_KEPT", 8)
+    monkeypatch.setattr(backends, "Pairs", Counted)
+    x = torch.ones(1, requires_grad=True)
+    for number in range(1, 100):
+        call(x, number / 1024)
+    made.clear()
+    for _ in range(5):
+        y = call(x, 0.777)
+        assert torch.autograd.grad(y, x)[0] == torch.tensor(-0.777)
+    assert len(made) == 1
+    assert len(backends._PAIRS) <= 8 and len(functional._REVERSALS) <= 8
+
+
+@pytest.mark.parametrize("call", REVERSED.values(), ids=REVERSED)
+def test_threads_that_fill_what_is_kept_get_each_its_own_gradient(call, monkeypatch):
+    monkeypatch.setattr(backends, "MOST_KEPT", 4)
+    numbers = [number / 64 for number in range(1, 8)]
+
+    def work():
+        x = torch.ones(1, requires_grad=True)
+        for _ in range(50):
+            for number in numbers:
+                assert torch.autograd.grad(call(x, number), x)[0].item() == -number
+
+    together(work, 4, interval=1e-6)
