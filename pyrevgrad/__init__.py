@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING
+
+import torch
+
+if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 10):
+    raise ImportError(
+        f"pyrevgrad needs torch 2.10 or newer, and this is {torch.__version__}: upgrade it "
+        '(`pip install "torch>=2.10"`)'
+    )
 
 from . import adversarial, compat, functional, schedules
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from expected import BACKENDS
+from subprocesses import in_subprocess
 
 import pyrevgrad
 from pyrevgrad import (
@@ -354,6 +355,23 @@ def test_our_own_errors_are_documented_runtime_errors():
 def test_a_name_that_is_public_elsewhere_is_an_error_that_says_where(name, where):
     with pytest.raises(AttributeError, match=f"'pyrevgrad' has no attribute .*{where}"):
         getattr(pyrevgrad, name)
+
+
+@pytest.mark.parametrize("version", ["1.13.1", "2.9.1+cpu"])
+def test_a_torch_that_is_too_old_is_named_before_anything_of_it_is_missed(version):
+    code = f"import torch; torch.__version__ = {version!r}; del torch.Tensor; import pyrevgrad"
+    done = in_subprocess(code)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"ImportError: pyrevgrad needs torch 2.10 or newer, and this is {version}: upgrade it "
+        '(`pip install "torch>=2.10"`)'
+    )
+
+
+@pytest.mark.parametrize("version", ["2.10.0a0+git1234", "2.10.1", "3.0"])
+def test_a_torch_that_is_new_enough_is_taken(version):
+    code = f"import torch; torch.__version__ = {version!r}; import pyrevgrad; print('taken')"
+    assert in_subprocess(code, PYREVGRAD_BACKEND="").stdout == "taken\n"
 
 
 @pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "value alone"])
