@@ -64,6 +64,12 @@ else:  # A checker would take any name for one of ours.
         raise AttributeError(message, name=name, obj=sys.modules[__name__])
 
 
+def __dir__() -> list[str]:
+    """The public names alone, for tab completion."""
+    dunder = [name for name in globals() if name.startswith("__")]
+    return sorted([*dunder, *__all__, "nn", *ACTIVATIONS])
+
+
 __all__ = [
     "DECONVNET",
     "EXACT",

@@ -20,6 +20,7 @@ from pyrevgrad import (
     reverse,
     reverse_gradient,
 )
+from pyrevgrad.activations import ACTIVATIONS
 from pyrevgrad.nn import Activation, GradientReversal
 
 X = torch.ones(3)
@@ -355,6 +356,13 @@ def test_our_own_errors_are_documented_runtime_errors():
 def test_a_name_that_is_public_elsewhere_is_an_error_that_says_where(name, where):
     with pytest.raises(AttributeError, match=f"'pyrevgrad' has no attribute .*{where}"):
         getattr(pyrevgrad, name)
+
+
+def test_completion_offers_the_public_names_alone():
+    rooms = {"adversarial", "attribution", "compat", "functional", "nn", "schedules"}
+    offered = {name for name in dir(pyrevgrad) if not name.startswith("__")}
+    assert offered == {*pyrevgrad.__all__, *rooms, *ACTIVATIONS}
+    assert {"__version__", "__file__"} <= set(dir(pyrevgrad))
 
 
 @pytest.mark.parametrize("version", ["1.13.1", "2.9.1+cpu"])
