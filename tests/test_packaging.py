@@ -120,6 +120,16 @@ def test_what_type_checkers_read_is_installed(without_compiler):
     assert (package / "py.typed").is_file() and (package / "_named.pyi").is_file()
 
 
+def test_a_source_archive_holds_every_file_of_the_checkout(repository, tmp_path):
+    if not (repository / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("this is no git checkout")
+    tracked = output("git", "ls-files", "-z", cwd=repository).rstrip("\0").split("\0")
+    output(sys.executable, "setup.py", "egg_info", "--egg-base", tmp_path, cwd=repository)
+    (listed,) = tmp_path.glob("*.egg-info/SOURCES.txt")
+    held = set(listed.read_text(encoding="utf-8").splitlines())
+    assert not [name for name in tracked if name not in held and (repository / name).exists()]
+
+
 def test_requiring_the_native_library_makes_a_missing_compiler_fatal(checkout, tmp_path):
     command = [sys.executable, "setup.py", "build", "--build-base", tmp_path]
     variables = {"CXX": "/nonexistent/c++", "PYREVGRAD_REQUIRE_NATIVE": "1"}
