@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from expected import BACKENDS, SAMPLE, gradient, points
+from expected import BACKENDS, SAMPLE, gradient, points, slope
 from torch import nn
 
 import pyrevgrad
-from pyrevgrad import EXACT, GUIDED, activation, reverse, reverse_gradient
+from pyrevgrad import EXACT, GUIDED, activation, plan, reverse, reverse_gradient
 from pyrevgrad.activations import ACTIVATIONS
 from pyrevgrad.rules import RULES
 
@@ -138,6 +138,24 @@ def test_a_tensor_scale_is_a_constant_of_every_order(name):
     for ours, theirs in zip(orders(gx, x, g), orders(wanted, x, g), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
     assert scale.grad is None
+
+
+OUTPUT_KEEPING = [
+    name for name in ACTIVATIONS if plan(name, reverse(0.5), torch.float64).keeps == "output"
+]
+
+
+@pytest.mark.parametrize("name", OUTPUT_KEEPING)
+def test_a_loss_of_the_value_and_of_its_gradient_gets_both_parts(name):
+    x = points(name, "reverse")[0].requires_grad_()
+    # Not a leaf, whose gradient may arrive in two parts and be added up elsewhere.
+    y = activation(x * 1.0, name, reverse(0.5))
+    (gx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    (found,) = torch.autograd.grad(y.sum() + gx.square().sum(), x)
+    # By PyTorch alone: y's part is −f'/2; that of gx² = f'²/4 is f'·f''/2, by the derivative.
+    s = slope(name, x)
+    (of_square,) = derivatives((s.square() / 4).sum(), [x])
+    torch.testing.assert_close(found, of_square - s.detach() / 2)
 
 
 def test_reversing_twice_differentiated_twice_is_the_plain_second_derivative():

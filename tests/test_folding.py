@@ -1,5 +1,7 @@
 """The gradients of a folded product: of any order, in batches, by the C++ node and the Function."""
 
+import re
+
 import pytest
 import torch
 from folded_layers import Operations, composed, gradients, pair
@@ -7,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import pyrevgrad
-from pyrevgrad import autograd, reverse
+from pyrevgrad import autograd, folding, reverse
 from pyrevgrad.binding import NODES, WHY
 from pyrevgrad.nn import Activation, GradientReversal, ReversedConv2d, ReversedLinear
 
@@ -181,6 +183,24 @@ def test_a_scale_that_float16_hardly_holds_is_as_exact_as_two_layers(
     # Roundings of the product and of the scaled result, and a step of the least numbers.
     limit = 8 * torch.finfo(torch.float16).eps * bound + 2.0**-24
     assert ((gx.double() - wanted).abs() <= limit).all()
+
+
+def test_the_node_and_the_function_call_the_same_scale_huge(repository):
+    header = (repository / "csrc" / "folded.h").read_text(encoding="utf-8")
+    (power,) = re.findall(r"is_factor\(\).*0x1p(\d+)", header)
+    assert 2.0 ** int(power) == folding._HUGE
+
+
+@pytest.mark.parametrize("nodes", [NODES, None], ids=["node", "function"])
+@pytest.mark.parametrize("powers", [(-60, 30), (30, -60), (-140, 40)], ids=str)
+def test_a_huge_scale_overflows_no_product_that_is_finite(powers, nodes, monkeypatch):
+    monkeypatch.setattr(autograd, "NODES", nodes)
+    layer = ReversedLinear(3, 4, False, scale=2.0**100)
+    g, weight = (2.0**power for power in powers)
+    nn.init.constant_(layer.weight, weight)
+    x = torch.ones(5, 3, requires_grad=True)
+    layer(x).backward(torch.full((5, 4), g))
+    assert torch.equal(x.grad, torch.full((5, 3), -(2.0**100) * 4 * g * weight))
 
 
 LAYERS = (

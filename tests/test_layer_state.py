@@ -180,3 +180,15 @@ def test_a_copy_keeps_a_scale_that_was_set_by_hand(how):
     layer = GradientReversal(LinearSchedule(4))
     layer.scale = 0.3
     assert COPIES[how](layer).scale.item() == 0.3
+
+
+def test_a_scale_that_another_process_may_write_is_not_known_from_before():
+    # Once moved to a device the layer would multiply by what it knew, and not ask.
+    layer = GradientReversal(0.5)
+    assert layer._still_known() == 0.5
+    layer.share_memory()
+    layer.scale = 0.5
+    # As another process writes: to the same memory, and counted for a tensor of its own.
+    elsewhere = torch.empty((), dtype=torch.float64).set_(layer.scale.untyped_storage(), 0, ())
+    elsewhere.fill_(2.0)
+    assert layer.scale == 2.0 and layer._still_known() is None

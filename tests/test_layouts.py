@@ -27,7 +27,18 @@ from oracle import (
 )
 
 import pyrevgrad
-from pyrevgrad import DECONVNET, EXACT, GUIDED, STRAIGHT_THROUGH, backend, rectgrad, reverse, rules
+from pyrevgrad import (
+    DECONVNET,
+    EXACT,
+    GUIDED,
+    STRAIGHT_THROUGH,
+    autograd,
+    backend,
+    backends,
+    rectgrad,
+    reverse,
+    rules,
+)
 
 SHAPE = (2, 3, 4, 5)
 
@@ -376,3 +387,17 @@ def test_filled_memory_leaves_no_nan(name, backend_name):
             with backend(backend_name):
                 for tensor in (*run(x, g, name, rule), *run(x[:, ::2], g[:, ::2], name, rule)):
                     assert not tensor.isnan().any()
+
+
+def test_a_value_in_another_memory_order_than_its_mask_meets_its_own_gradient():
+    x = torch.randn(3, 5, requires_grad=True)
+    g = torch.randn(3, 5)
+    pairs = backends.pairs_of("relu", GUIDED, {})
+
+    def value(x):
+        return torch.relu(x.t().contiguous()).t()
+
+    y = autograd.call_unwatched(x, pairs, None, value=value)
+    (gx,) = torch.autograd.grad(y, x, g)
+    assert torch.equal(y, x.clamp(min=0))
+    assert torch.equal(gx, torch.where((x > 0) & (g > 0), g, 0.0))

@@ -24,6 +24,8 @@ GEOMETRIES = [
     {"kernel_size": 3, "padding": (1,), "stride": (2,), "dilation": (1,)},
     {"kernel_size": 3, "padding": "same", "dilation": 2},
     {"kernel_size": (2, 4), "padding": "same"},
+    {"kernel_size": (2, 3), "padding": "same"},
+    {"kernel_size": (3, 2), "padding": "same"},
     {"kernel_size": 3, "padding": "valid", "stride": 2},
     {"kernel_size": 3, "padding": (1, 2), "padding_mode": "circular"},
     {"kernel_size": (2, 3), "padding": "same", "padding_mode": "reflect"},
