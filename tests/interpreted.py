@@ -198,6 +198,19 @@ def test_in_place_never_writes_outside_its_tensor(dtype):
         assert (buffer[:offset] == 42).all() and (buffer[offset + count :] == 42).all()
 
 
+@pytest.mark.parametrize("count", (8, 9, 200, sweep.BLOCK + 16))
+def test_a_mask_is_not_written_past_its_last_byte(count):
+    x = numbers((count,), torch.float32)
+    mask = torch.full((-(-count // 8) + 2,), 42, dtype=torch.uint8)
+    pair = backends.Pairs("relu", rules.GUIDED, {}).full
+    blocks = (-(-count // sweep.BLOCK),)
+    sweep.forward[blocks](x, torch.empty_like(x), mask, count, **forward_arguments(pair, True, 4))
+    assert mask[-2:].tolist() == [42, 42]
+    bits = numpy.unpackbits(mask[:-2].numpy(), bitorder="little")[:count]
+    # A NaN passes the gate.
+    assert numpy.array_equal(bits, ~(x <= 0).numpy())
+
+
 @pytest.mark.parametrize("scale_dtype", DTYPES, ids=str)
 def test_tensor_scale_is_read_when_backward_runs(scale_dtype):
     scale = torch.tensor(5.0, dtype=scale_dtype)
@@ -224,6 +237,18 @@ def test_conjugate_views_with_a_lazy_minus_are_read_with_it():
     x = torch.tensor([1 + 2j, 3 - 4j]).conj().imag
     assert x.is_neg()
     assert pyrevgrad.relu(x).tolist() == [0.0, 4.0]
+
+
+def test_an_input_with_a_lazy_minus_that_is_kept_is_read_with_it():
+    # One element, which is dense at any stride: what is not is copied, and the minus with it.
+    z = torch.tensor([1 + 2j], requires_grad=True)
+    x = z.conj().imag
+    assert x.is_neg()
+    found = [
+        torch.autograd.grad(silu(x).sum(), x)[0]
+        for silu in (pyrevgrad.silu, torch.nn.functional.silu)
+    ]
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("fullgraph", (False, True))
