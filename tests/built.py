@@ -1,10 +1,12 @@
-"""What the tests of the build share: a command that must succeed, and a tool of the binutils."""
+"""What the tests of the build share: a command that must succeed, a tool, a build that may lack."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -28,3 +30,10 @@ def tool(name: str) -> str:
     if found is None:
         pytest.skip(f"{name} of the binutils is not installed")
     return found
+
+
+def not_built(reason: str) -> NoReturn:
+    """Skip a test of what this checkout has not built, or fail where that is required."""
+    if os.environ.get("PYREVGRAD_REQUIRE_NATIVE", "0") != "0":
+        pytest.fail(f"PYREVGRAD_REQUIRE_NATIVE is set: {reason}")
+    pytest.skip(reason)

@@ -10,6 +10,7 @@ import hypothesis
 import numpy
 import pytest
 import torch
+from built import not_built
 
 from pyrevgrad import autograd
 from pyrevgrad.binding import NODES
@@ -51,5 +52,5 @@ def objects(repository) -> list[Path]:
     # Those of the CUDA library are never linked with the others.
     found = [path for path in found if not path.stem.startswith("cuda_")]
     if not found:
-        pytest.skip("no objects in build/objects: the library was not built in this checkout")
+        not_built("no objects in build/objects: the library was not built in this checkout")
     return found

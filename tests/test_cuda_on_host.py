@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from built import not_built
 from grids import (
     DTYPES,
     WHOLE,
@@ -48,7 +49,7 @@ def simulator(repository) -> Path:
     objects = [repository / "build" / "objects" / f"{name}.o" for name in names]
     objects = [path for path in objects if path.is_file()]
     if compiler is None or not objects or backends._native is None:
-        pytest.skip("the native library was not built in this checkout")
+        not_built("there is no compiler, or the native library was not built in this checkout")
     torch = Path(sys.modules["torch"].__file__).parent
     source = repository / "tests" / "cuda_on_host.cpp"
     digest = hashlib.sha256()

@@ -16,7 +16,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
-from built import CUDA_LIBRARY, output
+from built import CUDA_LIBRARY, not_built, output
 from cuda_objects import cuda_architectures
 
 import pyrevgrad
@@ -32,6 +32,14 @@ SOURCES = (
     *("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"),
     *("pyrevgrad", "bench", "kernels", "csrc"),
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_required():
+    """Builds that fail here are meant to."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.delenv("PYREVGRAD_REQUIRE_NATIVE", raising=False)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +146,15 @@ def test_requiring_the_native_library_makes_a_missing_compiler_fatal(checkout, t
     )
     assert done.returncode == 1
     assert "PYREVGRAD_REQUIRE_NATIVE is set: the native library needs a C++" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("required", "outcome"), [("1", pytest.fail.Exception), ("0", pytest.skip.Exception)]
+)
+def test_a_test_of_what_was_not_built_fails_where_that_is_required(required, outcome, monkeypatch):
+    monkeypatch.setenv("PYREVGRAD_REQUIRE_NATIVE", required)
+    with pytest.raises(outcome, match="no objects"):
+        not_built("no objects")
 
 
 @pytest.fixture(scope="module")
