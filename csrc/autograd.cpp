@@ -89,6 +89,10 @@ struct ModifiedBackward : Node {
     if (passes_through) return {g};
     TORCH_CHECK_TYPE(g.layout() == at::kStrided, "a rule's backward takes dense gradients, got one "
                      "of layout ", g.layout(), "; call .to_dense() on it");
+    // A batch of gradients of torch.func, or one with a tangent.
+    if (g.key_set().has(c10::DispatchKey::FuncTorchBatched) || torch::autograd::isFwGradDefined(g)) {
+      return {differentiable(g, saved)};
+    }
     static const Operation operation("pyrevgrad::backward");
     c10::IValue laid = strides.empty() ? c10::IValue() : c10::IValue(strides);
     return {operation(g, {g, optional(saved), program, optional(scale), std::move(laid)})[0]

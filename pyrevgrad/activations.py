@@ -87,6 +87,9 @@ class Activation:
         Whether it damps negative inputs and passes large positive ones.
     own_slope : bool
         Whether its slope is given beside f and may be another than its derivative.
+    slow_compiled : bool
+        Whether torch.compile's code for the CPU computes it more slowly, fused with what is beside
+        it, than our kernel standing alone: docs/design.md has figures.
     """
 
     name: str
@@ -106,6 +109,7 @@ class Activation:
     torch_arguments: Mapping[str, object] = field(default_factory=dict)
     rectifier: bool = False
     own_slope: bool = False
+    slow_compiled: bool = False
 
     @property
     def selects(self) -> bool:
@@ -243,17 +247,17 @@ _ROWS = (
     Activation(
         "logsigmoid", "−log(1 + e⁻ˣ)", "1 / (1 + eˣ) = 1 − eʸ", OUTPUT,
         ((_NAN, _NAN), (0.0, 0.0), (-_INF, 1.0), (-_LOG2, 0.5), (-_LOG2, 0.5)),
-        torch_name="nn.functional.logsigmoid",
+        torch_name="nn.functional.logsigmoid", slow_compiled=True,
     ),
     Activation(
         "tanh", "tanh(x)", "1 − y²", OUTPUT,
         ((_NAN, _NAN), (1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (-0.0, 1.0)),
-        torch_name="tanh",
+        torch_name="tanh", slow_compiled=True,
     ),
     Activation(
         "tanhshrink", "x − tanh(x)", "tanh(x)²", INPUT,
         ((_NAN, _NAN), (_INF, 1.0), (-_INF, 1.0), (0.0, 0.0), (0.0, 0.0)),
-        torch_name="nn.functional.tanhshrink",
+        torch_name="nn.functional.tanhshrink", slow_compiled=True,
     ),
     Activation(
         "hardshrink", "|x| > lambd ? x : 0", "|x| > lambd", MASK,
@@ -292,7 +296,7 @@ _ROWS = (
     Activation(
         "mish", "x·t, t = tanh(log(1 + eˣ))", "t + x·σ(x)·(1 − t²), σ(x) = 1 / (1 + e⁻ˣ)", INPUT,
         ((_NAN, _NAN), (_INF, _NAN), (_NAN, _NAN), (0.0, 0.6), (-0.0, 0.6)),
-        torch_name="nn.functional.mish", rectifier=True,
+        torch_name="nn.functional.mish", slow_compiled=True, rectifier=True,
     ),
     Activation(
         "hardswish", "x·min(max(x + 3, 0), 6) / 6", "x <= −3 ? 0 : x >= 3 ? 1 : x/3 + 1/2", INPUT,

@@ -78,7 +78,9 @@ def _gradient(ctx: Any, g: Tensor, edge: bool = False) -> Tensor:
     """gx in a backward; where it is recorded in turn, differentiable."""
     pair, scale, backend, strides = ctx.call
     batched = backend.name == "triton" and _is_batched(g)
-    if not (batched or torch.is_grad_enabled()):
+    # Where a gradient may have a tangent, the formulas send that along.
+    dual = _forward_ad._current_level >= 0
+    if not (batched or dual or torch.is_grad_enabled()):
         return _first_order(ctx, g)
     if batched:
         backends.reference_for_batches()
@@ -266,7 +268,8 @@ def _ask_again(x: Tensor) -> None:
 
 def recorded_by_us(node: Any) -> bool:
     """Whether a node of the graph is that of a call of ours."""
-    return hasattr(node, "call") or node.name() == "ModifiedBackward"
+    functions = (_Call, _CallWithEdge, _CallInPlace, _View)
+    return node.name() == "ModifiedBackward" or getattr(node, "_forward_cls", None) in functions
 
 
 def call_view(x: Any, pairs: Pairs, scale: Tensor | None) -> Any:

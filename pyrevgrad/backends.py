@@ -337,18 +337,24 @@ def reference_for_batches() -> None:
         )
 
 
+#: From so many elements a kernel of ours pays for its two calls in compiled code, some 20 µs.
+OPAQUE_FROM = 1 << 14
+
+
 def choose(x: Tensor, pair: Pair) -> Any:
     """The forced backend or BackendError; else native, on CUDA then Triton, then the reference.
 
     Under torch.compile the reference, for the compiler to fuse; on the CPU native, as an opaque
-    operation, where only a mask of x would do, which the compiler would store as slow bytes.
+    operation, where its code would be slow: where only a mask of x would do, which it would store
+    as bytes, and of the activations that are `slow_compiled`.
     """
     name = _forced
     if name is not None:
         return _named(x, pair, name)
     if torch.compiler.is_compiling():
-        mask = pair.keeps == MASK and pair.by_output is None
-        return _native if mask and pair.program is not None and x.is_cpu else REFERENCE
+        slow = pair.row.slow_compiled and x.numel() >= OPAQUE_FROM
+        slow = slow or (pair.keeps == MASK and pair.by_output is None)
+        return _native if slow and pair.program is not None and x.is_cpu else REFERENCE
     if pair.program is not None and x.is_cpu:
         return _native
     if x.is_cuda:

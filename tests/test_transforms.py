@@ -11,6 +11,7 @@ from torch.func import vmap as vectorized
 import pyrevgrad
 from pyrevgrad import (
     DECONVNET,
+    EXACT,
     GUIDED,
     STRAIGHT_THROUGH,
     BackendError,
@@ -331,3 +332,33 @@ def test_a_backend_that_serves_no_transform_is_refused():
         grad(lambda at: activation(at, "relu", GUIDED).sum())(torch.ones(2))
     with pyrevgrad.backend("reference"):
         grad(lambda at: activation(at, "relu", GUIDED).sum())(torch.ones(2))
+
+
+@pytest.mark.parametrize("recorder", ["nodes", "functions"])
+@pytest.mark.parametrize("rule", [EXACT, reverse(0.3)], ids=repr)
+@pytest.mark.parametrize("name", ["relu", "tanh", "gelu", "identity"])
+def test_the_tangent_of_an_incoming_gradient_is_sent_along(name, rule, recorder, monkeypatch):
+    if recorder == "functions":
+        monkeypatch.setattr(pyrevgrad.autograd, "NODES", None)
+    x = torch.randn(5, requires_grad=True)
+    g, tangent = torch.randn(5), torch.randn(5)
+    y = pyrevgrad.activation(x, name, rule)
+    (wanted,) = torch.autograd.grad(y, x, tangent, retain_graph=True)
+    with forward_ad.dual_level():
+        (gx,) = torch.autograd.grad(y, x, forward_ad.make_dual(g, tangent))
+        found = forward_ad.unpack_dual(gx).tangent
+    # The gradient is linear in g: what happens to a tangent happens to g.
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("rule", [GUIDED, reverse(0.3)], ids=repr)
+@pytest.mark.parametrize("name", ["relu", "tanh", "gelu"])
+def test_vmap_over_a_plain_calls_gradient_is_silent_and_right(name, rule):
+    x, g = torch.randn(5, requires_grad=True), torch.randn(3, 5)
+    y = pyrevgrad.activation(x, name, rule)
+
+    def backward(one):
+        return torch.autograd.grad(y, x, one, retain_graph=True)[0]
+
+    torch.testing.assert_close(torch.func.vmap(backward)(g), torch.stack([*map(backward, g)]))
