@@ -55,6 +55,8 @@ CURVED = tuple(
     if row.slope_from in (OUTPUT, INPUT) and row.torch_name is not None
 )
 CURVED_CASES = tuple(Case(name, rule) for name in CURVED for rule in ("reverse", "GUIDED"))
+#: Whose compiled forms are timed too: our compiled code has a kernel of ours there.
+SLOW_COMPILED = (Case("tanh", "reverse"), Case("mish", "reverse"))
 QUICK_CURVED = ("gelu", "silu", "tanh")
 
 

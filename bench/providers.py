@@ -19,7 +19,7 @@ from pyrevgrad import backends, triton_backend
 from pyrevgrad.pairs import Pair
 
 from . import idioms, peers, placing, strongest
-from .cases import Case
+from .cases import SLOW_COMPILED, Case
 from .idioms import Apply, differentiated
 from .timing import Measured
 
@@ -125,8 +125,8 @@ def _compiler(case: Case, name: str, device: torch.device) -> Callable[..., Any]
     which measured beside one a size was no slower from 2^10 to 2^22 elements; on a GPU for the
     size at hand, since bounds that are unknown let Triton load no more than an element at once.
     """
-    if case.activation != "relu":
-        return Skipped(name, "compiled for relu only: each case takes seconds to build")
+    if case.activation != "relu" and case not in SLOW_COMPILED:
+        return Skipped(name, "compiled for few cases: each takes seconds to build")
     import torch._dynamo
     import torch._inductor.config
 
@@ -161,7 +161,8 @@ def _strongest_compiled(case: Case, dtype: torch.dtype, device: torch.device) ->
     compiler = _compiler(case, "best+compile", device)
     if isinstance(compiler, Skipped):
         return compiler
-    backward = strongest.relu_backward(case.rule_name, case.rule)
+    relu = case.activation == "relu"
+    backward = strongest.relu_backward(case.rule_name, case.rule) if relu else None
     if backward is None:
         return Skipped("best+compile", f"no compiled backward is written for {case.name}")
     compiled = compiler(backward)

@@ -37,7 +37,8 @@ def _compiled(
         return [[chosen[0].name, dtypes[0], threads[0]]]
     if options.filter:
         return None
-    found = [[case.name, dtypes[0], threads[0]] for case in cases.RELU_CASES]
+    known = (*cases.RELU_CASES, *cases.SLOW_COMPILED)
+    found = [[case.name, dtypes[0], threads[0]] for case in known]
     # Of two guided cases one speaks for the other dtypes.
     return found + [[cases.RELU_CASES[0].name, dtype, threads[0]] for dtype in dtypes[1:]]
 
