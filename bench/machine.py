@@ -5,6 +5,7 @@ Imports torch, numpy, pyrevgrad and peers for their versions.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -53,6 +54,15 @@ def holds(elements: int) -> bool:
     float32; true where it does not tell."""
     needed = elements * 10 * 4
     return needed <= (memory() or needed)
+
+
+def gives_memory_back() -> bool:
+    """Whether this is a virtual machine that reports free memory to its host, which takes it, and
+    makes it anew where it is touched: feature 5 of virtio's balloon."""
+    found = Path("/sys/bus/virtio/drivers/virtio_balloon").glob("virtio*/features")
+    with contextlib.suppress(OSError):
+        return any(path.read_text()[5:6] == "1" for path in found)
+    return False
 
 
 def last_cache() -> int:
@@ -133,6 +143,7 @@ def describe() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "libc": " ".join(platform.libc_ver()),
         "transparent_huge_pages": _huge_pages(),
+        "gives_memory_back": gives_memory_back(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_kernels": torch.backends.cpu.get_cpu_capability(),

@@ -55,6 +55,12 @@ def _machine_section(run: dict[str, Any]) -> str:
         f"{run['load'][0]} at the start, {run['load'][1]} at the end",
         f"* threads {settings['threads']}, dtypes {', '.join(settings['dtypes'])}",
     ]
+    if machine.get("gives_memory_back"):
+        lines.append(
+            "* A virtual machine that gives free memory back to its host, which makes it anew "
+            "where it is touched: fresh results of a quarter GiB and more may take several times "
+            "as long, now one provider's and now another's."
+        )
     start = run["load"][0]
     if start is not None and start > 0.5:
         lines.append("* **The machine was not quiet when this run started: expect noise.**")

@@ -24,7 +24,7 @@ _RESIDENT = (
     ("relu/GUIDED", memory.PROVIDERS),
     ("relu/DECONVNET", ("fused", "idiom")),
     ("tanh/reverse", ("fused", "idiom", "plain")),
-    ("gelu/GUIDED", memory.PROVIDERS),
+    ("gelu/GUIDED", ("fused", "idiom", "plain", "fused+compile", "plain+compile")),
     ("gelu/STRAIGHT_THROUGH", ("fused", "idiom")),
 )
 _QUICK_RESIDENT = (("relu/GUIDED", ("fused", "idiom", "plain")),)

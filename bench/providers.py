@@ -145,6 +145,8 @@ def _compiled(name: str) -> Maker:
         eager = maker(case, dtype, device)
         if isinstance(eager, Skipped):
             return Skipped(name, eager.reason)
+        if case in SLOW_COMPILED and name == "idiom+compile":
+            return Skipped(name, "compiled for relu alone: it takes seconds")
         compiler = _compiler(case, name, device)
         if isinstance(compiler, Skipped):
             return compiler

@@ -26,8 +26,7 @@ Row = dict[str, Any]
 def own_rows(quick: bool, allocations: str) -> list[Row]:
     """The rows of this process: of reused memory on one and two threads and in all layouts."""
     effort = Effort(0.05, 3, 21, 3e-4) if quick else Effort(0.1, 5, 41, 1e-3)
-    cold = Effort(0.2, 5, 21, 0.0) if quick else Effort(0.4, 9, 41, 0.0)
-    # x, g, what a provider makes of them, and what is expected.
+    cold = Effort(0.2, 5, 21, 0.0) if quick else Effort(0.25, 9, 41, 0.0)
     chosen = [n for n in (sizes.QUICK_SIZES if quick else sizes.SIZES) if machine.holds(n)]
     threads = [n for n in (1, 2) if n <= machine.usable_processors()]
     rows: list[Row] = []
@@ -37,8 +36,7 @@ def own_rows(quick: bool, allocations: str) -> list[Row]:
         if allocations == "reused":
             rows += layouts.rows(layouts.SHAPES[1:3] if quick else layouts.SHAPES, effort)
     torch.set_num_threads(1)
-    some = [n for n in chosen if n <= sizes.COLD_UP_TO]
-    return [*rows, *sizes.rows(some, cold, allocations, sizes.Caches())]
+    return [*rows, *sizes.rows(chosen, cold, allocations, sizes.Caches())]
 
 
 def measure(quick: bool) -> list[Row]:

@@ -7,7 +7,7 @@ Beside `fused` a copy of x and g and PyTorch's own activation, in the same round
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,11 @@ from .timing import Effort, Measured, figures, interleave, paired_ratios
 SIZES = tuple(1 << e for e in range(8, 29, 2))
 QUICK_SIZES = tuple(1 << e for e in (8, 14, 18, 20, 22))
 CASES = (("relu/GUIDED", "float32"), ("relu/GUIDED", "bfloat16"), ("gelu/reverse", "float32"))
-#: What the caches hold of neither way: x, g and the results are several times as large.
-COLD_UP_TO = 1 << 24
+#: Beyond these no cache holds x, g and the results, however it was left: one case on one thread
+#: says what there is to say, and nothing is measured cold.
+LARGEST_CACHED = 1 << 24
+#: Beyond these a call in fresh memory waits for pages and for hardly anything else.
+LARGEST_FRESH = 1 << 26
 #: How many elements at each end of a result are compared with the reference's.
 _ENDS = 4096
 Row = dict[str, Any]
@@ -136,12 +139,13 @@ def timed(own: Measured, plain: Measured) -> Row:
 def _check(case: Case, x: Tensor, g: Tensor, made: dict[str, Step]) -> None:
     """Raise GateError where a result is wrong at either end, which is where an index that
     overflows shows; the same cases are gated whole at the sizes of the main tables."""
-    for end in (slice(None, _ENDS), slice(-_ENDS, None)):
-        wanted = gate.expected(case, x[end], g[end])
-        for name, step in made.items():
-            given = zip(("value", "gradient"), step(), wanted[name], (x, g), strict=True)
-            for what, found, want, size in given:
-                if not gate.agree(found[end], want, size[end]):
+    for name, step in made.items():
+        found = step()
+        for end in (slice(None, _ENDS), slice(-_ENDS, None)):
+            wanted = gate.expected(case, x[end], g[end])[name]
+            given = zip(("value", "gradient"), found, wanted, (x, g), strict=True)
+            for what, got, want, size in given:
+                if not gate.agree(got[end], want, size[end]):
                     text = f"{name} gives a wrong {what} on {case.name}, {x.numel()} elements"
                     raise gate.GateError(text)
 
@@ -178,21 +182,25 @@ def rows(
             "allocations": allocations, "caches": "warm" if caches is None else "cold",
         }  # fmt: skip
         found: list[Row] = []
-        for elements in sizes:
+        large = (name, dtype) == CASES[0] and torch.get_num_threads() == 1 and caches is None
+        most = LARGEST_FRESH if allocations == "fresh" else SIZES[-1]
+        chosen = [n for n in sizes if n <= (most if large else LARGEST_CACHED)]
+        for elements in chosen:
             x, g = _made(elements, getattr(torch, dtype))
             made: dict[str, Step] = {
                 **steps(case, x, g),
                 "copy": lambda x=x, g=g: (x.detach().clone(), g.clone()),  # type: ignore[misc]
             }
             _check(case, x, g, made)
-            measured = interleave(made, effort, before_call=before)
+            rounds = replace(effort, least=3) if elements > LARGEST_CACHED else effort
+            measured = interleave(made, rounds, before_call=before)
             found += [_row(provider, case, dtype, elements, measured) for provider in made]
         yield from ({"kind": "size", **told, **row} for row in found)
         if caches is not None:
             continue
         for provider in ("fused", "plain"):
             own = [row["median_s"] for row in found if row["provider"] == provider]
-            line = asdict(fit(sizes, own))
+            line = asdict(fit(chosen, own))
             yield {"kind": "fit", **told, "provider": provider, **line}
 
 
@@ -269,8 +277,8 @@ def summary(rows: list[Row]) -> list[str]:
             "How many times as fast as PyTorch's own activation, and in brackets the share of the "
             "bandwidth of copies of x and g, by memory and caches. *Cold*: before every call a "
             "buffer twice the last cache's size is read, so that the call finds neither its data "
-            f"nor its code there; beyond {size_text(COLD_UP_TO)} elements warm caches hold none "
-            "either.",
+            f"nor its code there; beyond {size_text(LARGEST_CACHED)} elements warm caches hold "
+            "none either.",
             _by_size("case", few, lambda row: f"{_over_plain(row)} ({_share(row)})"),
         ]
     return parts
