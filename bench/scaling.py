@@ -26,7 +26,7 @@ Row = dict[str, Any]
 def own_rows(quick: bool, allocations: str) -> list[Row]:
     """The rows of this process: of reused memory on one and two threads and in all layouts."""
     effort = Effort(0.05, 3, 21, 3e-4) if quick else Effort(0.1, 5, 41, 1e-3)
-    cold = Effort(0.2, 5, 21, 0.0) if quick else Effort(0.25, 9, 41, 0.0)
+    cold = Effort(0.2, 5, 21, 0.0) if quick else Effort(0.2, 9, 41, 0.0)
     chosen = [n for n in (sizes.QUICK_SIZES if quick else sizes.SIZES) if machine.holds(n)]
     threads = [n for n in (1, 2) if n <= machine.usable_processors()]
     rows: list[Row] = []

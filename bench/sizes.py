@@ -6,6 +6,7 @@ Beside `fused` a copy of x and g and PyTorch's own activation, in the same round
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -183,8 +184,8 @@ def rows(
         }  # fmt: skip
         found: list[Row] = []
         large = (name, dtype) == CASES[0] and torch.get_num_threads() == 1 and caches is None
-        most = LARGEST_FRESH if allocations == "fresh" else SIZES[-1]
-        chosen = [n for n in sizes if n <= (most if large else LARGEST_CACHED)]
+        largest = LARGEST_FRESH if allocations == "fresh" else SIZES[-1]
+        chosen = [n for n in sizes if n <= (largest if large else LARGEST_CACHED)]
         for elements in chosen:
             x, g = _made(elements, getattr(torch, dtype))
             made: dict[str, Step] = {
@@ -192,8 +193,10 @@ def rows(
                 "copy": lambda x=x, g=g: (x.detach().clone(), g.clone()),  # type: ignore[misc]
             }
             _check(case, x, g, made)
-            rounds = replace(effort, least=3) if elements > LARGEST_CACHED else effort
-            measured = interleave(made, rounds, before_call=before)
+            rounds, most = effort, math.inf
+            if elements > LARGEST_CACHED:
+                rounds, most = replace(effort, least=3), 16 if allocations == "reused" else math.inf
+            measured = interleave(made, rounds, before_call=before, most_faults=most)
             found += [_row(provider, case, dtype, elements, measured) for provider in made]
         yield from ({"kind": "size", **told, **row} for row in found)
         if caches is not None:
@@ -278,7 +281,7 @@ def summary(rows: list[Row]) -> list[str]:
             "bandwidth of copies of x and g, by memory and caches. *Cold*: before every call a "
             "buffer twice the last cache's size is read, so that the call finds neither its data "
             f"nor its code there; beyond {size_text(LARGEST_CACHED)} elements warm caches hold "
-            "none either.",
+            "none either, and a timing of reused memory in which pages were made is taken again.",
             _by_size("case", few, lambda row: f"{_over_plain(row)} ({_share(row)})"),
         ]
     return parts

@@ -157,3 +157,22 @@ def test_what_comes_before_a_call_is_not_timed_and_a_sample_is_one_call():
     assert found["a"].seconds.runs == 9
     rounds = log[-2 * 2 * 9 :]
     assert rounds[::2] == ["before"] * 18 and set(rounds[1::2]) == {"a", "b"}
+
+
+def test_a_timing_in_which_pages_were_made_is_taken_again(monkeypatch):
+    clock, calls, faults = Clock(), [], 0
+
+    def step():
+        nonlocal faults
+        calls.append(clock.now)
+        # Every third call makes pages and takes a hundred times as long.
+        making = len(calls) % 3 == 0
+        faults += 1000 * making
+        clock.now += 0.1 if making else 0.001
+
+    monkeypatch.setattr(timing, "_page_faults", lambda: faults)
+    found = timing.interleave(
+        {"a": step}, EFFORT, clock=clock, before_call=lambda: None, most_faults=16
+    )
+    assert {round(seconds, 6) for seconds in found["a"].samples} == {0.001}
+    assert found["a"].faults == 0
