@@ -87,10 +87,13 @@ struct ModifiedBackward : Node {
     if (keeps != Keeps::kNothing) saved = unpacked(*this, mutex_, kept);
     if (at::GradMode::is_enabled()) return {differentiable(g, saved)};
     if (passes_through) return {g};
-    TORCH_CHECK_TYPE(g.layout() == at::kStrided, "a rule's backward takes dense gradients, got one "
-                     "of layout ", g.layout(), "; call .to_dense() on it");
+    TORCH_CHECK_TYPE(g.layout() == at::kStrided,
+                     "a rule's backward takes dense gradients, got one "
+                     "of layout ",
+                     g.layout(), "; call .to_dense() on it");
     // A batch of gradients of torch.func, or one with a tangent.
-    if (g.key_set().has(c10::DispatchKey::FuncTorchBatched) || torch::autograd::isFwGradDefined(g)) {
+    if (g.key_set().has(c10::DispatchKey::FuncTorchBatched) ||
+        torch::autograd::isFwGradDefined(g)) {
       return {differentiable(g, saved)};
     }
     static const Operation operation("pyrevgrad::backward");
