@@ -109,7 +109,7 @@ def test_a_picture_for_a_users_model(folder, method, capsys):
 def test_guided_gradcam_needs_its_layer(folder, capsys):
     status, out = explain(folder, "plain", "--method", "guided-gradcam", "--layer", "0")
     assert status == 0 and out.exists()
-    assert "Sequential: 1 activations replaced" in capsys.readouterr().out
+    assert "Sequential: 1 activation replaced" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         explain(folder, "plain", "--method", "guided-gradcam")
     assert "--method guided-gradcam and --layer belong together" in capsys.readouterr().err
