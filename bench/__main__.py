@@ -30,7 +30,7 @@ from . import (
     targets,
     traffic,
 )
-from .allocations import ALLOCATIONS
+from .allocations import ALLOCATIONS, USUAL
 from .arguments import count, file, folder, pages_folder
 from .settings import again, large
 from .settings import settings as settings_of
@@ -115,7 +115,7 @@ def _run_cpu(options: argparse.Namespace, told: dict[str, Any], command: str) ->
     load = machine.load_average()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="pyrevgrad-bench-") as cache:
-        for number, allocations in enumerate(options.allocations or processes.USUAL):
+        for number, allocations in enumerate(options.allocations or USUAL):
             second = options.quick and not options.filter and number
             own = again(told) if second else told
             rows += processes.measure(own, allocations, cache, progress)

@@ -25,6 +25,9 @@ ALLOCATIONS: dict[str, dict[str, str]] = {
     "huge": {**_FRESH, "THP_MEM_ALLOC_ENABLE": "1"},
 }
 
+#: What every run measures, if not told otherwise.
+USUAL = ("fresh", "reused")
+
 
 def environment(allocations: str) -> dict[str, str]:
     """The variables of a process that allocates so."""

@@ -56,7 +56,7 @@ CURVED = tuple(
 )
 CURVED_CASES = tuple(Case(name, rule) for name in CURVED for rule in ("reverse", "GUIDED"))
 #: Whose compiled forms are timed too: our compiled code has a kernel of ours there.
-SLOW_COMPILED = (Case("tanh", "reverse"), Case("mish", "reverse"))
+SLOW_COMPILED = tuple(Case(name, "reverse") for name in CURVED if ACTIVATIONS[name].slow_compiled)
 QUICK_CURVED = ("gelu", "silu", "tanh")
 
 

@@ -19,7 +19,6 @@ from typing import Any
 from . import cases, machine, memory
 from .allocations import environment
 
-USUAL = ("fresh", "reused")
 _RESIDENT = (
     ("relu/GUIDED", memory.PROVIDERS),
     ("relu/DECONVNET", ("fused", "idiom")),

@@ -15,11 +15,9 @@ from typing import Any
 import torch
 
 from . import answers, layouts, machine, sizes
-from .allocations import environment
+from .allocations import USUAL, environment
 from .timing import Effort
 
-#: Those that the section knows; of the others what a call waits for is no kernel's.
-ALLOCATIONS = ("reused", "fresh")
 Row = dict[str, Any]
 
 
@@ -42,7 +40,7 @@ def own_rows(quick: bool, allocations: str) -> list[Row]:
 def measure(quick: bool) -> list[Row]:
     """The rows, each way of allocating timed in a process of its own."""
     rows: list[Row] = []
-    for allocations in ALLOCATIONS:
+    for allocations in USUAL:
         variables = environment(allocations)
         variables.pop("OMP_NUM_THREADS", None)
         rows += answers.of("scaling", ["--own", allocations, *["--quick"] * quick], variables)
@@ -82,7 +80,7 @@ def summary(rows: list[Row]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; or the rows of this process, for `measure`."""
     parser = answers.parser("scaling", __doc__.split("\n")[0], "fewer sizes, shapes and rounds")
-    parser.add_argument("--own", choices=ALLOCATIONS, help=argparse.SUPPRESS)
+    parser.add_argument("--own", choices=USUAL, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.own:
         print(json.dumps(own_rows(options.quick, options.own)))
