@@ -11,8 +11,7 @@ from torch import nn
 
 from ..swapping.verification import modules_once
 
-_changing = threading.RLock()
-_turn = threading.Condition(_changing)
+_turn = threading.Condition()
 #: The blocks that are entered.
 _entered: list[alone] = []
 
@@ -30,7 +29,7 @@ class alone:
 
     def __enter__(self) -> list[nn.Module]:
         self.thread = threading.get_ident()
-        with _changing:
+        with _turn:
             while any(map(self._waits_for, _entered)):
                 _turn.wait()
             _entered.append(self)
@@ -40,6 +39,6 @@ class alone:
         return other.thread != self.thread and not set(self.modules).isdisjoint(other.modules)
 
     def __exit__(self, *_: object) -> None:
-        with _changing:
+        with _turn:
             _entered.remove(self)
             _turn.notify_all()
