@@ -48,10 +48,13 @@ FLAGS = ["-O2", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off
 FLAGS += ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized"]
 SOURCES = ("csrc/cpu/dispatch.cpp", "csrc/library.cpp")
 NODES = "csrc/autograd.cpp"
+AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mbmi2 -mprfchw"
+# What is built with another has its name before the underscore.
 KERNELS = {
     "portable": "",
-    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mbmi2 -mprfchw",
+    "avx512": AVX512,
     "avx2": "-mavx2 -mfma -mf16c -mprfchw",
+    "avx512_bf16": f"{AVX512} -mavx512bf16",
 }
 CUDA_SOURCES = [
     f"csrc/cuda/kernels_{name}.cu" for name in ("bfloat16", "float16", "float32", "float64")
@@ -158,7 +161,8 @@ def wanted_kernels():
     names = {"portable", *(name.strip() for name in asked.split(","))}
     if not names <= set(there):
         sys.exit(f"PYREVGRAD_CAPABILITIES={asked} names more than {', '.join(there)}")
-    return [name for name in there if name in names]
+    families = {name.partition("_")[0] for name in names}
+    return [name for name in there if name.partition("_")[0] in families]
 
 
 def included(path):

@@ -219,11 +219,14 @@ def _chosen(options: argparse.Namespace) -> list[str]:
 
 
 def _capability() -> str:
-    """The instruction set of this machine, as the library that is installed chose it; or all."""
+    """The instruction set of this machine, as the library that is installed chose it; or all.
+
+    Without what is built beside it, which an earlier version may not know by name.
+    """
     from pyrevgrad import backends
 
     native = backends.native()
-    return "" if native is None else native.capability
+    return "" if native is None else native.capability.partition("_")[0]
 
 
 def compared(options: argparse.Namespace) -> Row:

@@ -17,6 +17,9 @@ from pyrevgrad import backends
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 FULL = (torch.float32, torch.float64)
 needs_native = pytest.mark.skipif(backends._native is None, reason="no compiled library")
+#: Names of PYREVGRAD_CPU_CAPABILITY with vectors of their own, and all of them.
+VECTORISED = ("avx2", "avx512", "avx512_bf16")
+CAPABILITIES = ("portable", *VECTORISED)
 #: Set by `make triton-matrix`, and by test_triton.py for a part of it.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 BACKENDS = (

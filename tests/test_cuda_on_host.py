@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 from built import not_built
 from grids import (
+    CAPABILITIES,
     DTYPES,
+    VECTORISED,
     WHOLE,
     grid,
 )
@@ -45,7 +47,7 @@ SANITIZERS = (
 def simulator(repository) -> Path:
     """The program of tests/cuda_on_host.cpp, built anew only where its sources have changed."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
-    names = ("dispatch", "kernels_portable", "kernels_avx2", "kernels_avx512")
+    names = ("dispatch", *(f"kernels_{name}" for name in CAPABILITIES))
     objects = [repository / "build" / "objects" / f"{name}.o" for name in names]
     objects = [path for path in objects if path.is_file()]
     if compiler is None or not objects or backends._native is None:
@@ -125,7 +127,7 @@ def test_every_launch_gives_the_bits_of_the_portable_cpu_kernels(simulator, data
     assert all(launches > 20 * count for _, _, launches, _ in found)
 
 
-@pytest.mark.parametrize("capability", ("avx2", "avx512"))
+@pytest.mark.parametrize("capability", VECTORISED)
 def test_select_and_scale_gives_the_bits_of_every_instruction_set(
     simulator, data, capability, tmp_path
 ):

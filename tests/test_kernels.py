@@ -7,10 +7,12 @@ import pytest
 import torch
 from grids import (
     BACKENDS,
+    CAPABILITIES,
     DTYPES,
     FULL,
     SHAPES,
     TOLERANCES,
+    VECTORISED,
     array,
     assert_gradient,
     assert_value,
@@ -330,7 +332,7 @@ torch.save(made, sys.argv[1])
 def by_capability(tmp_path_factory):
     """The results of every pair by each instruction set that this machine has."""
     made = {}
-    for capability in ("portable", "avx2", "avx512"):
+    for capability in CAPABILITIES:
         path = tmp_path_factory.mktemp(capability) / "results.pt"
         ended = in_subprocess(RUN_EVERY_PAIR, path, PYREVGRAD_CPU_CAPABILITY=capability)
         if ended.returncode == 0:
@@ -341,7 +343,7 @@ def by_capability(tmp_path_factory):
 
 
 @needs_native
-@pytest.mark.parametrize("capability", ("portable", "avx2", "avx512"))
+@pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("name", FORMULAS)
 def test_every_instruction_set_gives_the_same(name, capability, by_capability):
     if capability not in by_capability:
@@ -363,7 +365,7 @@ def test_every_instruction_set_gives_the_same(name, capability, by_capability):
 
 
 @needs_native
-@pytest.mark.parametrize("capability", ("avx2", "avx512"))
+@pytest.mark.parametrize("capability", VECTORISED)
 def test_what_is_written_past_the_caches_is_the_same(capability, by_capability, tmp_path):
     if capability not in by_capability:
         pytest.skip(f"this machine has no {capability}")
@@ -410,7 +412,7 @@ def test_an_instruction_set_that_is_not_there_is_refused():
     assert ended.returncode != 0
     assert (
         "PYREVGRAD_CPU_CAPABILITY=sse9 names no instruction set of this machine and build; "
-        "choose avx512, avx2 or portable, or leave it unset"
+        "choose avx512_bf16, avx512, avx2 or portable, or leave it unset"
     ) in ended.stderr
 
 

@@ -6,7 +6,7 @@ these numbers as they are stored, so no pattern may be taken on trust.
 
 import pytest
 import torch
-from grids import needs_native, run, same_bits
+from grids import CAPABILITIES, needs_native, run, same_bits
 from subprocesses import in_subprocess
 
 from pyrevgrad import DECONVNET, EXACT, GUIDED, STRAIGHT_THROUGH, backend, rules
@@ -70,7 +70,7 @@ def differences():
 
 
 @needs_native
-@pytest.mark.parametrize("capability", ("portable", "avx2", "avx512"))
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_pattern_of_the_half_types_is_chosen_and_scaled_as_by_the_reference(capability):
     """In a process of its own, since an instruction set is chosen once."""
     code = "import test_sixteen_bits as t; print(t.differences())"

@@ -23,10 +23,15 @@ struct Candidate {
 };
 
 #if defined(__x86_64__)
-// Not by __builtin_cpu_supports, which has no word for it in Clang 14 and GCC 10.
+// Not by __builtin_cpu_supports, which has no words for these in Clang 14 and GCC 10.
 [[maybe_unused]] bool has_f16c() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+
+[[maybe_unused]] bool has_avx512_bf16() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & 1 << 5) != 0;
 }
 #endif
 
@@ -41,6 +46,7 @@ const KernelTable& choose() {
 #endif
   const Candidate candidates[] = {
 #if defined(__x86_64__) && !defined(PYREVGRAD_WITHOUT_AVX512)
+      {&kernels_avx512_bf16, avx512 && has_avx512_bf16()},
       {&kernels_avx512, avx512},
 #endif
 #if defined(__x86_64__) && !defined(PYREVGRAD_WITHOUT_AVX2)
@@ -55,7 +61,7 @@ const KernelTable& choose() {
   }
   throw std::runtime_error(std::string("PYREVGRAD_CPU_CAPABILITY=") + wanted +
                            " names no instruction set of this machine and build; "
-                           "choose avx512, avx2 or portable, or leave it unset");
+                           "choose avx512_bf16, avx512, avx2 or portable, or leave it unset");
 }
 
 struct Task {
@@ -95,25 +101,23 @@ const KernelTable& kernels() {
 void forward(const Work& work, DType dtype, ParallelFor threads) {
   const Program& program = work.program;
   const auto bit = work.mask == nullptr ? MaskBit::kNone : program.mask_bit;
-  const Kernel kernel = kernels().forward[program.activation][dtype][static_cast<int>(bit)];
+  const Kernel kernel = kernels().of[dtype]->forward[program.activation][static_cast<int>(bit)];
   if (kernel == nullptr) throw std::runtime_error("this activation has no mask of its own");
   run(work, dtype, kernel, threads);
 }
 
 void backward(const Work& work, DType dtype, ParallelFor threads) {
   const Program& program = work.program;
-  const KernelTable& table = kernels();
+  const Kernels& table = *kernels().of[dtype];
   switch (program.keeps) {
     case Keeps::kNothing:
-      return run(work, dtype, by_gates(program, table.backward_nothing[dtype]), threads);
+      return run(work, dtype, by_gates(program, table.backward_nothing), threads);
     case Keeps::kMask:
-      return run(work, dtype, by_gates(program, table.backward_mask[dtype]), threads);
+      return run(work, dtype, by_gates(program, table.backward_mask), threads);
     case Keeps::kOutput:
-      return run(work, dtype, table.backward_output[program.activation][dtype][program.plain()],
-                 threads);
+      return run(work, dtype, table.backward_output[program.activation][program.plain()], threads);
     case Keeps::kInput:
-      return run(work, dtype, table.backward_input[program.activation][dtype][program.plain()],
-                 threads);
+      return run(work, dtype, table.backward_input[program.activation][program.plain()], threads);
   }
 }
 

@@ -1,5 +1,5 @@
-// The loops, over whatever vector type the including file chose; one table of them per instruction
-// set. The including file defines PYREVGRAD_ISA, the namespace of its vector type.
+// The loops, over whatever vector type the including file chose. The including file defines
+// PYREVGRAD_ISA, the namespace of its vector type, and makes a table of them.
 //
 // Bytes per element, at least: forward 2·size (+ 1/8 with a mask); backward 2·size with nothing
 // kept, 2·size + 1/8 with a mask, 3·size with the output or the input.
@@ -398,43 +398,30 @@ constexpr Kernel forward_or_none() {
   }
 }
 
-#define PYREVGRAD_BY_DTYPE(ROW) {ROW(float), ROW(double), ROW(Bfloat16), ROW(Half)}
+#define FORWARD_ROW(A, NAME)                                                        \
+  {forward_or_none<A, T, MaskBit::kNone>(), forward_or_none<A, T, MaskBit::kOwn>(), \
+   forward_or_none<A, T, MaskBit::kPositive>(), forward_or_none<A, T, MaskBit::kInterval>()},
+#define OUTPUT_ROW(A, NAME) {backward_output<A, T, false>, backward_output<A, T, true>},
+#define INPUT_ROW(A, NAME) {backward_input<A, T, false>, backward_input<A, T, true>},
+#define GATES_OF(KERNEL)                                                          \
+  {KERNEL<T, Gates::kAny>, KERNEL<T, Gates::kNone>, KERNEL<T, Gates::kLowBlocks>, \
+   KERNEL<T, Gates::kGradient>}
 
-}  // namespace
-}  // namespace pyrevgrad::PYREVGRAD_ISA
-
-namespace pyrevgrad {
-
-#define FORWARD_OF(A, T)                                       \
-  {PYREVGRAD_ISA::forward_or_none<A, T, MaskBit::kNone>(),     \
-   PYREVGRAD_ISA::forward_or_none<A, T, MaskBit::kOwn>(),      \
-   PYREVGRAD_ISA::forward_or_none<A, T, MaskBit::kPositive>(), \
-   PYREVGRAD_ISA::forward_or_none<A, T, MaskBit::kInterval>()}
-#define FORWARD_ROW(A, NAME) \
-  {FORWARD_OF(A, float), FORWARD_OF(A, double), FORWARD_OF(A, Bfloat16), FORWARD_OF(A, Half)},
-#define PAIR_OF(KERNEL, A, T) \
-  {PYREVGRAD_ISA::KERNEL<A, T, false>, PYREVGRAD_ISA::KERNEL<A, T, true>}
-#define PAIR_ROW(KERNEL, A)                                                             \
-  {PAIR_OF(KERNEL, A, float), PAIR_OF(KERNEL, A, double), PAIR_OF(KERNEL, A, Bfloat16), \
-   PAIR_OF(KERNEL, A, Half)},
-#define OUTPUT_ROW(A, NAME) PAIR_ROW(backward_output, A)
-#define INPUT_ROW(A, NAME) PAIR_ROW(backward_input, A)
-#define GATES_OF(KERNEL, T)                                    \
-  {PYREVGRAD_ISA::KERNEL<T, PYREVGRAD_ISA::Gates::kAny>,       \
-   PYREVGRAD_ISA::KERNEL<T, PYREVGRAD_ISA::Gates::kNone>,      \
-   PYREVGRAD_ISA::KERNEL<T, PYREVGRAD_ISA::Gates::kLowBlocks>, \
-   PYREVGRAD_ISA::KERNEL<T, PYREVGRAD_ISA::Gates::kGradient>}
-#define NOTHING_OF(T) GATES_OF(backward_nothing, T)
-#define MASK_OF(T) GATES_OF(backward_mask, T)
-#define PYREVGRAD_STRING_(x) #x
-#define PYREVGRAD_STRING(x) PYREVGRAD_STRING_(x)
-
-extern const KernelTable PYREVGRAD_TABLE;
-const KernelTable PYREVGRAD_TABLE = {
-    PYREVGRAD_STRING(PYREVGRAD_ISA),      PYREVGRAD_STREAMS,
-    {PYREVGRAD_ACTIVATIONS(FORWARD_ROW)}, PYREVGRAD_BY_DTYPE(NOTHING_OF),
-    PYREVGRAD_BY_DTYPE(MASK_OF),          {PYREVGRAD_ACTIVATIONS(OUTPUT_ROW)},
+template <class T>
+constexpr Kernels kernels_of = {
+    {PYREVGRAD_ACTIVATIONS(FORWARD_ROW)},
+    GATES_OF(backward_nothing),
+    GATES_OF(backward_mask),
+    {PYREVGRAD_ACTIVATIONS(OUTPUT_ROW)},
     {PYREVGRAD_ACTIVATIONS(INPUT_ROW)},
 };
 
-}  // namespace pyrevgrad
+// `bfloat16`: where another source has better ones.
+constexpr KernelTable table(const char* capability, bool streams,
+                            const Kernels* bfloat16 = &kernels_of<Bfloat16>) {
+  return {
+      capability, streams, {&kernels_of<float>, &kernels_of<double>, bfloat16, &kernels_of<Half>}};
+}
+
+}  // namespace
+}  // namespace pyrevgrad::PYREVGRAD_ISA

@@ -1,7 +1,5 @@
 #define PYREVGRAD_ISA avx512
-#define PYREVGRAD_TABLE kernels_avx512
 #define PYREVGRAD_UNROLLS true
-#define PYREVGRAD_STREAMS true
 #define PYREVGRAD_SIXTEEN
 #include "sixteen_avx512.h"
 #include "vector_avx512.h"
@@ -9,3 +7,9 @@
 #include "mathematics.h"
 // After the mathematics that its formulas call.
 #include "kernels.h"
+
+namespace pyrevgrad {
+constexpr KernelTable kernels_avx512 = avx512::table("avx512", true);
+constexpr KernelTable kernels_avx512_bf16 =
+    avx512::table("avx512_bf16", true, &bfloat16_avx512_bf16);
+}  // namespace pyrevgrad

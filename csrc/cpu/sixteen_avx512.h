@@ -4,7 +4,7 @@
 #include "sixteen.h"
 #include "vector_avx512.h"
 
-namespace pyrevgrad::avx512 {
+namespace pyrevgrad::PYREVGRAD_ISA {
 
 // A vector that was loaded, or a constant. Of two that are compared or multiplied one is a
 // constant: the right one of a comparison, the left one of a product.
@@ -122,4 +122,4 @@ INLINE void store(Sixteen<T> x, T* p) {
   _mm512_storeu_si512(p, x.v);
 }
 
-}  // namespace pyrevgrad::avx512
+}  // namespace pyrevgrad::PYREVGRAD_ISA

@@ -41,20 +41,28 @@ constexpr std::int64_t kBlock = 64;
 constexpr int kActivations = 0 PYREVGRAD_ACTIVATIONS(PYREVGRAD_COUNT);
 #undef PYREVGRAD_COUNT
 
+// The kernels for one dtype.
+struct Kernels {
+  Kernel forward[kActivations][4];  // by MaskBit
+  Kernel backward_nothing[4];       // any gates, none, low slope 0, g <= 0 too
+  Kernel backward_mask[4];
+  Kernel backward_output[kActivations][2];  // general, plain
+  Kernel backward_input[kActivations][2];
+};
+
+// Those of one instruction set.
 struct KernelTable {
   const char* capability;
-  bool streams;                              // whether it can write past the caches
-  Kernel forward[kActivations][kDTypes][4];  // by MaskBit
-  Kernel backward_nothing[kDTypes][4];       // any gates, none, low slope 0, g <= 0 too
-  Kernel backward_mask[kDTypes][4];
-  Kernel backward_output[kActivations][kDTypes][2];  // general, plain
-  Kernel backward_input[kActivations][kDTypes][2];
+  bool streams;  // whether it can write past the caches
+  const Kernels* of[kDTypes];
 };
 
 extern const KernelTable kernels_portable;
 #if defined(__x86_64__)
 extern const KernelTable kernels_avx2;
 extern const KernelTable kernels_avx512;
+extern const KernelTable kernels_avx512_bf16;
+extern const Kernels bfloat16_avx512_bf16;
 #endif
 
 }  // namespace pyrevgrad

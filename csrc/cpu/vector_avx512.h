@@ -8,7 +8,7 @@
 
 #include "storage.h"
 
-namespace pyrevgrad::avx512 {
+namespace pyrevgrad::PYREVGRAD_ISA {
 
 #define INLINE inline __attribute__((always_inline))
 
@@ -150,7 +150,7 @@ INLINE Alternate alternate(__m512i raw) {
 }
 // Rounded as sixteen-bit numbers, all at once: up where the low half, one more beside an odd high
 // half, is over the middle. A NaN's low half is 0 here, as its source's was.
-INLINE __m512i rounded(Alternate x) {
+INLINE __m512i rounded_by_halves(Alternate x) {
   const __m512i even = _mm512_castps_si512(x.even.v), odd = _mm512_castps_si512(x.odd.v);
   const __m512i high = _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(even, 16), odd);
   const __m512i low = _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_slli_epi32(odd, 16));
@@ -159,7 +159,24 @@ INLINE __m512i rounded(Alternate x) {
   const __mmask32 up = _mm512_cmpgt_epu16_mask(sum, _mm512_set1_epi16(-0x8000));
   return _mm512_mask_add_epi16(high, up, high, one);
 }
+#ifdef __AVX512BF16__
+// By AVX512-BF16, which rounds as above but makes zeros of subnormal numbers.
+INLINE __m512i rounded(Alternate x) {
+  // Of the numbers at even places, then those at odd ones, each in its place.
+  alignas(64) constexpr std::int16_t places[] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                 21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  constexpr int subnormal = 0x20;
+  const __mmask16 subnormals =
+      _mm512_fpclass_ps_mask(x.even.v, subnormal) | _mm512_fpclass_ps_mask(x.odd.v, subnormal);
+  if (__builtin_expect(subnormals != 0, 0)) return rounded_by_halves(x);
+  const __m512bh made = _mm512_cvtne2ps_pbh(x.odd.v, x.even.v);
+  return _mm512_permutexvar_epi16(_mm512_load_si512(places), reinterpret_cast<__m512i>(made));
+}
+#else
+INLINE __m512i rounded(Alternate x) { return rounded_by_halves(x); }
+#endif
 INLINE Alternate load_alternate(const Bfloat16* p) { return alternate(_mm512_loadu_si512(p)); }
 INLINE void store(Alternate x, Bfloat16* p) { _mm512_storeu_si512(p, rounded(x)); }
 
-}  // namespace pyrevgrad::avx512
+}  // namespace pyrevgrad::PYREVGRAD_ISA

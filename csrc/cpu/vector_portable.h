@@ -127,7 +127,7 @@ INLINE F64 load(const double* p) {
   return r;
 }
 
-// Never called (PYREVGRAD_STREAMS): the loops name them.
+// Never called (its table says that it cannot): the loops name them.
 template <int bytes>
 INLINE void past_caches(const void* from, void* to) {
   __builtin_memcpy(to, from, bytes);
