@@ -68,12 +68,22 @@ inline Program program_of(const double* numbers) {
   return p;
 }
 
+// What a gate on the gradient compares with: NaN, which nothing is below, where there is no gate.
+PYREVGRAD_HD double limit_of(const Program& p) {
+  if (p.gradient_gate == GradientGate::kNone) return NAN;
+  return p.gradient_gate == GradientGate::kOutput ? p.threshold : 0;
+}
+
+// The rule as numbers alone: one that does not clip has an infinite clip.
 template <class V>
 struct Rule {
-  V scale, low, high, threshold, clip;
-  GradientGate gradient_gate;
-  bool clipped;
+  V scale, limit, clip;
 };
+
+template <class V>
+PYREVGRAD_HD Rule<V> rule_of(const Program& p) {
+  return {V(p.scale), V(limit_of(p)), V(p.clipped ? p.clip : INFINITY)};
+}
 
 // The gates on the input.
 template <class V>
@@ -90,24 +100,11 @@ PYREVGRAD_HD V clamp_symmetric(V g, V clip) {
   return select(g > clip, clip, select(g < -clip, -clip, g));
 }
 
-// gx = pass and gate(g) ? (scale·slope)·g : +0. y is read only where the gate tests it.
+// gx = pass and gate(g) ? (scale·slope)·g : +0, of a g that is clipped already. The gate tests
+// `tested`·g: 1, the slope or y.
 template <class V, class M>
-PYREVGRAD_HD V gated(V g, V slope, V y, M pass, const Rule<V>& rule) {
-  if (rule.clipped) g = clamp_symmetric(g, rule.clip);
-  switch (rule.gradient_gate) {
-    case GradientGate::kNone:
-      break;
-    case GradientGate::kGradient:
-      pass = pass & !(g <= V(0));
-      break;
-    case GradientGate::kProduct:
-      pass = pass & !(slope * g <= V(0));
-      break;
-    case GradientGate::kOutput:
-      pass = pass & !(y * g <= rule.threshold);
-      break;
-  }
-  return select(pass, (rule.scale * slope) * g, V(0));
+PYREVGRAD_HD V gated(V g, V slope, V tested, M pass, const Rule<V>& rule) {
+  return select(pass & !(tested * g <= rule.limit), (rule.scale * slope) * g, V(0));
 }
 
 }  // namespace pyrevgrad

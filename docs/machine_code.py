@@ -23,7 +23,8 @@ ITEM = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 #: Family of kernels: what it reads and writes beside two tensors, and how a reader says it.
 FAMILIES = {
     ("Forward", ""): ("forward", 0.0),
-    ("Forward", "with mask"): ("forward, mask written", 0.125),
+    ("Forward", "own mask"): ("forward, its own mask written", 0.125),
+    ("Forward", "interval's mask"): ("forward, mask of an interval of x", 0.125),
     ("BackwardNothing", "none"): ("backward by g: no gate", 0.0),
     ("BackwardNothing", "gradient"): ("backward by g: g <= 0", 0.0),
     ("BackwardNothing", "any"): ("backward by g: any rule", 0.0),
@@ -88,7 +89,7 @@ def _effort(kernels: list[Kernel], activation: str, direction: str, variant: str
             direction,
             variant,
         ):
-            return f"{kernel.span / kernel.elements:.0f}, {kernel.special / kernel.elements:.0f}"
+            return f"{kernel.path / kernel.elements:.0f}, {kernel.special / kernel.elements:.0f}"
     return "–"
 
 

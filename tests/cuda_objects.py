@@ -24,9 +24,13 @@ _STORED = {
 }  # fmt: skip
 _NAME = re.compile(
     r"_ZN9pyrevgrad4cuda5sweepINS0_\d+(Forward|BackwardNothing|BackwardMask|BackwardOutput|"
-    r"BackwardInput)I(?:NS_\d+(\w+?)E)?(f|d|NS_8Bfloat16E|NS_4HalfE)L(b|NS0_5GatesE)(\d)EE"
+    r"BackwardInput)I(?:NS_\d+(\w+?)E)?(f|d|NS_8Bfloat16E|NS_4HalfE)L(?:NS0_\d)?(b|Gates|Writes)E?(\d)EE"
 )
-_GATES = ("any", "none", "gradient")
+_VARIANTS = {
+    "Gates": ("any", "none", "gradient"),
+    "Writes": ("", "own mask", "interval's mask"),
+    "b": ("any", "plain"),
+}
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,9 @@ class Kernel:
     loads: tuple[str, ...] = ()
     stores: tuple[str, ...] = ()
     instructions: int = 0
-    #: From the first 16-byte load to the last 16-byte store, the single stores among them, and how
-    #: many of these are for the special functions' unit.
-    span: int = 0
+    #: What a thread whose shares are all whole runs through at most, subroutines aside, and how
+    #: many of these instructions are for the special functions' unit.
+    path: int = 0
     special: int = 0
 
     @property
@@ -102,23 +106,56 @@ def _figures(dtype: str, architecture: str) -> dict[str, tuple[int, int, int]]:
     }
 
 
-def _code(dtype: str, architecture: str) -> dict[str, list[str]]:
+@dataclass(frozen=True)
+class _Instruction:
+    address: int
+    guarded: bool
+    operation: str
+    operands: str
+
+
+def _code(dtype: str, architecture: str) -> dict[str, list[_Instruction]]:
     """The instructions by mangled name, as the disassembler reads them from the object."""
     path = OBJECTS / f"cuda_kernels_{dtype}.o"
     command = [str(disassembler()), "-sass", "-arch", architecture, str(path)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    line = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+ )?\s*([A-Z][\w.]*)([^;]*);", re.M)
     found = {}
     for block in text.split("Function : ")[1:]:
         name, _, body = block.partition("\n")
-        lines = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?\s*([A-Z][\w.]*)", body, re.M)
-        found[name.strip()] = lines
+        found[name.strip()] = [
+            _Instruction(int(address, 16), bool(guard), operation, operands.strip())
+            for address, guard, operation, operands in line.findall(body)
+        ]
     return found
 
 
-def _span(lines: list[str]) -> tuple[int, int]:
-    wide = [place for place, line in enumerate(lines) if line.endswith(".128")]
-    between = lines[wide[0] : wide[-1] + 1]
-    return len(between), sum(line.startswith("MUFU") for line in between)
+#: How an access of one element ends, which a whole share is not moved by.
+_SINGLE = {"bfloat16": ".U16", "float16": ".U16", "float32": ".E", "float64": ".64"}
+
+
+def _longest(code: list[_Instruction], dtype: str) -> tuple[int, int]:
+    """The longest way through the code without an access of one element: the instructions, and
+    those for the special functions' unit. There are no loops, so each only looks ahead."""
+    places = {instruction.address: place for place, instruction in enumerate(code)}
+    after: list[tuple[int, int] | None] = [None] * (len(code) + 1)
+    for place in reversed(range(len(code))):
+        at = code[place]
+        ways = [after[place + 1]]
+        if at.operation.partition(".")[0] in ("EXIT", "RET"):
+            ways = [(0, 0), *ways] if at.guarded else [(0, 0)]
+        elif at.operation.startswith("BRA"):
+            target = places.get(int(at.operands.rpartition(" ")[2], 16), 0)
+            conditional = at.guarded or re.match(r"!?U?P\d", at.operands)
+            ways = (ways if conditional else []) + ([after[target]] if target > place else [])
+        elif at.operation.startswith(("LDG", "STG")) and at.operation.endswith(_SINGLE[dtype]):
+            ways = []
+        there = [way for way in ways if way is not None]
+        if there:
+            longest = max(there)
+            after[place] = longest[0] + 1, longest[1] + at.operation.startswith("MUFU")
+    assert after[0] is not None
+    return after[0]
 
 
 @functools.cache
@@ -130,22 +167,17 @@ def kernels(dtype: str, architecture: str) -> list[Kernel]:
         match = _NAME.match(mangled)
         if match is None:
             raise ValueError(f"{mangled} is no name of a kernel")
-        direction, activation, stored, gates, number = match.groups()
+        direction, activation, stored, kind, number = match.groups()
         assert _STORED[stored] == dtype
-        lines = code[mangled]
-        if gates != "b":
-            variant = _GATES[int(number)]
-        elif direction == "Forward":
-            variant = "with mask" if number == "1" else ""
-        else:
-            variant = "plain" if number == "1" else "any"
+        lines = [instruction.operation for instruction in code[mangled]]
+        variant = _VARIANTS[kind][int(number)]
         made.append(
             Kernel(
                 direction, activation, dtype, variant, registers, stack, spills,
                 tuple(line for line in lines if line.startswith(("LDG", "LD.", "LDL", "LDS"))),
                 tuple(line for line in lines if line.startswith(("STG", "ST.", "STL", "STS"))),
                 len(lines),
-                *_span(lines),
+                *_longest(code[mangled], dtype),
             )
         )  # fmt: skip
     return made

@@ -33,6 +33,16 @@ struct Candidate {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & 1 << 5) != 0;
 }
+
+#if !defined(PYREVGRAD_WITHOUT_AVX512)
+const KernelTable& with_avx512_bf16() {
+  static const KernelTable table{"avx512_bf16",
+                                 kernels_avx512.streams,
+                                 {kernels_avx512.of[kFloat32], kernels_avx512.of[kFloat64],
+                                  &kernels_avx512_bf16, kernels_avx512.of[kFloat16]}};
+  return table;
+}
+#endif
 #endif
 
 const KernelTable& choose() {
@@ -46,7 +56,7 @@ const KernelTable& choose() {
 #endif
   const Candidate candidates[] = {
 #if defined(__x86_64__) && !defined(PYREVGRAD_WITHOUT_AVX512)
-      {&kernels_avx512_bf16, avx512 && has_avx512_bf16()},
+      {&with_avx512_bf16(), avx512 && has_avx512_bf16()},
       {&kernels_avx512, avx512},
 #endif
 #if defined(__x86_64__) && !defined(PYREVGRAD_WITHOUT_AVX2)

@@ -195,11 +195,6 @@ INLINE Parameters<V> parameters(const Program& program) {
   return {V(program.a), V(program.b)};
 }
 
-template <class V>
-INLINE Rule<V> rule_of(const Program& p) {
-  return {V(p.scale), V(p.low), V(p.high), V(p.threshold), V(p.clip), p.gradient_gate, p.clipped};
-}
-
 // The vector after one rounding to the stored type, as a reader of memory would see it.
 INLINE F64 as_stored(F64 x, const double*) { return x; }
 INLINE F32 as_stored(F32 x, const float*) { return x; }
@@ -251,6 +246,15 @@ INLINE double product(double a, double b) {
   return static_cast<double>(static_cast<S>(a) * static_cast<S>(b));
 }
 
+template <class V>
+INLINE V clipped(V g, const Program& program, const Rule<V>& rule) {
+  return program.clipped ? clamp_symmetric(g, rule.clip) : g;
+}
+
+INLINE bool tests_slope(const Program& program) {
+  return program.gradient_gate == GradientGate::kProduct;
+}
+
 // high·x where the mask holds, low·x elsewhere.
 template <class M, class V>
 INLINE V times(M mask, V high, V low, V x) {
@@ -280,9 +284,10 @@ void backward_nothing(const Work& work, Writing how, std::int64_t first, std::in
   };
   if constexpr (gates == Gates::kAny) {
     const Rule<V> rule = rule_of<V>(program);
-    const V slope(program.slope_high);
-    swept([&](V g, V, unsigned, unsigned&)
-              INLINE_LAMBDA { return gated(g, slope, V(0), pass, rule); });
+    const V slope(program.slope_high), tested = tests_slope(program) ? slope : V(1);
+    swept([&](V g, V, unsigned, unsigned&) INLINE_LAMBDA {
+      return gated(clipped(g, program, rule), slope, tested, pass, rule);
+    });
   } else {
     with_factor<V>(program.scale, program.slope_high, [&](auto scaled) INLINE_LAMBDA {
       swept([&](V g, V, unsigned, unsigned&) INLINE_LAMBDA {
@@ -308,9 +313,12 @@ void backward_mask(const Work& work, Writing how, std::int64_t first, std::int64
   if constexpr (gates == Gates::kAny) {
     const Rule<V> rule = rule_of<V>(program);
     const V high(program.slope_high), low(program.slope_low);
+    const bool tests = tests_slope(program);
     swept([&](V g, V, unsigned bits, unsigned&) INLINE_LAMBDA {
       const auto pass = mask_of(bits, g);
-      return gated(g, select(pass, high, low), V(0), low_blocks ? pass : all<V>(), rule);
+      const V slope = select(pass, high, low);
+      g = clipped(g, program, rule);
+      return gated(g, slope, tests ? slope : V(1), low_blocks ? pass : all<V>(), rule);
     });
   } else if constexpr (gates == Gates::kNone) {
     const V high(product<V>(program.scale, program.slope_high));
@@ -330,9 +338,12 @@ void backward_mask(const Work& work, Writing how, std::int64_t first, std::int64
 
 // What kept output and kept input share once the slope is known.
 template <bool plain, class V, class M>
-INLINE V finished(V g, V slope, V y, M pass, bool identity, const Rule<V>& rule) {
+INLINE V finished(V g, V slope, V y, M pass, const Program& program, const Rule<V>& rule) {
   if constexpr (plain) return select(pass, (rule.scale * slope) * g, V(0));
-  return gated(g, identity ? V(1) : slope, y, pass, rule);
+  if (program.identity_slope) slope = V(1);
+  const bool tests_value = program.gradient_gate == GradientGate::kOutput;
+  g = clipped(g, program, rule);
+  return gated(g, slope, tests_value ? y : tests_slope(program) ? slope : V(1), pass, rule);
 }
 
 template <class A, class T, bool plain>
@@ -352,7 +363,7 @@ void backward_output(const Work& work, Writing how, std::int64_t first, std::int
       slope = select(own, high, low);
       if (low_blocks && !identity) pass = own;
     }
-    return finished<plain>(g, slope, y, pass, identity, rule);
+    return finished<plain>(g, slope, y, pass, work.program, rule);
   };
   sweep<V, T, true, MaskUse::kNone, Cost::kDear>(work, how, first, last, body);
 }
@@ -365,7 +376,8 @@ void backward_input(const Work& work, Writing how, std::int64_t first, std::int6
   const V high(work.program.slope_high), low(work.program.slope_low);
   const bool identity = work.program.identity_slope, low_blocks = work.program.slope_low == 0;
   const MaskBit bit = work.program.mask_bit;
-  const bool needs_value = rule.gradient_gate == GradientGate::kOutput;
+  const V from(work.program.low), to(work.program.high);
+  const bool needs_value = work.program.gradient_gate == GradientGate::kOutput;
   const auto body = [&](V g, V x, unsigned, unsigned&) INLINE_LAMBDA {
     V slope = high, y(0);
     auto pass = all<V>();
@@ -381,10 +393,10 @@ void backward_input(const Work& work, Writing how, std::int64_t first, std::int6
     }
     if constexpr (!plain) {
       if (bit == MaskBit::kPositive) pass = pass & positive(x);
-      if (bit == MaskBit::kInterval) pass = pass & inside(x, rule.low, rule.high);
+      if (bit == MaskBit::kInterval) pass = pass & inside(x, from, to);
       if (needs_value) y = as_stored(A::value(x, p), static_cast<const T*>(nullptr));
     }
-    return finished<plain>(g, slope, y, pass, identity, rule);
+    return finished<plain>(g, slope, y, pass, work.program, rule);
   };
   sweep<V, T, true, MaskUse::kNone, Cost::kDear>(work, how, first, last, body);
 }
@@ -416,11 +428,10 @@ constexpr Kernels kernels_of = {
     {PYREVGRAD_ACTIVATIONS(INPUT_ROW)},
 };
 
-// `bfloat16`: where another source has better ones.
-constexpr KernelTable table(const char* capability, bool streams,
-                            const Kernels* bfloat16 = &kernels_of<Bfloat16>) {
-  return {
-      capability, streams, {&kernels_of<float>, &kernels_of<double>, bfloat16, &kernels_of<Half>}};
+constexpr KernelTable table(const char* capability, bool streams) {
+  return {capability,
+          streams,
+          {&kernels_of<float>, &kernels_of<double>, &kernels_of<Bfloat16>, &kernels_of<Half>}};
 }
 
 }  // namespace

@@ -10,6 +10,4 @@
 
 namespace pyrevgrad {
 constexpr KernelTable kernels_avx512 = avx512::table("avx512", true);
-constexpr KernelTable kernels_avx512_bf16 =
-    avx512::table("avx512_bf16", true, &bfloat16_avx512_bf16);
-}  // namespace pyrevgrad
+}

@@ -10,5 +10,5 @@
 #include "kernels.h"
 
 namespace pyrevgrad {
-constexpr Kernels bfloat16_avx512_bf16 = avx512_bf16::kernels_of<Bfloat16>;
+constexpr Kernels kernels_avx512_bf16 = avx512_bf16::kernels_of<Bfloat16>;
 }

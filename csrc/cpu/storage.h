@@ -61,8 +61,7 @@ extern const KernelTable kernels_portable;
 #if defined(__x86_64__)
 extern const KernelTable kernels_avx2;
 extern const KernelTable kernels_avx512;
-extern const KernelTable kernels_avx512_bf16;
-extern const Kernels bfloat16_avx512_bf16;
+extern const Kernels kernels_avx512_bf16;  // for bfloat16
 #endif
 
 }  // namespace pyrevgrad

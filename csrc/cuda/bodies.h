@@ -40,22 +40,34 @@ PYREVGRAD_HD double number_at(const LiveScale& scale) {
   return low;
 }
 
-// The value itself, of which the compiler may assume nothing. A flag that all elements share would
-// otherwise be tested once, with a copy of the loop for every combination of flags: seven seconds
-// of compilation for one kernel, for rules that are not the fast ones.
-template <class E>
-PYREVGRAD_HD E opaque(E flag) {
-  int number = static_cast<int>(flag);
-#if defined(__CUDA_ARCH__)
-  asm volatile("" : "+r"(number));
-#endif
-  return static_cast<E>(number);
-}
+// A flag of the rule as a word of ones or zeros, and the choice by it: one bitwise instruction. A
+// flag that all elements share would else be a branch in each, or a copy of the loop for every
+// combination of flags.
+template <class V>
+using Word = std::conditional_t<sizeof(V) == 8, std::uint64_t, std::uint32_t>;
 
 template <class V>
-Rule<V> rule_of(const Program& p) {
-  return {V(p.scale), V(p.low), V(p.high), V(p.threshold), V(p.clip), p.gradient_gate, p.clipped};
+PYREVGRAD_HD V chosen(Word<V> ones, V a, V b) {
+  Word<V> from[2], word;
+  memcpy(&from[0], &a, sizeof(V));
+  memcpy(&from[1], &b, sizeof(V));
+  word = (from[0] & ones) | (from[1] & ~ones);
+  V value;
+  memcpy(&value, &word, sizeof(V));
+  return value;
 }
+
+// The gate on the input, or the mask's bit that is not the activation's own, as an interval:
+// everything where there is none, from the least positive number where x must be positive.
+template <class V>
+struct Interval {
+  V low = -INFINITY, high = INFINITY;
+  explicit Interval(const Program& p) {
+    if (p.mask_bit == MaskBit::kPositive) low = std::numeric_limits<V>::denorm_min();
+    if (p.mask_bit == MaskBit::kInterval) low = V(p.low), high = V(p.high);
+  }
+  PYREVGRAD_HD bool holds(V x) const { return inside(x, low, high); }
+};
 
 // Shares of 16 bytes that a thread takes: the loads of all are under way before the first is waited
 // for. A dear body has more to do meanwhile, and many copies of it would only lengthen the build.
@@ -81,40 +93,38 @@ constexpr Steps kBackwardSteps = gates == Gates::kAny ? kGeneral : kCheap;
 template <bool plain>
 constexpr Steps kKeptSteps = plain ? kDear : kGeneral;
 
-template <class A, class T, bool writes>
-struct Forward : Form<T, writes ? MaskUse::kWrite : MaskUse::kNone, false, kForwardSteps<A>> {
-  using Base = Form<T, writes ? MaskUse::kWrite : MaskUse::kNone, false, kForwardSteps<A>>;
+// Which bit of an element a forward writes: none, the activation's own, or what an interval says.
+enum class Writes { kNone, kOwn, kInterval };
+template <Writes writes>
+constexpr MaskUse kUseOf = writes == Writes::kNone ? MaskUse::kNone : MaskUse::kWrite;
+
+template <class A, class T, Writes writes>
+struct Forward : Form<T, kUseOf<writes>, false, kForwardSteps<A>> {
+  using Base = Form<T, kUseOf<writes>, false, kForwardSteps<A>>;
   using typename Base::V;
   using typename Base::Values;
   Constants<V> p;
-  V low, high;
-  MaskBit bit;
+  Interval<V> interval;
 
-  Forward(const Program& program, const LiveScale&)
-      : p(program.a, program.b), low(program.low), high(program.high), bit(program.mask_bit) {}
+  Forward(const Program& program, const LiveScale&) : p(program.a, program.b), interval(program) {}
 
   PYREVGRAD_HD void begin() {}
 
   PYREVGRAD_HD unsigned operator()(Values& x, const Values&, unsigned) const {
     unsigned bits = 0;
-    if constexpr (writes) {
+    if constexpr (writes != Writes::kNone) {
 #pragma unroll
-      for (int i = 0; i < Base::lanes; ++i) {
-        bool is = true;
-        const MaskBit asked = opaque(bit);
-        if (asked == MaskBit::kPositive) {
-          is = positive(x[i]);
-        } else if (asked == MaskBit::kInterval) {
-          is = inside(x[i], low, high);
-        } else if constexpr (A::kind == Kind::kMask) {
-          is = A::passes(x[i], p);
-        }
-        bits |= static_cast<unsigned>(is) << i;
-      }
+      for (int i = 0; i < Base::lanes; ++i) bits |= static_cast<unsigned>(bit(x[i])) << i;
     }
 #pragma unroll
     for (int i = 0; i < Base::lanes; ++i) x[i] = value_of<A, T>(x[i], p);
     return bits;
+  }
+
+ private:
+  PYREVGRAD_HD bool bit(V x) const {
+    if constexpr (writes == Writes::kOwn) return A::passes(x, p);
+    return interval.holds(x);
   }
 };
 
@@ -123,32 +133,22 @@ template <class V, Gates gates>
 struct RuleNow {
   Rule<V> rule;
   V high, low;
-  bool low_blocks, identity;
+  bool low_passes;
   LiveScale scale;
 
   RuleNow(const Program& program, const LiveScale& live)
       : rule(rule_of<V>(program)),
         high(program.slope_high),
         low(program.slope_low),
-        low_blocks(program.slope_low == 0),
-        identity(program.identity_slope),
+        low_passes(program.slope_low != 0),
         scale(live) {}
 
   PYREVGRAD_HD void begin() {
     if (scale.tensor) rule.scale = static_cast<V>(scale.number * number_at(scale));
-  }
-
-  // The rule as one element meets it.
-  PYREVGRAD_HD Rule<V> of_element() const {
-    Rule<V> r = rule;
-    if constexpr (gates == Gates::kAny) {
-      r.clipped = opaque(r.clipped);
-      r.gradient_gate = opaque(r.gradient_gate);
-    } else {
-      r.clipped = false;
-      r.gradient_gate = gates == Gates::kGradient ? GradientGate::kGradient : GradientGate::kNone;
+    if constexpr (gates != Gates::kAny) {
+      rule.clip = INFINITY;
+      rule.limit = gates == Gates::kGradient ? V(0) : V(NAN);
     }
-    return r;
   }
 };
 
@@ -158,15 +158,20 @@ struct BackwardNothing : Form<T, MaskUse::kNone, false, kBackwardSteps<gates>>,
   using Base = Form<T, MaskUse::kNone, false, kBackwardSteps<gates>>;
   using typename Base::V;
   using typename Base::Values;
+  V tested;
   bool pass;
 
   BackwardNothing(const Program& program, const LiveScale& live)
-      : RuleNow<V, gates>(program, live), pass(program.slope_high != 0) {}
+      : RuleNow<V, gates>(program, live),
+        tested(program.gradient_gate == GradientGate::kProduct ? program.slope_high : 1),
+        pass(program.slope_high != 0) {}
 
   PYREVGRAD_HD unsigned operator()(Values& g, const Values&, unsigned) const {
 #pragma unroll
-    for (int i = 0; i < Base::lanes; ++i)
-      g[i] = gated(g[i], this->high, V(0), pass, this->of_element());
+    for (int i = 0; i < Base::lanes; ++i) {
+      g[i] = gated(clamp_symmetric(g[i], this->rule.clip), this->high,
+                   gates == Gates::kAny ? tested : V(1), pass, this->rule);
+    }
     return 0;
   }
 };
@@ -177,31 +182,65 @@ struct BackwardMask : Form<T, MaskUse::kRead, false, kBackwardSteps<gates>>,
   using Base = Form<T, MaskUse::kRead, false, kBackwardSteps<gates>>;
   using typename Base::V;
   using typename Base::Values;
-  using RuleNow<V, gates>::RuleNow;
+  V tested_high = 1, tested_low = 1;
+
+  BackwardMask(const Program& program, const LiveScale& live) : RuleNow<V, gates>(program, live) {
+    if (program.gradient_gate == GradientGate::kProduct) {
+      tested_high = this->high;
+      tested_low = this->low;
+    }
+  }
 
   PYREVGRAD_HD unsigned operator()(Values& g, const Values&, unsigned bits) const {
 #pragma unroll
     for (int i = 0; i < Base::lanes; ++i) {
       const bool own = bits >> i & 1;
       const V slope = select(own, this->high, this->low);
-      g[i] = gated(g[i], slope, V(0), own || !this->low_blocks, this->of_element());
+      const V tested = gates == Gates::kAny ? select(own, tested_high, tested_low) : V(1);
+      g[i] = gated(clamp_symmetric(g[i], this->rule.clip), slope, tested, own || this->low_passes,
+                   this->rule);
     }
     return 0;
   }
 };
 
+// What a backward that keeps the output or the input chooses by the rule, element by element.
+template <class T, bool plain>
+struct Choices : RuleNow<typename Computed<T>::V, plain ? Gates::kNone : Gates::kAny> {
+  using V = typename Computed<T>::V;
+  Word<V> identity, tests_slope;
+  bool tests_value;
+
+  Choices(const Program& program, const LiveScale& live)
+      : RuleNow<V, plain ? Gates::kNone : Gates::kAny>(program, live),
+        identity(-Word<V>(program.identity_slope)),
+        tests_slope(-Word<V>(program.gradient_gate == GradientGate::kProduct)),
+        tests_value(program.gradient_gate == GradientGate::kOutput) {
+    if (program.identity_slope) this->low_passes = true;
+  }
+
+  // `tested`: y where the gate tests it, else 1.
+  PYREVGRAD_HD V finished(V g, V slope, V tested, bool pass) const {
+    if constexpr (!plain) {
+      slope = chosen<V>(identity, V(1), slope);
+      tested = chosen<V>(tests_slope, slope, tested);
+    }
+    return gated(clamp_symmetric(g, this->rule.clip), slope, tested, pass, this->rule);
+  }
+};
+
 template <class A, class T, bool plain>
-struct BackwardOutput : Form<T, MaskUse::kNone, true, kKeptSteps<plain>>,
-                        RuleNow<typename Computed<T>::V, plain ? Gates::kNone : Gates::kAny> {
+struct BackwardOutput : Form<T, MaskUse::kNone, true, kKeptSteps<plain>>, Choices<T, plain> {
   using Base = Form<T, MaskUse::kNone, true, kKeptSteps<plain>>;
   using typename Base::V;
   using typename Base::Values;
   Constants<V> p;
 
   BackwardOutput(const Program& program, const LiveScale& live)
-      : RuleNow<V, plain ? Gates::kNone : Gates::kAny>(program, live), p(program.a, program.b) {}
+      : Choices<T, plain>(program, live), p(program.a, program.b) {}
 
   PYREVGRAD_HD unsigned operator()(Values& g, const Values& y, unsigned) const {
+    const Word<V> value = -Word<V>(this->tests_value);
 #pragma unroll
     for (int i = 0; i < Base::lanes; ++i) {
       V slope = this->high;
@@ -211,58 +250,57 @@ struct BackwardOutput : Form<T, MaskUse::kNone, true, kKeptSteps<plain>>,
       } else if constexpr (A::kind == Kind::kMask && A::output_gives_slope) {
         const bool own = A::passes_output(y[i], p);
         slope = select(own, this->high, this->low);
-        pass = own || !this->low_blocks || this->identity;
+        pass = own | this->low_passes;
       }
-      if (!plain && this->identity) slope = V(1);
-      g[i] = gated(g[i], slope, y[i], pass, this->of_element());
+      const V tested = plain ? V(1) : chosen<V>(value, y[i], V(1));
+      g[i] = this->finished(g[i], slope, tested, pass);
     }
     return 0;
   }
 };
 
 template <class A, class T, bool plain>
-struct BackwardInput : Form<T, MaskUse::kNone, true, kKeptSteps<plain>>,
-                       RuleNow<typename Computed<T>::V, plain ? Gates::kNone : Gates::kAny> {
+struct BackwardInput : Form<T, MaskUse::kNone, true, kKeptSteps<plain>>, Choices<T, plain> {
   using Base = Form<T, MaskUse::kNone, true, kKeptSteps<plain>>;
   using typename Base::V;
   using typename Base::Values;
   Constants<V> p;
-  MaskBit bit;
+  Interval<V> interval;
 
   BackwardInput(const Program& program, const LiveScale& live)
-      : RuleNow<V, plain ? Gates::kNone : Gates::kAny>(program, live),
-        p(program.a, program.b),
-        bit(program.mask_bit) {}
+      : Choices<T, plain>(program, live), p(program.a, program.b), interval(program) {}
 
   PYREVGRAD_HD unsigned operator()(Values& g, const Values& x, unsigned) const {
+    Values tested;
 #pragma unroll
-    for (int i = 0; i < Base::lanes; ++i) g[i] = one(g[i], x[i]);
+    for (int i = 0; i < Base::lanes; ++i) tested[i] = V(1);
+    if constexpr (!plain) {
+      if (this->tests_value) {
+#pragma unroll
+        for (int i = 0; i < Base::lanes; ++i) {
+          tested[i] = as_stored(value_of<A, T>(x[i], p), Base::type());
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < Base::lanes; ++i) g[i] = one(g[i], x[i], tested[i]);
     return 0;
   }
 
  private:
-  PYREVGRAD_HD V one(V g, V x) const {
-    const Rule<V> rule = this->of_element();
-    V slope = this->high, y(0);
+  PYREVGRAD_HD V one(V g, V x, V tested) const {
+    V slope = this->high;
     bool pass = true;
     if constexpr (A::kind == Kind::kInput || A::kind == Kind::kOutput) {
       slope = slope_at<A, T>(x, p);
-      if constexpr (A::has_flat) pass = this->identity || !A::flat(x, p);
+      if constexpr (A::has_flat) pass = this->identity | !A::flat(x, p);
     } else if constexpr (A::kind == Kind::kMask) {
       const bool own = A::passes(x, p);
       slope = select(own, this->high, this->low);
-      pass = own || !this->low_blocks || this->identity;
+      pass = own | this->low_passes;
     }
-    if constexpr (!plain) {
-      const MaskBit asked = opaque(bit);
-      if (asked == MaskBit::kPositive) pass = pass && positive(x);
-      if (asked == MaskBit::kInterval) pass = pass && inside(x, rule.low, rule.high);
-      if (rule.gradient_gate == GradientGate::kOutput) {
-        y = as_stored(value_of<A, T>(x, p), Base::type());
-      }
-      if (this->identity) slope = V(1);
-    }
-    return gated(g, slope, y, pass, rule);
+    if constexpr (!plain) pass = pass & interval.holds(x);
+    return this->finished(g, slope, tested, pass);
   }
 };
 

@@ -26,11 +26,12 @@ using Run = void (*)(const Call&);
 
 template <class A, class T>
 void run_forward(const Call& call) {
-  if (call.work.mask == nullptr) return run<Forward<A, T, false>>(call);
-  if (call.work.program.mask_bit == MaskBit::kOwn && A::kind != Kind::kMask) {
-    throw std::runtime_error("this activation has no mask of its own");
+  if (call.work.mask == nullptr) return run<Forward<A, T, Writes::kNone>>(call);
+  if (call.work.program.mask_bit != MaskBit::kOwn) {
+    return run<Forward<A, T, Writes::kInterval>>(call);
   }
-  run<Forward<A, T, true>>(call);
+  if constexpr (A::kind == Kind::kMask) return run<Forward<A, T, Writes::kOwn>>(call);
+  throw std::runtime_error("this activation has no mask of its own");
 }
 
 template <class A, class T>

@@ -33,13 +33,21 @@ struct Thread {
   const Arrays& at;
   std::int64_t first;  // the share of the first step
   bool whole;          // every share of the block is there; the same for all threads
+  int wide;            // steps whose share is whole
   Share input[steps], kept[steps];
   unsigned bits[steps];
 
   PYREVGRAD_HD Thread(const Arrays& arrays, std::int64_t block, int thread)
       : at(arrays),
         first(block * kThreads * steps + thread),
-        whole((block + 1) * kTile<Form> <= arrays.size) {}
+        whole((block + 1) * kTile<Form> <= arrays.size),
+        wide(steps) {
+    if (!whole) {
+      const std::int64_t rest = arrays.size / lanes - first;
+      const std::int64_t there = rest < 0 ? 0 : (rest + kThreads - 1) / kThreads;
+      if (there < steps) wide = static_cast<int>(there);
+    }
+  }
 
   PYREVGRAD_HD std::int64_t share(int step) const {
     return first + static_cast<std::int64_t>(step) * kThreads;
@@ -87,12 +95,16 @@ struct Thread {
 
   PYREVGRAD_HD void store() const {
     T* out = static_cast<T*>(at.output);
-    if (whole && at.output_aligned) {
+    const int last = at.output_aligned ? wide : 0;
 #pragma unroll
-      for (int s = 0; s < steps; ++s) store_share(input[s], out + share(s) * lanes);
-    } else {
+    for (int s = 0; s < steps; ++s) {
+      if (s < last) store_share(input[s], out + share(s) * lanes);
+    }
+    if (__builtin_expect(last < steps, 0)) {
 #pragma unroll
-      for (int s = 0; s < steps; ++s) store_elements(input[s], out + share(s) * lanes, count(s));
+      for (int s = 0; s < steps; ++s) {
+        if (s >= last) store_elements(input[s], out + share(s) * lanes, count(s));
+      }
     }
     if constexpr (Form::use == MaskUse::kWrite) {
 #pragma unroll
@@ -106,12 +118,16 @@ struct Thread {
 
  private:
   PYREVGRAD_HD void load(Share (&into)[steps], const T* from, bool aligned) const {
-    if (whole && aligned) {
+    const int last = aligned ? wide : 0;
 #pragma unroll
-      for (int s = 0; s < steps; ++s) into[s] = load_share(from + share(s) * lanes);
-    } else {
+    for (int s = 0; s < steps; ++s) {
+      if (s < last) into[s] = load_share(from + share(s) * lanes);
+    }
+    if (__builtin_expect(last < steps, 0)) {
 #pragma unroll
-      for (int s = 0; s < steps; ++s) into[s] = load_elements(from + share(s) * lanes, count(s));
+      for (int s = 0; s < steps; ++s) {
+        if (s >= last) into[s] = load_elements(from + share(s) * lanes, count(s));
+      }
     }
   }
 };
