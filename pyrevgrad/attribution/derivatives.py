@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..rules import Rule
 from ..swapping import Swap
+from ..swapping.leaving import as_found
 from ..swapping.refusals import check_model
-from ..swapping.verification import as_found
 from .targets import recording, values, whole
 from .turns import alone
 

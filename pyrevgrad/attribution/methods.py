@@ -16,10 +16,10 @@ from ..activations import ACTIVATIONS, CUSTOM
 from ..rules import DECONVNET, GUIDED, Rule
 from ..swapping.holding import Swap
 from ..swapping.interception import substitute
+from ..swapping.leaving import as_found
 from ..swapping.refusals import SwapError, check_model
 from ..swapping.sites import Report, Site
 from ..swapping.sparing import NOT_KEPT
-from ..swapping.verification import as_found
 from .targets import (
     Inputs,
     Target,

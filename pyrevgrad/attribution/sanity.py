@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..swapping.leaving import as_found
 from ..swapping.sites import table
-from ..swapping.verification import as_found
 from .methods import GuidedBackprop, Saliency
 from .targets import Inputs, Target, as_tuple, extra_arguments, recording, rows
 from .turns import alone

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_finite, is_whole
-from ..swapping.verification import drawing
+from ..swapping.leaving import drawing
 from .methods import Attribution
 from .targets import Inputs, as_tuple, rows
 

@@ -9,7 +9,7 @@ import threading
 
 from torch import nn
 
-from ..swapping.verification import modules_once
+from ..swapping.leaving import modules_once
 
 _turn = threading.Condition()
 #: The blocks that are entered.

@@ -20,10 +20,10 @@ from ..activations import ACTIVATIONS
 from ..nn import Activation
 from ..rules import EXACT, Rule, plan
 from .calls import LAYERS, declared, layer_kind
+from .leaving import as_found
 from .refusals import check_model
 from .selection import Selection
 from .sites import Site, table
-from .verification import as_found
 
 _HOOKS = [name for name in vars(nn.Module()) if name.endswith("_hooks")]
 _CONTENTS = ("_parameters", "_buffers", "_modules")
