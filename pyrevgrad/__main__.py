@@ -6,10 +6,22 @@ May import everything public, each command's part only when that command runs.
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
 from . import __version__
+
+#: The room whose `main` runs each command, and what the command does.
+COMMANDS = {
+    "demo": (
+        ".demonstration",
+        "train on real digits, draw gradient maps, time fused against eager",
+    ),
+    "train": (".adaptation", "adapt between two domains: moons, digits, or your own arrays"),
+    "explain": (".explaining", "draw what a model sees in an image, for your own model"),
+    "bench": (".bench.__main__", "what a modified backward costs here, against what others use"),
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,26 +32,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"pyrevgrad {__version__}")
     commands = made.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("info", help="print what is built, what would serve which tensor, and why")
-    commands.add_parser(
-        "demo",
-        add_help=False,
-        help="train on real digits, draw gradient maps, time fused against eager (demo --help)",
-    )
-    commands.add_parser(
-        "train",
-        add_help=False,
-        help="adapt between two domains: moons, digits, or your own arrays (train --help)",
-    )
-    commands.add_parser(
-        "explain",
-        add_help=False,
-        help="draw what a model sees in an image, for your own model (explain --help)",
-    )
-    commands.add_parser(
-        "bench",
-        add_help=False,
-        help="what a modified backward costs here, against what others use (bench --help)",
-    )
+    for name, (_, said) in COMMANDS.items():
+        commands.add_parser(name, add_help=False, help=f"{said} ({name} --help)")
     return made
 
 
@@ -67,22 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         reader.print_help(sys.stderr)
         reader.exit(2, "\nname a COMMAND\n")
-    if options.command == "demo":
-        from . import demonstration
-
-        return demonstration.main(rest)
-    if options.command == "train":
-        from . import adaptation
-
-        return adaptation.main(rest)
-    if options.command == "explain":
-        from . import explaining
-
-        return explaining.main(rest)
-    if options.command == "bench":
-        from .bench import __main__ as suite
-
-        return suite.main(rest)
+    if options.command in COMMANDS:
+        room, _ = COMMANDS[options.command]
+        return importlib.import_module(room, __package__).main(rest)
     if rest:
         reader.error(f"{options.command} takes no options, got {' '.join(rest)}")
     from . import show_config
