@@ -393,3 +393,10 @@ def test_guided_gradcam_is_its_formula(mode):
 
 def test_reachable_after_import():
     assert pyrevgrad.attribution is attribution and pyrevgrad.nn and pyrevgrad.schedules
+
+
+def test_every_method_of_the_package_is_an_attribution():
+    public = [getattr(attribution, name) for name in attribution.__all__]
+    methods = {one for one in public if hasattr(one, "attribute")}
+    assert {NeuronGuidedBackprop, NeuronDeconvolution, GuidedBackprop, Saliency} < methods
+    assert all(issubclass(method, attribution.Attribution) for method in methods)

@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..swapping.sites import Report
-from .methods import Deconvolution, GuidedBackprop, is_relu
+from .methods import Attribution, Deconvolution, GuidedBackprop, is_relu
 from .targets import Inputs, Neurons, neurons
 
 
-class _OfNeuron:
+class _OfNeuron(Attribution):
     """Captum's neuron methods: one number of a layer's output is explained."""
 
     _method: type[Any]
