@@ -64,14 +64,9 @@ def _any_order(
     g: Tensor, kept: Tensor | None, pair: Pair, scale: Tensor | None, backend: Any, strides: Any
 ) -> Tensor:
     """gx by the reference, differentiable in g and in x, gates held fixed."""
-    if kept is None:
-        return eager.gradient_of_nothing(g, pair, scale)
     if pair.keeps == "mask":
-        mask = backend.unpacked(kept, g.shape, strides)
-        return eager.gradient_of_mask(g, mask, pair, scale)
-    if pair.keeps == "output":
-        return eager.gradient_of_output(g, kept, pair, scale)
-    return eager.gradient_of_input(g, kept, pair, scale)
+        kept = backend.unpacked(kept, g.shape, strides)
+    return REFERENCE.backward(g, kept, pair, scale)
 
 
 def _gradient(ctx: Any, g: Tensor, edge: bool = False) -> Tensor:
