@@ -15,29 +15,26 @@ from torch.autograd.function import Function
 from torch.nn import functional as F
 
 from . import backends
-from .backends import HALF_TYPES, Pairs
+from .backends import Pairs
 from .binding import NODES
 from .functional import reverse_gradient
 from .inputs import checked
-from .pairs import Pair
 from .reference import eager
 from .rules import reverse
 
 Number = Callable[[], float | None] | None
 _REVERSAL = Pairs("identity", reverse(1.0), {})
+# Half types have the same pair, as with every row whose slope is constant.
+_PAIR = _REVERSAL.full
 # From here on λ multiplies the finished product, as it does behind a plain layer: PyTorch refuses a
 # factor past float32's range, and a library may multiply an operand by it, which overflows first.
 # So does a λ of 0, for which PyTorch makes no product at all: a NaN in g would be lost.
 _HUGE = 2.0**64
 
 
-def _pair_for(x: Tensor) -> Pair:
-    return _REVERSAL.half if x.dtype in HALF_TYPES else _REVERSAL.full
-
-
 def _reversed_plainly(gx: Tensor, scale: Tensor) -> Tensor:
     """``−λ · gx`` as a formula that autograd can record."""
-    return eager.gradient_of_nothing(gx, _pair_for(gx), scale)
+    return eager.gradient_of_nothing(gx, _PAIR, scale)
 
 
 def _behind_reversal(x: Tensor, scale: Tensor) -> Tensor:
@@ -108,10 +105,10 @@ def _reversed_product(
         # beta 0: the first argument is not read, only its dtype and device count.
         return torch.addmm(g.new_empty(1), g, weight, beta=0, alpha=-number)
     if g.dtype is torch.float16:
-        return backend.backward(g @ weight, None, _pair_for(g), scale)
+        return backend.backward(g @ weight, None, _PAIR, scale)
     if weight.numel() <= g.numel():
-        return g @ backend.backward(weight, None, _pair_for(weight), scale)
-    return backend.backward(g, None, _pair_for(g), scale) @ weight
+        return g @ backend.backward(weight, None, _PAIR, scale)
+    return backend.backward(g, None, _PAIR, scale) @ weight
 
 
 def _backend_for(x: Tensor, scale: Tensor) -> Any:
@@ -174,14 +171,14 @@ class _FoldedConvolution(Function):
         elif not asked[0] or g.dtype is torch.float16:
             # As in a linear layer: of float16 the finished gradient is reversed.
             gx, gw, gb = _convolved_back(g, x, weight, geometry, asked)
-            gx = gx if gx is None else backend.backward(gx, None, _pair_for(g), scale)
+            gx = gx if gx is None else backend.backward(gx, None, _PAIR, scale)
             found = gx, gw, gb
         elif weight.numel() <= g.numel():
             # W's own gradient does not read W.
-            factor = backend.backward(weight, None, _pair_for(weight), scale)
+            factor = backend.backward(weight, None, _PAIR, scale)
             found = _convolved_back(g, x, factor, geometry, asked)
         else:
-            reversed_g = backend.backward(g, None, _pair_for(g), scale)
+            reversed_g = backend.backward(g, None, _PAIR, scale)
             gx, _, _ = _convolved_back(reversed_g, x, weight, geometry, [True, False, False])
             found = (gx, *_convolved_back(g, x, weight, geometry, [False, *asked[1:]])[1:])
         return *found, None, None, None
