@@ -58,14 +58,6 @@ class Accuracies:
     domain: list[float]
 
 
-class Detached(torch.nn.Module):
-    """The identity forward and no gradient back: what stands in for the reversal without it."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return `x`, cut from the graph."""
-        return x.detach()
-
-
 def build_classifier(rule: pyrevgrad.Rule = pyrevgrad.EXACT) -> torch.nn.Sequential:
     """The label path 64-128-64-10, every activation a relu with `rule`."""
     return torch.nn.Sequential(
@@ -78,7 +70,7 @@ def build_classifier(rule: pyrevgrad.Rule = pyrevgrad.EXACT) -> torch.nn.Sequent
 
 
 def build_domain_head(first: torch.nn.Module) -> torch.nn.Sequential:
-    """The domain path 64-128-1 behind `first`: a GradientReversal or `Detached`."""
+    """The domain path 64-128-1 behind `first`, a GradientReversal."""
     return torch.nn.Sequential(
         first,
         torch.nn.Linear(FEATURES, DOMAIN_HIDDEN),
@@ -116,7 +108,8 @@ def train(
     source, labels, target : torch.Tensor
         Source pixels (n, 64), their classes (n,), and target pixels (m, 64).
     reversal : bool
-        Whether a `GradientReversal` stands before the domain head.
+        Whether the `GradientReversal` before the domain head has Ganin's λ; else it has λ = 0,
+        which is the baseline.
     seed : int
         Initial weights and order of the batches.
     settings : Settings
@@ -127,7 +120,8 @@ def train(
     steps_per_epoch = len(source) // settings.batch
     steps = settings.epochs * steps_per_epoch
     schedule = pyrevgrad.schedules.GaninSchedule(steps, gamma=settings.gamma)
-    first = pyrevgrad.nn.GradientReversal(scale=schedule) if reversal else Detached()
+    # λ = 0 sends nothing back: the domain head trains, and the features do not hear of it.
+    first = pyrevgrad.nn.GradientReversal(schedule if reversal else 0.0)
     classifier, domain_head = build(seed, first)
     parameters = [*classifier.parameters(), *domain_head.parameters()]
     optimizer = torch.optim.SGD(parameters, settings.learning_rate, momentum=settings.momentum)
