@@ -8,11 +8,10 @@ Ganin's λ; accuracy is that of the last epoch on target images that no step has
 from __future__ import annotations
 
 import torch
-from torch import nn
 
+from pyrevgrad.adaptation import networks
 from pyrevgrad.adaptation.datasets import digits_domains
 from pyrevgrad.adversarial import DANN, GaninSchedule, fit
-from pyrevgrad.nn import Activation
 
 BATCH, RATE, MOMENTUM, EPOCHS = 32, 0.2, 0.5, 100
 SEEDS = (0, 1, 2, 3, 4)
@@ -20,24 +19,15 @@ SEEDS = (0, 1, 2, 3, 4)
 
 def network(seed: int, steps: int, adapted: bool) -> DANN:
     """The network with the initial weights of `seed`, the same with and without adaptation."""
-    torch.manual_seed(seed)
-    return DANN(
-        nn.Sequential(
-            nn.Linear(64, 128), Activation("relu"), nn.Linear(128, 64), Activation("relu")
-        ),
-        nn.Linear(64, 10),
-        nn.Sequential(nn.Linear(64, 128), Activation("relu"), nn.Linear(128, 1)),
-        scale=GaninSchedule(steps),
-        domain_weight=1.0 if adapted else 0.0,
-    )
+    method = "dann" if adapted else "none"
+    return networks.build(method, torch.Size([64]), 10, GaninSchedule(steps), 1.0, seed)
 
 
 def train(seed: int, shift: str, adapted: bool, epochs: int = EPOCHS) -> list[dict[str, float]]:
     """Train once; each epoch's record, with ``validation_accuracy`` and ``target_accuracy``."""
     data = digits_domains(seed, shift)
     steps = epochs * -(-len(data.source[0]) // BATCH)
-    with torch.random.fork_rng(devices=[]):
-        model = network(seed, steps, adapted)
+    model = network(seed, steps, adapted)
     optimizer = torch.optim.SGD(model.parameters(), RATE, MOMENTUM)
     history = fit(
         model, data.source, data.target, epochs=epochs, batch_size=BATCH, optimizer=optimizer,
