@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
@@ -120,6 +120,8 @@ _TABLE: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("fused tanh", (), "torch.gru torch.gru_cell"),
 )
 _ROOMS = {"F": F, "torch": torch, "Tensor": Tensor, "nn": torch._C._nn, "special": torch.special}
+#: How a room is called where that is not by its key.
+_SHOWN = {"nn": "torch._C._nn", "special": "torch.special"}
 #: What no row serves, and why; whether it is a rectifier, which the swap is meant to reach.
 _REFUSALS = {
     "prelu": (_LEARNED, True),
@@ -131,14 +133,6 @@ _REFUSALS = {
 _ATEN_NAMES = {"gelu": ("approximate",), "log_sigmoid": (), "relu6": (), "_prelu_kernel": ()}
 
 
-def _shown(room: str, name: str) -> str:
-    if room == "nn":
-        return f"torch._C._nn.{name}"
-    return {"F": "F", "torch": "torch", "Tensor": "Tensor", "special": "torch.special"}[
-        room
-    ] + f".{name.removeprefix('_') if room == 'F' else name}"
-
-
 def _spellings() -> dict[Any, Spelling]:
     made: dict[Any, Spelling] = {}
     for kind, names, places in _TABLE:
@@ -148,7 +142,8 @@ def _spellings() -> dict[Any, Spelling]:
             function = getattr(_ROOMS[room], name, None)
             if function is not None:
                 inplace = name.endswith("_")
-                shown = _shown(room, name)
+                bare = name.removeprefix("_") if room == "F" else name
+                shown = f"{_SHOWN.get(room, room)}.{bare}"
                 made.setdefault(function, Spelling(kind, names, shown, inplace, refusal, rectifier))
     return made
 
@@ -169,14 +164,7 @@ def _of_operator(name: str) -> Spelling | None:
         own = spelling.shown.rpartition(".")[2]
         if own == bare and "inplace" not in spelling.names:
             names = _ATEN_NAMES.get(name, spelling.names)
-            return Spelling(
-                spelling.kind,
-                names,
-                f"torch.ops.aten.{name}",
-                spelling.inplace,
-                spelling.refusal,
-                spelling.rectifier,
-            )
+            return replace(spelling, names=names, shown=f"torch.ops.aten.{name}")
     return None
 
 
@@ -296,14 +284,10 @@ def _clamp(call: Call, given: dict[str, Any]) -> Call | None:
         return None
     call.interval = (0.0, high)
     call.shown += "(min=0)" if math.isinf(high) else f"(min=0, max={high:g})"
-    clamp = (
-        partial(torch.clamp, min=0) if math.isinf(high) else partial(torch.clamp, min=0, max=high)
-    )
-    call.value = clamp
     if math.isinf(high):
-        call.kind = "relu"
+        call.kind, call.value = "relu", partial(torch.clamp, min=0)
         return _resolved(call, {})
-    call.kind = "hardtanh"
+    call.kind, call.value = "hardtanh", partial(torch.clamp, min=0, max=high)
     return _resolved(call, {"min_val": 0.0, "max_val": high})
 
 
