@@ -91,12 +91,6 @@ def paired_ratios(numerator: Measured, denominator: Measured) -> list[float]:
     ]
 
 
-def paired_ratio(numerator: Measured, denominator: Measured) -> Summary | None:
-    """Median and quartiles of the paired ratios; None without one."""
-    ratios = paired_ratios(numerator, denominator)
-    return summarise(ratios) if ratios else None
-
-
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
     """The 95 % interval of the median by order statistics, whatever the distribution.
 

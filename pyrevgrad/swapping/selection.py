@@ -50,7 +50,6 @@ class Selection:
 
     def __init__(self, modules: Mapping[str, nn.Module], rule: Rule, where: Any) -> None:
         self._modules, self._rule = modules, check_rule(rule)
-        self._every = where is None or where == "all"
         self._choices: list[tuple[Selector, Rule | None]] = []
         self._rest = where is None or isinstance(where, Mapping)
         if isinstance(where, str) and where == "all":
