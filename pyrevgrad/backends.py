@@ -130,17 +130,10 @@ class Pairs:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pairs:
         # Not by name, under which another activation may stand since.
-        return self._sharing(copy.deepcopy(self.rule, memo))
+        return self.under(copy.deepcopy(self.rule, memo))
 
-    def without_tensor(self) -> Pairs:
-        """The same pairs for a layer, which keeps the tensor scale in a buffer."""
-        return self._sharing(self.full.rule)
-
-    def with_tensor(self, rule: Rule) -> Pairs:
+    def under(self, rule: Rule) -> Pairs:
         """The same pairs under `rule`, which differs in its tensor scale alone."""
-        return self._sharing(rule)
-
-    def _sharing(self, rule: Rule) -> Pairs:
         made = Pairs.__new__(Pairs)
         made.full, made.half, made.given = self.full, self.half, self.given
         made.handles = self.handles
@@ -177,7 +170,7 @@ def pairs_of(name: str, rule: Rule, params: dict[str, Any]) -> Pairs:
     """The pairs of a functional call, made once; under torch.compile, a constant of the graph."""
     if torch.compiler.is_compiling():
         pairs = _constant_pairs(name, check_rule(rule).text, tuple(params.items()))
-        return pairs if rule.tensor is None else pairs.with_tensor(rule)
+        return pairs if rule.tensor is None else pairs.under(rule)
     return _cached_pairs(name, rule, params)
 
 

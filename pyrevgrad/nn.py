@@ -71,7 +71,8 @@ class Activation(Scaled):
             self.register_buffer("scale", None)
         else:
             self._register_scale(rule.tensor)
-        self._pairs = pairs.without_tensor()
+        # The tensor scale is in the buffer.
+        self._pairs = pairs.under(pairs.full.rule)
 
     def _set_param(self, name: str, value: Any) -> None:
         params = {**self._params, name: value}
