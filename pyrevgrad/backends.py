@@ -353,7 +353,7 @@ def choose(x: Tensor, pair: Pair) -> Any:
     if x.is_cuda:
         return _choose_on_cuda(x, pair)
     if _native is None:
-        _say_once()
+        _say_once("pyrevgrad runs", _native_missing)
     return REFERENCE
 
 
@@ -365,7 +365,7 @@ def _choose_on_cuda(x: Tensor, pair: Pair) -> Any:
     if found is not None:
         return found
     missing = triton_backend.load()[1]
-    _say_of_cuda(f"{problem} And {missing}" if missing else problem)
+    _say_once("pyrevgrad runs CUDA tensors", f"{problem} And {missing}" if missing else problem)
     return REFERENCE
 
 
@@ -403,9 +403,9 @@ def _cuda_problem(x: Tensor, pair: Pair) -> str:
 
 
 @functools.cache
-def _say_of_cuda(problem: str) -> None:
+def _say_once(what: str, problem: str) -> None:
     warnings.warn(
-        f"pyrevgrad runs CUDA tensors on its reference backend (plain PyTorch): {problem}",
+        f"{what} on its reference backend (plain PyTorch): {problem}",
         RuntimeWarning,
         stacklevel=4,
     )
@@ -426,12 +426,3 @@ def _choose_triton(x: Tensor, pair: Pair) -> Any:
     if refused:
         raise BackendError(f"backend 'triton' was asked for and does not serve {refused}")
     return triton_backend.backend_for(x, pair)
-
-
-@functools.cache
-def _say_once() -> None:
-    warnings.warn(
-        f"pyrevgrad runs on its reference backend (plain PyTorch): {_native_missing}",
-        RuntimeWarning,
-        stacklevel=4,
-    )

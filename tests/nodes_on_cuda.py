@@ -164,7 +164,7 @@ def test_numbers_of_another_type_are_refused(served):
 def test_a_device_that_does_not_run_the_kernels_is_never_served_by_the_nodes(served, monkeypatch):
     x = on(OLD, torch.randn(5)).requires_grad_()
     monkeypatch.setattr(backends.triton_backend, "backend_for", lambda *_: None)
-    backends._say_of_cuda.cache_clear()
+    backends._say_once.cache_clear()
     with pytest.warns(RuntimeWarning, match=f"on its reference backend.*: {TOO_OLD}"):
         y = pyrevgrad.relu(x, GUIDED)
     for _ in range(2):

@@ -323,7 +323,7 @@ def test_native_serves_a_cuda_tensor_whose_device_runs_its_kernels(monkeypatch, 
 def test_device_that_does_not_run_the_kernels_is_named_once_in_a_warning(monkeypatch, relu_pair):
     problem = "Old Card (compute capability 7.5) cannot run what the library holds"
     monkeypatch.setattr(backends._native, "cuda_problem", lambda index: problem)
-    backends._say_of_cuda.cache_clear()
+    backends._say_once.cache_clear()
     with pytest.warns(RuntimeWarning, match="on its reference backend.*: Old Card") as caught:
         assert backends.choose(OnCuda(), relu_pair) is backends.REFERENCE
         assert backends.choose(OnCuda(), relu_pair) is backends.REFERENCE
