@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import backends, functional, triton_backend
-from .activations import ACTIVATIONS, CUSTOM, INPUT, Activation, Parameter
+from .activations import ACTIVATIONS, CUSTOM, INPUT, Activation
 from .given import (
     Made,
     check_elementwise,
@@ -22,6 +22,7 @@ from .given import (
     check_triton,
     constants_of,
     made_before,
+    parameters_of,
     positional,
     try_out,
 )
@@ -180,19 +181,11 @@ def _check_name(name: object) -> None:
 
 
 def _row(name: str, numbers: Mapping[str, float], text: tuple[str, str]) -> Activation:
-    if len(numbers) > 2:
-        raise ValueError(f"custom: {name} takes at most two parameters, got {len(numbers)}")
-    for parameter in numbers:
-        check_name(parameter, f"a parameter of {name}")
-        if parameter in _TAKEN:
-            raise ValueError(f"custom: {name} cannot have a parameter called {parameter!r}")
+    parameters = parameters_of(name, numbers, _TAKEN)
     if not (isinstance(text, tuple) and len(text) == 2 and all(isinstance(t, str) for t in text)):
         raise TypeError(f"custom: text of {name} must be two strings, f(x) and f′(x)")
-    listed = tuple(
-        Parameter(key, Parameter(key, 0.0).check(name, number)) for key, number in numbers.items()
-    )
     return Activation(
-        name, *text, INPUT, ((0.0, 0.0),) * 5, parameters=listed, own_slope=True
+        name, *text, INPUT, ((0.0, 0.0),) * 5, parameters=parameters, own_slope=True
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """What a user's own activation or rule is given: whether it is what was given before, and fits.
 
-Imports nothing of ours.
+Imports the activation table.
 """
 
 from __future__ import annotations
@@ -8,12 +8,15 @@ from __future__ import annotations
 import functools
 import inspect
 import types
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from keyword import iskeyword
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .activations import Parameter
 
 #: What is equal where it compares equal.
 _PLAIN = (
@@ -61,6 +64,19 @@ def check_name(name: object, what: str = "name") -> str:
     if not name.isidentifier() or iskeyword(name):
         raise ValueError(f"custom: {name!r} is no Python name")
     return name
+
+
+def parameters_of(
+    name: str, numbers: Mapping[str, float], taken: Sequence[str]
+) -> tuple[Parameter, ...]:
+    """The parameters of `name` as rows have them; an error for more than two, or one `taken`."""
+    if len(numbers) > 2:
+        raise ValueError(f"custom: {name} takes at most two parameters, got {len(numbers)}")
+    for parameter in numbers:
+        check_name(parameter, f"a parameter of {name}")
+        if parameter in taken:
+            raise ValueError(f"custom: {name} cannot have a parameter called {parameter!r}")
+    return tuple(Parameter(key, Parameter(key, 0.0).check(name, n)) for key, n in numbers.items())
 
 
 def try_out(

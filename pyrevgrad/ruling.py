@@ -12,9 +12,17 @@ import torch
 from torch import Tensor
 
 from . import backends, rules, triton_backend
-from .activations import Parameter
 from .custom_rules import CUSTOM_RULES, READABLE, CustomRule
-from .given import Made, check_name, check_triton, constants_of, made_before, positional, try_out
+from .given import (
+    Made,
+    check_name,
+    check_triton,
+    constants_of,
+    made_before,
+    parameters_of,
+    positional,
+    try_out,
+)
 from .reference import formulas
 from .rules import Rule
 
@@ -155,22 +163,14 @@ def _check_name(name: object) -> None:
 def _row(name: str, sent: object, numbers: Mapping[str, float], text: str | None) -> CustomRule:
     if not callable(sent):
         raise TypeError(f"custom: the rule {name} must be a function of tensors")
-    if len(numbers) > 2:
-        raise ValueError(f"custom: {name} takes at most two parameters, got {len(numbers)}")
-    for parameter in numbers:
-        check_name(parameter, f"a parameter of {name}")
-        if parameter in ("self", "g", *READABLE):
-            raise ValueError(f"custom: {name} cannot have a parameter called {parameter!r}")
+    parameters = parameters_of(name, numbers, ("self", "g", *READABLE))
     if not (text is None or isinstance(text, str)):
         raise TypeError(f"custom: text of {name} must be a string, not {type(text).__name__}")
     taken = positional(sent)
     if taken is None:
         raise TypeError(f"custom: {name} does not tell its arguments; wrap it in a def")
     reads = _reads(name, taken, tuple(numbers))
-    listed = tuple(
-        Parameter(key, Parameter(key, 0.0).check(name, number)) for key, number in numbers.items()
-    )
-    return CustomRule(name, reads, listed, text or f"{name}({', '.join(taken)})")
+    return CustomRule(name, reads, parameters, text or f"{name}({', '.join(taken)})")
 
 
 def _reads(name: str, taken: list[str], numbers: tuple[str, ...]) -> tuple[str, ...]:
