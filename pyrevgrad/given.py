@@ -185,7 +185,7 @@ def constants_of(function: Any) -> dict[str, Any]:
         if not isinstance(one, types.FunctionType) or id(one) in met:
             continue
         met.add(id(one))
-        for name in sorted(_names(one.__code__) & one.__globals__.keys()):
+        for name in sorted(names_in(one.__code__) & one.__globals__.keys()):
             held = one.__globals__[name]
             if _triton(held) is not held:
                 waiting.append(_triton(held))
@@ -263,7 +263,7 @@ def _same_function(one: Any, other: Any, met: set[tuple[int, int]]) -> bool:
         return True
     return all(
         _same(one.__globals__.get(name, _ABSENT), other.__globals__.get(name, _ABSENT), met)
-        for name in _names(one.__code__)
+        for name in names_in(one.__code__)
     )
 
 
@@ -279,7 +279,7 @@ def _same_code(one: Any, other: Any, met: set[tuple[int, int]]) -> bool:
     return all(_same(getattr(one, part, None), getattr(other, part, None), met) for part in _DOES)
 
 
-def _names(code: types.CodeType) -> set[str]:
+def names_in(code: types.CodeType) -> set[str]:
     """The globals (and attributes) that `code` and what is defined in it name."""
-    inner = [_names(held) for held in code.co_consts if isinstance(held, types.CodeType)]
+    inner = [names_in(held) for held in code.co_consts if isinstance(held, types.CodeType)]
     return {*code.co_names}.union(*inner)

@@ -1,7 +1,7 @@
 """What runs in or about the model and that no swap sees: its own code that was bound or compiled
 before, what the graph shows besides, and calls of its parts alone.
 
-Imports audit, calls, sites and torch.
+Imports given, audit, calls, sites and torch.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..given import names_in
 from . import audit
 from .calls import NAMES
 from .places import Place
@@ -155,7 +156,7 @@ class Unseen:
             if code is not None:
                 cls = type(owner).__dict__.get("_pyrevgrad_original", type(owner))
                 place = f"{os.path.basename(source[0])}:{source[1]}"
-                calls_one = not (_names(code) & NAMES) <= owner._modules.keys()
+                calls_one = not (names_in(code) & NAMES) <= owner._modules.keys()
                 return f"{cls.__name__}.{code.co_name}", place, calls_one
         return None
 
@@ -208,8 +209,3 @@ def _codes(value: Any) -> Iterator[types.CodeType]:
         if isinstance(value, types.FunctionType):
             yield value.__code__
         value = getattr(value, name, None)
-
-
-def _names(code: types.CodeType) -> set[str]:
-    inner = [_names(held) for held in code.co_consts if isinstance(held, types.CodeType)]
-    return {*code.co_names}.union(*inner)
