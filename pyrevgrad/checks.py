@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeGuard
@@ -84,6 +85,12 @@ def check_scale(value: object) -> tuple[float, torch.Tensor | None]:
             "no gradient flows to scale, so a tensor scale must not require grad; pass .detach()"
         )
     return 1.0, tensor
+
+
+def missing(extra: str, needed: Mapping[str, str]) -> str:
+    """What an extra of ours would install and is not there, in a sentence; nothing if all is."""
+    absent = [name for module, name in needed.items() if importlib.util.find_spec(module) is None]
+    return f'needs {", ".join(absent)}: pip install "pyrevgrad[{extra}]"' if absent else ""
 
 
 def make_folder(path: Path) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib.util
 import statistics
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ..adversarial import DANN, DivergedError, History, fit
-from ..checks import make_folder
+from ..checks import make_folder, missing
 from . import arrays, datasets, networks
 from .datasets import Domains
 from .options import parse
@@ -130,9 +129,8 @@ def main(arguments: Sequence[str]) -> int:
         that cannot be written to or a missing package; 130 after an interrupt.
     """
     options = parse(arguments)
-    absent = [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]
-    if absent:
-        print(f'train needs {", ".join(absent)}: pip install "pyrevgrad[train]"', file=sys.stderr)
+    if absent := missing("train", NEEDED):
+        print(f"train {absent}", file=sys.stderr)
         return WRONG
     threads = torch.get_num_threads()
     # The layers are small, and on a busy machine threads would wait for each other.

@@ -6,7 +6,6 @@ May import everything public; matplotlib, scikit-learn and tqdm only once `main`
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checks import make_folder
+from ..checks import make_folder, missing
 
 if TYPE_CHECKING:
     import torch
@@ -61,11 +60,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if options.out.exists() and not options.out.is_dir():
         parser.error(f"--out must be a folder, and {options.out} is a file")
     return options
-
-
-def missing() -> list[str]:
-    """The packages of the extra `demo` that are not installed."""
-    return [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]
 
 
 def train_all(seeds: list[int], epochs: int) -> tuple[Outcome, torch.nn.Module]:
@@ -156,12 +150,8 @@ def main(arguments: Sequence[str]) -> int:
         folder cannot be made; 130 after an interrupt.
     """
     options = parse(arguments)
-    absent = missing()
-    if absent:
-        print(
-            f'The demo needs {", ".join(absent)}: pip install "pyrevgrad[demo]"',
-            file=sys.stderr,
-        )
+    if absent := missing("demo", NEEDED):
+        print(f"The demo {absent}", file=sys.stderr)
         return NOT_INSTALLED
     try:
         make_folder(options.out)

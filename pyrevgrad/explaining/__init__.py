@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import attribution
-from ..checks import make_folder
+from ..checks import make_folder, missing
 
 if TYPE_CHECKING:
     from .images import Image
@@ -235,9 +235,8 @@ def main(arguments: Sequence[str]) -> int:
     """
     options = parse(arguments)
     needed = NEEDED if options.model else {**NEEDED, "sklearn": "scikit-learn"}
-    absent = [name for module, name in needed.items() if importlib.util.find_spec(module) is None]
-    if absent:
-        print(f'explain needs {", ".join(absent)}: pip install "pyrevgrad[demo]"', file=sys.stderr)
+    if absent := missing("demo", needed):
+        print(f"explain {absent}", file=sys.stderr)
         return NOT_DONE
     try:
         return run(options)
