@@ -9,7 +9,9 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -157,7 +159,9 @@ def sanity_check(
     name = getattr(method, "__name__", type(method).__name__)
     made: dict[str, Callable[[nn.Module], Any]] = {
         name: method,
-        "plain gradient": lambda m: _Signed(Saliency(m)),
+        "plain gradient": lambda m: SimpleNamespace(
+            attribute=partial(Saliency(m).attribute, abs=False)
+        ),
     }
     before = {key: _map(one, model, inputs, target, additional_forward_args) for key, one in
               made.items()}  # fmt: skip
@@ -172,16 +176,6 @@ def sanity_check(
             check.cosines[key].append(_cosine(before[key], after))
             check.ranks[key].append(_cosine(_ranks(before[key].abs()), _ranks(after.abs())))
     return check
-
-
-class _Signed:
-    """Saliency with its sign, under the signature of the others."""
-
-    def __init__(self, saliency: Saliency) -> None:
-        self._saliency = saliency
-
-    def attribute(self, inputs: Any, target: Any, additional_forward_args: Any) -> Any:
-        return self._saliency.attribute(inputs, target, False, additional_forward_args)
 
 
 def _map(
