@@ -9,7 +9,6 @@ on PYTHONPATH.
 from __future__ import annotations
 
 import argparse
-import itertools
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -18,7 +17,7 @@ from types import ModuleType
 
 import torch
 
-from pyrevgrad.activations import ACTIVATIONS, CONSTANT, INPUT, MASK, OUTPUT, Activation
+from pyrevgrad.activations import ACTIVATIONS, MASK, Activation
 from pyrevgrad.rules import EXACT, RULES, Plan, Rule, plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,12 +26,6 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float32": torch.float32,
     "float64": torch.float64,
-}
-KINDS = {
-    CONSTANT: "one slope",
-    MASK: "two slopes",
-    OUTPUT: "slope from y",
-    INPUT: "slope from x",
 }
 #: Where each rule was first written down, and what for.
 SOURCES = {
@@ -122,12 +115,13 @@ def kept_by_dtype() -> str:
 
 
 def kept_by_rule() -> str:
-    """What each rule keeps, in float32."""
-    rows = (
-        (code(name), *(plan_text(plan(name, rule)) for rule in RULES.values()))
-        for name in ACTIVATIONS
-    )
-    return table(("activation", *(code(repr(rule)) for rule in RULES.values())), rows)
+    """What each rule keeps, in float32: a column for those that keep the same of everything."""
+    columns: dict[tuple[str, ...], list[str]] = {}
+    for rule in RULES.values():
+        kept = tuple(plan_text(plan(name, rule)) for name in ACTIVATIONS)
+        columns.setdefault(kept, []).append(code(repr(rule)))
+    rows = zip(map(code, ACTIVATIONS), *columns, strict=True)
+    return table(("activation", *(", ".join(rules) for rules in columns.values())), rows)
 
 
 def parameter_exceptions() -> str:
@@ -188,30 +182,6 @@ def rule_formulas() -> str:
     return "\n\n".join(blocks)
 
 
-def kept_by_kind() -> str:
-    """What each rule keeps for each kind of activation, with the exceptions named."""
-    rows = ((code(repr(rule)), *(_kept(rule, kind) for kind in KINDS)) for rule in RULES.values())
-    heads = (f"{text} ({_example(kind)}, …)" for kind, text in KINDS.items())
-    return table(("rule", *heads), rows)
-
-
-def _example(kind: str) -> str:
-    return next(row.name for row in ACTIVATIONS.values() if row.slope_from == kind)
-
-
-def _kept(rule: Rule, kind: str) -> str:
-    names = [row.name for row in ACTIVATIONS.values() if row.slope_from == kind]
-    by_plan = {
-        keeps: list(group)
-        for keeps, group in itertools.groupby(
-            sorted(names, key=lambda name: plan(name, rule).keeps),
-            key=lambda name: plan(name, rule).keeps,
-        )
-    }
-    usual, *others = sorted(by_plan, key=lambda keeps: -len(by_plan[keeps]))
-    return "; ".join([usual, *(f"{keeps} for {', '.join(by_plan[keeps])}" for keeps in others)])
-
-
 def rules_and_bytes() -> str:
     """The README's table: formulas and bytes."""
     shown = ("relu", "tanh", "gelu")
@@ -254,7 +224,6 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "special points": special_points,
     "rule properties": rule_properties,
     "rule formulas": rule_formulas,
-    "kept by kind": kept_by_kind,
     "rules and bytes": rules_and_bytes,
     "figures": speed_figures,
 }
