@@ -1,6 +1,7 @@
 """The demo: digits with and without GradientReversal, gradient maps under three rules, timings.
 
-May import everything public; matplotlib, scikit-learn and tqdm only once `main` runs.
+May import everything public and the opponents of the bench; matplotlib, scikit-learn and tqdm only
+once `main` runs.
 """
 
 from __future__ import annotations

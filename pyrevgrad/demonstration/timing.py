@@ -1,6 +1,6 @@
 """Times the fused activations against the eager idioms, forward + backward, on this machine.
 
-May import torch and the public functions; nothing of the demo.
+May import torch, the public functions and the opponents of the bench; nothing of the demo.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import torch
 
 import pyrevgrad
 
+from ..bench import idioms, strongest
+
 SCALE = 0.5
 FUSED_GUIDED, FUSED_REVERSED = "guided relu, fused", "reversed relu, fused"
 GUIDED_IDIOM, GUIDED_STRONGEST = "guided relu, eager idiom", "guided relu, strongest eager"
@@ -25,65 +27,15 @@ REVERSED_IDIOM, PLAIN = "reversed relu, eager idiom", "plain torch relu"
 SAMPLE_SECONDS = 1e-3
 
 
-class GuidedIdiom(torch.autograd.Function):
-    """What people write: ``clamp_min`` forward, ``g*(x>0)*(g>0)*scale`` backward."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        """Clamp, keeping the input."""
-        ctx.save_for_backward(x)
-        return x.clamp_min(0)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        """Multiply by two masks and the scale: up to five kernels."""
-        (x,) = ctx.saved_tensors
-        (g,) = gradients
-        return g * (x > 0) * (g > 0) * SCALE
-
-
-class GuidedStrongest(torch.autograd.Function):
-    """The strongest eager form known: one allocation, and one kernel in place after it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        """Clamp, keeping the output."""
-        y = x.clamp_min(0)
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        """Clamp at zero; then threshold by y and scale, which elu's backward does with alpha 0."""
-        (y,) = ctx.saved_tensors
-        gx = gradients[0].clamp_min(0)
-        elu_backward = torch.ops.aten.elu_backward.grad_input
-        return elu_backward(gx, 0.0, SCALE, 1.0, True, y, grad_input=gx)
-
-
-class ReversalIdiom(torch.autograd.Function):
-    """The reversal of every twenty-line implementation: a view forward, ``-λ·g`` backward."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        """Return a view."""
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        """Multiply by −λ."""
-        return -SCALE * gradients[0]
-
-
 def contestants() -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
     """The forwards to time, by name."""
     guided, reversed_ = pyrevgrad.GUIDED.scaled(SCALE), pyrevgrad.reverse(SCALE)
     return {
         FUSED_GUIDED: lambda x: pyrevgrad.activation(x, "relu", rule=guided),
-        GUIDED_IDIOM: GuidedIdiom.apply,
-        GUIDED_STRONGEST: GuidedStrongest.apply,
+        GUIDED_IDIOM: idioms.idiom("relu", "guided_scaled", guided),
+        GUIDED_STRONGEST: strongest.function("relu", "guided_scaled", guided),
         FUSED_REVERSED: lambda x: pyrevgrad.activation(x, "relu", rule=reversed_),
-        REVERSED_IDIOM: lambda x: ReversalIdiom.apply(torch.relu(x)),
+        REVERSED_IDIOM: idioms.idiom("relu", "reverse", reversed_),
         PLAIN: torch.relu,
     }
 
