@@ -15,6 +15,7 @@ from . import autograd, backends, functional
 from .checks import check_finite, check_scale
 from .rules import reverse
 from .scaled import Scaled
+from .schedules import uncompiled
 
 __all__ = ["GradientReverseLayer", "RevGrad", "WarmStartGradientReverseLayer"]
 
@@ -197,6 +198,7 @@ class WarmStartGradientReverseLayer(_Migrated):
         else:
             super().__setattr__(name, value)
 
+    @uncompiled
     def step(self) -> None:
         """Increase the step `iter_num` by 1."""
         self.iter_num += 1

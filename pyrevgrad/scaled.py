@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_number, check_scale
-from .schedules import Schedule
+from .schedules import Schedule, uncompiled
 
 _PLAIN_TYPES = (Tensor, nn.Parameter)
 
@@ -47,8 +47,10 @@ class Scaled(nn.Module):
 
     def _know(self, value: float | None) -> None:
         """Mirror the buffer's value, as long as nobody else writes into it."""
-        self._known: float | None = value
-        self._written = self._version_of(self.scale)
+        # A graph cannot ask for a version, and each new value known would be a new graph.
+        compiles = torch.compiler.is_compiling()
+        self._known: float | None = None if compiles else value
+        self._written = None if compiles else self._version_of(self.scale)
 
     @staticmethod
     def _version_of(scale: Tensor | None) -> tuple[int, int] | None:
@@ -76,11 +78,18 @@ class Scaled(nn.Module):
                 "this layer's rule has a number for a scale; give the rule a 0-dim tensor to make "
                 "it live, or set layer.rule"
             )
+        # In a graph a number is a constant, and a tensor an input.
+        (self._write if isinstance(value, Tensor) else self._write_uncompiled)(value)
+
+    def _write(self, value: float | Tensor) -> None:
+        assert self.scale is not None
         number, tensor = _checked(value)
         # Through a view: torch.compile loses a write into a 0-dim float64 CPU tensor itself.
         scale = self.scale.detach()
         scale.fill_(number) if tensor is None else scale.copy_(tensor)
         self._know(number if tensor is None else None)
+
+    _write_uncompiled = uncompiled(_write)
 
     def reset_parameters(self) -> None:
         """What FSDP calls of every layer after `to_empty`; λ, which survives that, stays."""

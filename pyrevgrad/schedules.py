@@ -5,11 +5,14 @@ Imports PyTorch's scheduler of learning rates and checks of single values.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import weakref
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -31,6 +34,23 @@ def _check_ends(low: object, high: object) -> tuple[float, float]:
     ends = check_finite("low", low), check_finite("high", high)
     check_finite("high - low", ends[1] - ends[0])
     return ends
+
+
+_Function = TypeVar("_Function", bound=Callable[..., None])
+
+
+def uncompiled(function: _Function) -> _Function:
+    """`function`, which torch.compile leaves to Python: it would trace a graph for each number.
+
+    The compiler is imported by nobody but itself.
+    """
+
+    @functools.wraps(function)
+    def called(*arguments: Any) -> None:
+        compiles = torch.compiler.is_dynamo_compiling()
+        (torch.compiler.disable(function) if compiles else function)(*arguments)
+
+    return called  # type: ignore[return-value]
 
 
 class Schedule:
@@ -99,6 +119,7 @@ class Schedule:
         if all(reference() is not layer for reference in self._followers):
             self._followers.append(weakref.ref(layer))
 
+    @uncompiled
     def _go_to(self, steps: int) -> None:
         """Be at `steps` and tell the layers; stay where that has no value, or none for them."""
         before, self.steps = self.steps, steps

@@ -6,8 +6,10 @@ import pytest
 import torch
 from compiling import both, fresh_compiler, inputs  # noqa: F401
 from grids import DTYPES, same_bits
+from torch._dynamo.backends.debugging import aot_eager
 
 import pyrevgrad
+import pyrevgrad.compat
 from pyrevgrad import reverse
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -116,6 +118,84 @@ def test_a_schedule_stepped_in_compiled_code_steps():
         step = torch.compile(function, backend="aot_eager") if compiles else function
         found.append([torch.autograd.grad(step(x), x, g)[0] for _ in range(3)])
     assert all(map(torch.equal, *found)) and found[0][0].any()
+
+
+def graphs_of_many_steps(step, slope_after):
+    """The graphs that there are after each step, of which the gradient is checked as well."""
+    graphs, found = [], []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    compiled = torch.compile(step, backend=backend)
+    for n in range(12):
+        x, g = inputs(8)
+        gx = torch.autograd.grad(compiled(x, n), x, g)[0]
+        torch.testing.assert_close(gx, slope_after(n) * g)
+        found.append(len(graphs))
+    return found
+
+
+LAYERS = pytest.mark.parametrize(
+    "make",
+    [
+        lambda: pyrevgrad.nn.GradientReversal(0.5),
+        lambda: pyrevgrad.nn.GradientReversal(0.5, record_norm=True),
+        lambda: pyrevgrad.nn.Activation("identity", reverse(torch.tensor(0.5))),
+        lambda: pyrevgrad.compat.RevGrad(0.5),
+    ],
+    ids=["GradientReversal", "recording", "Activation", "RevGrad"],
+)
+
+
+@LAYERS
+def test_one_graph_sets_many_tensors_for_a_scale(make):
+    layer, values = make(), torch.linspace(0.1, 0.9, 12)
+
+    def step(x, value):
+        layer.scale = value
+        return layer(x) * 1
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for value in values:
+            x, g = inputs(8)
+            gx = torch.autograd.grad(compiled(x, value), x, g)[0]
+            torch.testing.assert_close(gx, -value * g)
+            assert layer.scale.item() == value.item()
+
+
+@LAYERS
+def test_a_number_set_in_compiled_code_makes_no_new_graph(make):
+    layer = make()
+
+    def step(x, n):
+        layer.scale = 0.1 * n
+        return layer(x) * 1
+
+    graphs = graphs_of_many_steps(step, lambda n: -0.1 * n)
+    assert graphs[-1] == graphs[2]
+
+
+def test_a_schedule_stepped_in_compiled_code_makes_no_new_graph():
+    schedule = pyrevgrad.schedules.LinearSchedule(max_steps=20)
+    layer = pyrevgrad.nn.GradientReversal(schedule)
+
+    def step(x, n):
+        schedule.step()
+        return layer(x) * 1
+
+    graphs = graphs_of_many_steps(step, lambda n: -(n + 1) / 20)
+    assert graphs[-1] == graphs[2]
+
+
+def test_a_warm_start_in_compiled_code_makes_no_new_graph():
+    layer = pyrevgrad.compat.WarmStartGradientReverseLayer(max_iters=20, auto_step=True)
+    graphs = graphs_of_many_steps(
+        lambda x, n: layer(x) * 1, lambda n: 1 - 2 / (1 + math.exp(-n / 20))
+    )
+    assert graphs[-1] == graphs[2] and layer.iter_num == 12
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["compiled before", "compiled inside"])
