@@ -254,7 +254,8 @@ class ReversedLinear(FoldedReversal):
 
     def _number(self, scale: Tensor) -> float | None:
         """λ, if it is known without asking the device and may stand in what runs now."""
-        if type(scale) is Tensor and scale.is_cpu and scale.dtype == torch.float64:
+        plain = type(scale) is Tensor and scale.is_cpu and scale.dim() == 0
+        if plain and scale.dtype == torch.float64:
             # From memory: no operation, nothing waits, and no write by another way is missed.
             return ctypes.c_double.from_address(scale.data_ptr()).value
         if scale.is_cuda and torch.cuda.is_current_stream_capturing():

@@ -140,14 +140,17 @@ class Scaled(nn.Module):
         saved = state.get(prefix + "scale")
         # A fake tensor's value cannot be asked for.
         real = type(saved) in (Tensor, nn.Parameter) and not saved.is_meta
+        errors = rest[-1]
         if real and saved.isnan().any():
             # As `set_scale` refuses it; PyTorch raises with the errors of all modules.
-            errors = rest[-1]
             errors.append(f"{prefix}scale is NaN, which is no λ; this layer is left as it was")
             return
+        before = len(errors)
         super()._load_from_state_dict(state, prefix, metadata, *rest)
         if saved is None or self.scale is None:
             return
-        if metadata.get("assign_to_params_buffers", False):
-            self._buffers["scale"] = saved.detach().to(dtype=torch.float64, copy=True)
+        if metadata.get("assign_to_params_buffers", False) and len(errors) == before:
+            # Of shape (1,), as PyTorch takes it from old files, or ().
+            made = saved.detach().to(dtype=torch.float64, copy=True)
+            self._buffers["scale"] = made.reshape(())
         self._known = None

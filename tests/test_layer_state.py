@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from pyrevgrad import EXACT, GUIDED, rectgrad, reverse
-from pyrevgrad.nn import Activation, GradientReversal
+from pyrevgrad.nn import Activation, GradientReversal, ReversedConv2d, ReversedLinear
 from pyrevgrad.schedules import LinearSchedule
 
 CASTS = {
@@ -121,6 +121,37 @@ def test_a_scale_of_nan_is_not_loaded(strict):
         model.load_state_dict(state | {"0.scale": torch.tensor(float("nan"))}, strict=strict)
     assert model[0].scale.item() == 0.25
     assert repr(model[0]) == "GradientReversal(scale=0.25)"
+
+
+EVERY_LAYER = pytest.mark.parametrize(
+    "make",
+    [
+        GradientReversal,
+        lambda scale: Activation("relu", reverse(torch.tensor(scale))),
+        lambda scale: ReversedLinear(2, 2, scale=scale),
+        lambda scale: ReversedConv2d(2, 2, 1, scale=scale),
+    ],
+    ids=["GradientReversal", "Activation", "ReversedLinear", "ReversedConv2d"],
+)
+
+
+@EVERY_LAYER
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("shape", [(0,), (2,), (1, 1)], ids=str)
+def test_a_scale_with_dimensions_is_not_loaded(make, assign, shape):
+    model = nn.Sequential(make(0.25))
+    state = model.state_dict() | {"0.scale": torch.ones(shape)}
+    with pytest.raises(RuntimeError, match=r"size mismatch for 0\.scale"):
+        model.load_state_dict(state, assign=assign)
+    assert torch.equal(model[0].scale, torch.tensor(0.25, dtype=torch.float64))
+
+
+@EVERY_LAYER
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_scale_of_one_number_is_loaded_without_its_dimension(make, assign):
+    layer = make(0.25)
+    layer.load_state_dict(layer.state_dict() | {"scale": torch.tensor([0.5])}, assign=assign)
+    assert torch.equal(layer.scale, torch.tensor(0.5, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("assign", [True, False])

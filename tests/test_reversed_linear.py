@@ -344,3 +344,8 @@ def test_it_can_be_built_of_fake_tensors():
     with FakeTensorMode():
         layer = ReversedLinear(3, 2)
         assert layer(torch.ones(4, 3)).shape == (4, 2)
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (2,)], ids=str)
+def test_no_number_is_read_from_a_buffer_that_has_dimensions(shape):
+    assert ReversedLinear(2, 2)._number(torch.ones(shape, dtype=torch.float64)) is None
