@@ -24,7 +24,10 @@ class _Observed(Function):
         with torch.no_grad():
             # Half types square in float32, where their own range would overflow.
             wide = torch.float64 if g.dtype == torch.float64 else torch.float32
-            ctx.norm.copy_(torch.linalg.vector_norm(g.detach(), dtype=wide))
+            norm = torch.linalg.vector_norm(g.detach(), dtype=wide)
+            # Of a DTensor the norm is one too, and only all processes together have its value.
+            sharded = hasattr(type(norm), "full_tensor")
+            ctx.norm.copy_(norm.full_tensor() if sharded else norm)
         return g, None
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pyrevgrad.adversarial import DANN, GaninSchedule, evaluate, fit
-from pyrevgrad.nn import ReversedLinear
+from pyrevgrad.nn import GradientReversal, ReversedLinear
 
 if not torch.distributed.is_available():
     pytest.skip("this torch has no torch.distributed", allow_module_level=True)
@@ -50,6 +50,8 @@ def worker(mode, folder):
         return sharded(folder)
     if mode == "normalised":
         return normalised(folder)
+    if mode == "recording":
+        return recording(folder)
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     model = network()
@@ -126,6 +128,28 @@ def sharded(folder):
         json.dumps([half.reversal.scale.item(), str(half.reversal.scale.dtype)])
     )
     torch.distributed.destroy_process_group()
+
+
+def recording(folder):
+    """A DTensor's gradient, each process with some of its rows, through layers that record."""
+    from torch.distributed.tensor import Shard, distribute_module, distribute_tensor
+
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+    norms = []
+    for layer in recording_layers():
+        x, g = (distribute_tensor(torch.ones(3, 4), mesh, [Shard(0)]) for _ in range(2))
+        distribute_module(layer, mesh)(x.requires_grad_()).backward(g * 2)
+        norms.append(layer.gradient_norm.item())
+    (folder / f"{rank}.json").write_text(json.dumps(norms))
+    torch.distributed.destroy_process_group()
+
+
+def recording_layers():
+    torch.manual_seed(0)
+    linear = ReversedLinear(4, 4, scale=0.5, record_norm=True)
+    return GradientReversal(0.5, record_norm=True), linear
 
 
 def folded():
@@ -261,6 +285,16 @@ def test_fsdp2_matches_one_process_and_leaves_the_scale_alone(tmp_path):
         for name, wanted in model.state_dict().items():
             torch.testing.assert_close(found[name], wanted, rtol=2e-5, atol=2e-6)
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == [0.3, "torch.float64"]
+
+
+def test_the_recorded_norm_of_a_sharded_gradient_is_that_of_the_whole(tmp_path):
+    codes, said = launched(tmp_path, "recording")
+    assert codes == [0, 0], said
+    g = torch.full((3, 4), 2.0)
+    _, linear = recording_layers()
+    wanted = [0.5 * g.norm().item(), 0.5 * (g @ linear.weight).norm().item()]
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == pytest.approx(wanted)
 
 
 if __name__ == "__main__":
