@@ -345,7 +345,7 @@ def choose(x: Tensor, pair: Pair) -> Any:
     if name is not None:
         return _named(x, pair, name)
     if torch.compiler.is_compiling():
-        slow = pair.row.slow_compiled and x.numel() >= OPAQUE_FROM
+        slow = pair.row.slow_compiled and not _known_below(x.numel(), OPAQUE_FROM)
         slow = slow or (pair.keeps == MASK and pair.by_output is None)
         return _native if slow and pair.program is not None and x.is_cpu else REFERENCE
     if pair.program is not None and x.is_cpu:
@@ -355,6 +355,15 @@ def choose(x: Tensor, pair: Pair) -> Any:
     if _native is None:
         _say_once("pyrevgrad runs", _native_missing)
     return REFERENCE
+
+
+def _known_below(count: int, bound: int) -> bool:
+    """Whether that is known without a guard, which would compile anew where a dynamic size crosses
+    `bound`."""
+    # Not at the top: it brings SymPy, which only compilers need.
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(count < bound)
 
 
 def _choose_on_cuda(x: Tensor, pair: Pair) -> Any:
