@@ -6,6 +6,7 @@ by a C++ node where there is one, any other by the Function, which says the same
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -84,12 +85,14 @@ def _gradients(
     backend: Any = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Those of x, W and b, where what makes them is there; differentiable where it is recorded."""
-    rows = g.reshape(-1, g.shape[-1])
+    # Counted: of no features -1 would stand for any number.
+    count = math.prod(shape[:-1])
+    rows = g.reshape(count, g.shape[-1])
     gx = gw = None
     if weight is not None:
         gx = _reversed_product(rows, weight, scale, number, backend).view(shape)
     if x is not None:
-        gw = rows.t() @ _behind_reversal(x, scale).reshape(-1, x.shape[-1])
+        gw = rows.t() @ _behind_reversal(x, scale).reshape(count, x.shape[-1])
     return gx, gw, rows.sum(0) if bias else None
 
 

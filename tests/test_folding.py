@@ -54,6 +54,21 @@ def test_derivatives_of_every_gradient_are_those_of_the_two_layers(bias):
             torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("scale", [0.5, 0.0, 1e30, float("inf")])
+@pytest.mark.parametrize("sizes", [(3, 0), (0, 3), (0, 0)], ids=str)
+@pytest.mark.parametrize("shape", [(), (2,), (0,), (2, 3), (2, 0)], ids=str)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+def test_a_layer_without_features_gives_gradients_of_their_shapes(shape, sizes, scale):
+    folded = ReversedLinear(*sizes, scale=scale)
+    x = torch.ones(*shape, sizes[0], requires_grad=True)
+    folded(x).sum().backward()
+    # Sums of nothing, times −λ, but b's: its gradient counts the rows.
+    torch.testing.assert_close(x.grad, torch.zeros_like(x) * -scale, equal_nan=True)
+    assert torch.equal(folded.weight.grad, torch.zeros_like(folded.weight))
+    rows = x.new_zeros(shape).numel()
+    assert torch.equal(folded.bias.grad, torch.full_like(folded.bias, rows))
+
+
 def test_a_batch_of_gradients_is_served_as_one():
     folded, plain = pair()
     x, many = torch.randn(5, 3, requires_grad=True), torch.randn(6, 5, 4)
