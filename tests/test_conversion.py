@@ -307,6 +307,25 @@ def test_a_block_without_gradients_changes_nothing_about_what_is_converted(block
         assert convert(model, x).converted == ["1"]
 
 
+@pytest.mark.parametrize("block", [torch.no_grad, torch.inference_mode])
+def test_inputs_made_in_inference_mode_are_measured_as_any(block):
+    wanted = convert(small(), torch.ones(2, 4))
+    with torch.inference_mode():
+        x = torch.ones(2, 4)
+    model = small()
+    with block():
+        done = convert(model, x)
+    assert (done.converted, done.bytes_before) == (wanted.converted, wanted.bytes_before)
+    assert done.converted and done.bytes_after == wanted.bytes_after
+
+
+def test_a_model_made_in_inference_mode_is_refused_in_a_sentence():
+    with torch.inference_mode():
+        model = small()
+    with pytest.raises(ValueError, match=r"0\.weight was made under torch\.inference_mode"):
+        convert(model, torch.ones(2, 4))
+
+
 def test_a_layer_is_left_alone_that_has_more_than_its_class():
     layers = [nn.ReLU() for _ in range(5)]
     layers[0].register_buffer("count", torch.zeros(()))

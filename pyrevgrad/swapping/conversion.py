@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..activations import ACTIVATIONS
 from ..nn import Activation
@@ -122,6 +122,8 @@ def _unmeasurable(tensor: Tensor) -> str | None:
     """Why what is kept cannot be told from this tensor of the model's or of its input, if so."""
     if is_lazy(tensor):
         return "is not initialised: run the model once before"
+    if isinstance(tensor, nn.Parameter) and tensor.is_inference():
+        return "was made under torch.inference_mode and cannot be trained: make the model outside"
     try:
         storage = tensor.untyped_storage()
         if storage.device.type == "meta":
@@ -133,7 +135,14 @@ def _unmeasurable(tensor: Tensor) -> str | None:
     return None
 
 
+def _recordable(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
 def _measured(model: nn.Module, layers: dict[str, nn.Module], args: Any, kwargs: Any) -> _Kept:
+    with torch.inference_mode(False):
+        # Autograd keeps no tensor that was made in inference mode.
+        args, kwargs = tree_map_only(Tensor, _recordable, (args, kwargs))
     given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     kept = _Kept(model, given)
     with (
@@ -177,7 +186,7 @@ def convert(model: nn.Module, *inputs: Any, where: Any = None, **named: Any) -> 
     ------
     TypeError, ValueError
         As `swap`, for the model and `where`; inputs that are not what the model takes; parameters
-        that are sharded, lazy, or on the meta device.
+        that are sharded, lazy, on the meta device, or made under ``torch.inference_mode``.
     RuntimeError
         The model runs at these inputs, and not once more with its layers replaced; it is as before.
 
