@@ -32,7 +32,14 @@ SELECT = (
     Case("leaky_relu", "reverse"),
     Case("hardtanh", "clipped_straight_through"),
 )
-COMPUTE = tuple(Case(name, "reverse") for name in CURVED)
+#: Of the other kernels: a mask of x where the value is computed, and rules with gates of their own.
+GATED = (
+    Case("gelu", "GUIDED"),
+    Case("silu", "guided_slope"),
+    Case("gelu", "guided_product"),
+    Case("relu", "rectgrad"),
+)
+COMPUTE = (*(Case(name, "reverse") for name in CURVED), *GATED)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import os
 
 import pytest
 import torch
+from built import not_built
 from grids import (
     DTYPES,
     FULL,
@@ -389,8 +390,9 @@ def test_device_that_does_not_exist_is_a_sentence():
     assert pyrevgrad.relu(torch.ones(2, device=DEVICE)).tolist() == [1.0, 1.0]
 
 
-@pytest.mark.skipif(NODES is None, reason=f"no C++ nodes: {WHY}")
 def test_nodes_record_once_the_device_has_been_asked():
+    if NODES is None:
+        not_built(f"no C++ nodes: {WHY}")
     x = torch.randn(5, device=DEVICE, requires_grad=True)
     pyrevgrad.relu(x)
     for y in (pyrevgrad.relu(x, GUIDED), pyrevgrad.tanh(x, reverse(2.0))):
