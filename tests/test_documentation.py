@@ -55,6 +55,15 @@ def test_generated_tables_are_up_to_date(generate, page):
     assert generate.filled(text) == text, "run python docs/generate.py"
 
 
+def test_every_environment_variable_that_is_read_has_its_row():
+    files = [*ROOT.glob("pyrevgrad/**/*.py"), *ROOT.glob("csrc/**/*"), ROOT / "setup.py"]
+    asked = re.compile(r"""(?:getenv\(|environ\.get\()"(PYREVGRAD_\w+)""")
+    read = {name for f in files if f.is_file() for name in asked.findall(f.read_text("utf-8"))}
+    page = (ROOT / "docs" / "design.md").read_text("utf-8")
+    table = page.partition("## Environment variables")[2]
+    assert read == set(re.findall(r"`(PYREVGRAD_\w+)`", table)) and len(read) == 10
+
+
 def test_declarations_of_the_named_functions_are_up_to_date(generate):
     text = (ROOT / generate.STUB).read_text(encoding="utf-8")
     assert generate.declarations() == text, "run python docs/generate.py"
