@@ -103,6 +103,7 @@ def _speedup_panel(axis: Any, rows: list[Row]) -> None:
     grouped: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         grouped[row["provider"]].append(row)
+    crossed: list[float] = []
     for provider, (colour, marker) in LOOKS.items():
         own = sorted(grouped[provider], key=lambda row: row["elements"])
         if not own or provider in ("fused", "copy"):
@@ -117,9 +118,12 @@ def _speedup_panel(axis: Any, rows: list[Row]) -> None:
         # About 1 a line goes to and fro; where it crosses for the last time is what counts.
         for at in list(crossings(own))[-1:]:
             axis.plot([at], [1], "o", ms=11, mfc="none", mec=colour, mew=1.6)
+            # Below the labels of its neighbours.
+            beside = sum(abs(math.log2(at / other)) < 1.5 for other in crossed)
+            crossed.append(at)
             axis.annotate(
-                f"2^{math.log2(at):.1f}", (at, 1), (0, -15), textcoords="offset points",
-                ha="center", fontsize=8, color=colour,
+                f"2^{math.log2(at):.1f}", (at, 1), (0, -15 - 9 * beside),
+                textcoords="offset points", ha="center", fontsize=8, color=colour,
             )  # fmt: skip
     axis.axhline(1, color="black", lw=1)
     axis.set_yscale("log", base=2)
