@@ -100,11 +100,17 @@ PYREVGRAD_HD V clamp_symmetric(V g, V clip) {
   return select(g > clip, clip, select(g < -clip, -clip, g));
 }
 
-// gx = pass and gate(g) ? (scale·slope)·g : +0, of a g that is clipped already. The gate tests
-// `tested`·g: 1, the slope or y.
+// Where the gate on the gradient lets pass: it tests `tested`·g, which is 1, the slope or y times
+// g.
+template <class V>
+PYREVGRAD_HD auto gate(V g, V tested, const Rule<V>& rule) {
+  return !(tested * g <= rule.limit);
+}
+
+// gx = pass ? (scale·slope)·g : +0.
 template <class V, class M>
-PYREVGRAD_HD V gated(V g, V slope, V tested, M pass, const Rule<V>& rule) {
-  return select(pass & !(tested * g <= rule.limit), (rule.scale * slope) * g, V(0));
+PYREVGRAD_HD V sent(V g, V slope, M pass, const Rule<V>& rule) {
+  return select(pass, (rule.scale * slope) * g, V(0));
 }
 
 }  // namespace pyrevgrad

@@ -39,6 +39,12 @@ def _check_ends(low: object, high: object) -> tuple[float, float]:
 _Function = TypeVar("_Function", bound=Callable[..., None])
 
 
+_IN_ONE_GRAPH = (
+    "pyrevgrad: a number for λ, or a schedule's step, breaks the graph; with fullgraph=True set "
+    "layer.scale to a 0-dim tensor"
+)
+
+
 def uncompiled(function: _Function) -> _Function:
     """`function`, which torch.compile leaves to Python: it would trace a graph for each number.
 
@@ -47,8 +53,11 @@ def uncompiled(function: _Function) -> _Function:
 
     @functools.wraps(function)
     def called(*arguments: Any) -> None:
-        compiles = torch.compiler.is_dynamo_compiling()
-        (torch.compiler.disable(function) if compiles else function)(*arguments)
+        if torch.compiler.is_dynamo_compiling():
+            torch._dynamo.graph_break(msg=_IN_ONE_GRAPH)
+            torch.compiler.disable(function)(*arguments)
+        else:
+            function(*arguments)
 
     return called  # type: ignore[return-value]
 

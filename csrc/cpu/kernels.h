@@ -246,13 +246,16 @@ INLINE double product(double a, double b) {
   return static_cast<double>(static_cast<S>(a) * static_cast<S>(b));
 }
 
-template <class V>
-INLINE V clipped(V g, const Program& program, const Rule<V>& rule) {
-  return program.clipped ? clamp_symmetric(g, rule.clip) : g;
-}
-
-INLINE bool tests_slope(const Program& program) {
-  return program.gradient_gate == GradientGate::kProduct;
+// The whole rule. Its flags are branches here, taken alike by every vector.
+template <class V, class M>
+INLINE V gated(V g, V slope, V y, M pass, const Program& program, const Rule<V>& rule) {
+  if (program.clipped) g = clamp_symmetric(g, rule.clip);
+  const GradientGate by = program.gradient_gate;
+  if (by != GradientGate::kNone) {
+    const V factor = by == GradientGate::kProduct ? slope : V(1);
+    pass = pass & gate(g, by == GradientGate::kOutput ? y : factor, rule);
+  }
+  return sent(g, slope, pass, rule);
 }
 
 // high·x where the mask holds, low·x elsewhere.
@@ -284,10 +287,9 @@ void backward_nothing(const Work& work, Writing how, std::int64_t first, std::in
   };
   if constexpr (gates == Gates::kAny) {
     const Rule<V> rule = rule_of<V>(program);
-    const V slope(program.slope_high), tested = tests_slope(program) ? slope : V(1);
-    swept([&](V g, V, unsigned, unsigned&) INLINE_LAMBDA {
-      return gated(clipped(g, program, rule), slope, tested, pass, rule);
-    });
+    const V slope(program.slope_high);
+    swept([&](V g, V, unsigned, unsigned&)
+              INLINE_LAMBDA { return gated(g, slope, V(0), pass, program, rule); });
   } else {
     with_factor<V>(program.scale, program.slope_high, [&](auto scaled) INLINE_LAMBDA {
       swept([&](V g, V, unsigned, unsigned&) INLINE_LAMBDA {
@@ -313,12 +315,10 @@ void backward_mask(const Work& work, Writing how, std::int64_t first, std::int64
   if constexpr (gates == Gates::kAny) {
     const Rule<V> rule = rule_of<V>(program);
     const V high(program.slope_high), low(program.slope_low);
-    const bool tests = tests_slope(program);
     swept([&](V g, V, unsigned bits, unsigned&) INLINE_LAMBDA {
       const auto pass = mask_of(bits, g);
       const V slope = select(pass, high, low);
-      g = clipped(g, program, rule);
-      return gated(g, slope, tests ? slope : V(1), low_blocks ? pass : all<V>(), rule);
+      return gated(g, slope, V(0), low_blocks ? pass : all<V>(), program, rule);
     });
   } else if constexpr (gates == Gates::kNone) {
     const V high(product<V>(program.scale, program.slope_high));
@@ -339,11 +339,8 @@ void backward_mask(const Work& work, Writing how, std::int64_t first, std::int64
 // What kept output and kept input share once the slope is known.
 template <bool plain, class V, class M>
 INLINE V finished(V g, V slope, V y, M pass, const Program& program, const Rule<V>& rule) {
-  if constexpr (plain) return select(pass, (rule.scale * slope) * g, V(0));
-  if (program.identity_slope) slope = V(1);
-  const bool tests_value = program.gradient_gate == GradientGate::kOutput;
-  g = clipped(g, program, rule);
-  return gated(g, slope, tests_value ? y : tests_slope(program) ? slope : V(1), pass, rule);
+  if constexpr (plain) return sent(g, slope, pass, rule);
+  return gated(g, program.identity_slope ? V(1) : slope, y, pass, program, rule);
 }
 
 template <class A, class T, bool plain>

@@ -160,7 +160,8 @@ INLINE __m512i rounded_by_halves(Alternate x) {
   return _mm512_mask_add_epi16(high, up, high, one);
 }
 #ifdef __AVX512BF16__
-// By AVX512-BF16, which rounds as above but makes zeros of subnormal numbers.
+// By AVX512-BF16, which rounds as above but makes zeros of subnormal numbers (where the user has
+// the processor flush them, these are not seen and become zeros too).
 INLINE __m512i rounded(Alternate x) {
   // Of the numbers at even places, then those at odd ones, each in its place.
   alignas(64) constexpr std::int16_t places[] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,

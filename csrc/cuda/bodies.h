@@ -150,6 +150,11 @@ struct RuleNow {
       rule.limit = gates == Gates::kGradient ? V(0) : V(NAN);
     }
   }
+
+  PYREVGRAD_HD V gated(V g, V slope, V tested, bool pass) const {
+    g = clamp_symmetric(g, rule.clip);
+    return sent(g, slope, pass & gate(g, tested, rule), rule);
+  }
 };
 
 template <class T, Gates gates>
@@ -169,8 +174,7 @@ struct BackwardNothing : Form<T, MaskUse::kNone, false, kBackwardSteps<gates>>,
   PYREVGRAD_HD unsigned operator()(Values& g, const Values&, unsigned) const {
 #pragma unroll
     for (int i = 0; i < Base::lanes; ++i) {
-      g[i] = gated(clamp_symmetric(g[i], this->rule.clip), this->high,
-                   gates == Gates::kAny ? tested : V(1), pass, this->rule);
+      g[i] = this->gated(g[i], this->high, gates == Gates::kAny ? tested : V(1), pass);
     }
     return 0;
   }
@@ -197,8 +201,7 @@ struct BackwardMask : Form<T, MaskUse::kRead, false, kBackwardSteps<gates>>,
       const bool own = bits >> i & 1;
       const V slope = select(own, this->high, this->low);
       const V tested = gates == Gates::kAny ? select(own, tested_high, tested_low) : V(1);
-      g[i] = gated(clamp_symmetric(g[i], this->rule.clip), slope, tested, own || this->low_passes,
-                   this->rule);
+      g[i] = this->gated(g[i], slope, tested, own || this->low_passes);
     }
     return 0;
   }
@@ -225,7 +228,7 @@ struct Choices : RuleNow<typename Computed<T>::V, plain ? Gates::kNone : Gates::
       slope = chosen<V>(identity, V(1), slope);
       tested = chosen<V>(tests_slope, slope, tested);
     }
-    return gated(clamp_symmetric(g, this->rule.clip), slope, tested, pass, this->rule);
+    return this->gated(g, slope, tested, pass);
   }
 };
 
