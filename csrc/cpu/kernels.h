@@ -250,10 +250,18 @@ INLINE double product(double a, double b) {
 template <class V, class M>
 INLINE V gated(V g, V slope, V y, M pass, const Program& program, const Rule<V>& rule) {
   if (program.clipped) g = clamp_symmetric(g, rule.clip);
-  const GradientGate by = program.gradient_gate;
-  if (by != GradientGate::kNone) {
-    const V factor = by == GradientGate::kProduct ? slope : V(1);
-    pass = pass & gate(g, by == GradientGate::kOutput ? y : factor, rule);
+  switch (program.gradient_gate) {
+    case GradientGate::kNone:
+      break;
+    case GradientGate::kGradient:
+      pass = pass & gate(g, V(1), rule);
+      break;
+    case GradientGate::kProduct:
+      pass = pass & gate(g, slope, rule);
+      break;
+    case GradientGate::kOutput:
+      pass = pass & gate(g, y, rule);
+      break;
   }
   return sent(g, slope, pass, rule);
 }
