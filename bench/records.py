@@ -88,9 +88,9 @@ def headline(folder: Path) -> str:
     """How the records of a folder stand to every floor of its page, and which are missed."""
     run, others = read(folder / SUITE), _others(folder)
     found = verdicts.floors(run, others)
-    missed = [f"* {what}" for what, word in found.items() if word == verdicts.MISSED]
+    missed = [what for what, word in found.items() if word == verdicts.MISSED]
     said = verdicts.headline(run, others)
-    return f"{said} Missed:\n\n" + "\n".join(missed) if missed else said
+    return f"{said} Missed: {'; '.join(missed)}." if missed else said
 
 
 def _text(run: Row, folder: Path, prefix: str, elsewhere: Sequence[str] = ()) -> str:

@@ -17,15 +17,12 @@ NONE_YET = (
 #: What the README shows of a record; the benchmark's own page shows all of it.
 CASES = {
     "relu/GUIDED": "`GUIDED` relu",
-    "relu/guided_scaled": "`GUIDED.scaled(-0.5)` relu",
     "relu/reverse": "reversed relu",
     "gelu/reverse": "reversed gelu",
-    "gelu/GUIDED": "`GUIDED` gelu",
 }
 POWERS = {1 << 16: "2¹⁶", 1 << 20: "2²⁰", 1 << 24: "2²⁴"}
 OPPONENTS = {
     "idiom": "the eager idiom",
-    "idiom+compile": "the idiom, compiled",
     "best+compile": "the strongest compiled form",
     "eager-best": "the strongest eager form",
     "plain": "PyTorch's own",
@@ -75,10 +72,12 @@ def part(run: Row) -> str:
     """One record: where and with what, and the table."""
     intro = (
         f"{where_and_when(run)}. "
-        "Forward and backward, float32, one thread, with results in fresh / in reused memory: how "
-        "many times as fast as each opponent, in brackets what the bytes moved would give alone. "
-        "Fresh memory faults its pages in, reused memory does not; from 4 MiB (2²⁰) `fused` asks "
-        "for huge pages, which fault less."
+        "Forward and backward of float32 on one thread, and the opponent's time over ours: above "
+        "1 ours is faster. The first number has results in fresh memory, whose pages the system "
+        "must first map, the second in reused memory; in brackets, what counting bytes promises. "
+        "The *idiom* is what people write (masks and products, or a multiplication behind the "
+        "activation), the *strongest* forms the fewest kernels that we know of; *PyTorch's own* "
+        "has the ordinary backward, which does less."
     )
     timed = {row["provider"] for row in run["timings"] if "speedup" in row}
     opponents = [name for name in OPPONENTS if name in timed]
