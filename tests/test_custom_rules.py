@@ -151,7 +151,6 @@ def test_the_scale_is_live_and_in_place_works():
     torch.testing.assert_close(gx, wanted)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 def test_transforms_work_and_forward_mode_is_refused():
     x = torch.linspace(-2, 2, 12).reshape(3, 4)
     single = torch.func.grad(lambda t: (pyrevgrad.silu(t, EVERYTHING) ** 2).sum())

@@ -38,7 +38,6 @@ def test_the_refusal_of_a_live_scale_names_no_number():
         torch.jit.trace(pyrevgrad.nn.GradientReversal(0.5), torch.randn(3, requires_grad=True))
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 @pytest.mark.parametrize("layer", [*MODIFIED, pyrevgrad.nn.ReversedLinear(4, 5)], ids=repr)
 def test_scripting_is_refused_by_name(layer):
     sentence = f"torch.jit.script cannot record the backward of {type(layer).__name__}; for"

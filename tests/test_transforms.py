@@ -27,8 +27,6 @@ from pyrevgrad.rules import RULES
 LINEAR = [name for name, rule in RULES.items() if rule.is_linear]
 NOT_LINEAR = [name for name, rule in RULES.items() if not rule.is_linear]
 every_sample = pytest.mark.parametrize(("name", "rule"), SAMPLE)
-# PyTorch's own forward mode scripts its decompositions the first time.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 NO_JVP = r"is not linear in the gradient, so it has no jvp"
 
 
