@@ -105,8 +105,8 @@ def _reversed_product(
     if not factor or torch.is_grad_enabled():
         return _reversed_plainly(g @ weight, scale)
     if number is not None:
-        # beta 0: the first argument is not read, only its dtype and device count.
-        return torch.addmm(g.new_empty(1), g, weight, beta=0, alpha=-number)
+        # beta 0: the first argument is not read, but by vmap, which multiplies it by 0.
+        return torch.addmm(g.new_zeros(1), g, weight, beta=0, alpha=-number)
     if g.dtype is torch.float16:
         return backend.backward(g @ weight, None, _PAIR, scale)
     if weight.numel() <= g.numel():

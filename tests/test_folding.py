@@ -84,6 +84,17 @@ def test_a_batch_of_gradients_is_served_as_one():
     torch.testing.assert_close(rows(many), ours[0])
 
 
+def test_a_batch_of_gradients_reads_no_memory_that_nobody_wrote(monkeypatch):
+    """vmap multiplies a product's first argument by beta: 0 times what lay there may be NaN."""
+    unwritten = lambda like, *size, **options: like.new_full(size, float("nan"), **options)  # noqa: E731
+    monkeypatch.setattr(torch.Tensor, "new_empty", unwritten)
+    layer = ReversedLinear(3, 2, scale=0.7)
+    x, many = torch.randn(4, 3, requires_grad=True), torch.randn(5, 4, 2)
+    y = layer(x)
+    rows = torch.func.vmap(lambda g: torch.autograd.grad(y, x, g, retain_graph=True)[0])
+    torch.testing.assert_close(rows(many), -0.7 * (many @ layer.weight.detach()))
+
+
 @pytest.mark.parametrize("shape", [(3,), (5, 3), (2, 5, 3)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_what_follows_may_work_in_place(shape, bias):
