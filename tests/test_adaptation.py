@@ -11,6 +11,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
 
+from matplotlib.figure import Figure
 from sklearn.datasets import load_digits, make_moons
 
 from pyrevgrad import __main__, adaptation
@@ -161,6 +162,22 @@ def test_a_run_leaves_its_files_and_says_where_it_ended(tmp_path, capsys, method
     ends = [float(row["target_accuracy"]) for row in rows[1::2]]
     assert f"moons, method {method}, 2 seeds" in said
     assert f"target accuracy: {sum(ends) / 2:.3f} (from {min(ends):.3f}" in said
+
+
+@pytest.mark.parametrize("method", networks.METHODS)
+def test_of_a_domain_head_that_is_not_trained_nothing_is_told(
+    tmp_path, capsys, monkeypatch, method
+):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    assert run(tmp_path, "--data", "moons", "--method", method, "--epochs", 1) == 0
+    trained = method != "none"
+    assert ("domain accuracy" in capsys.readouterr().out) == trained
+    names = {"domain_accuracy", "domain_loss", "scale", "gradient_norm"}
+    assert names & table(tmp_path)[0].keys() == (names if trained else set())
+    curves = [line.get_label().split(" (")[0] for axes in drawn[0].axes for line in axes.lines]
+    told = ["domain", "domain", "λ", "‖reversed gradient‖"] if trained else []
+    assert sorted(curves) == sorted(["held-out source", "target", "label", *told])
 
 
 def test_own_arrays_run_and_an_unlabelled_target_is_said(tmp_path, files, capsys):

@@ -23,6 +23,8 @@ from .options import parse
 #: What the extra `train` installs, by the name it is imported under.
 NEEDED = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "tqdm": "tqdm"}
 FAILED, WRONG, INTERRUPTED = 1, 2, 130
+#: What tells nothing of a domain head that is not trained, behind a reversal that reverses nothing.
+UNTRAINED = ("domain_loss", "domain_accuracy", "scale", "gradient_norm")
 
 
 def load(options: argparse.Namespace, seed: int) -> Domains:
@@ -51,6 +53,10 @@ def train(options: argparse.Namespace, data: Domains, seed: int) -> tuple[DANN, 
         optimizer=optimizer, validation=data.held_out, patience=options.patience, scores=scores,
         seed=seed, checkpoint=options.out / f"seed-{seed}.pt", resume=options.resume,
     )  # fmt: skip
+    if options.method == "none":
+        for record in history.epochs:
+            for name in UNTRAINED:
+                del record[name]
     return built(), model.cpu(), history
 
 

@@ -33,24 +33,28 @@ def _mean_and_runs(axes: Any, histories: list[History], key: str, label: str) ->
         axes.plot(range(1, len(run) + 1), run, color=line.get_color(), alpha=0.3, linewidth=0.8)
 
 
+#: The curves of each panel, by the history's name.
+PANELS = {
+    "accuracy": {
+        "validation_accuracy": "held-out source",
+        "target_accuracy": "target",
+        "domain_accuracy": "domain",
+    },
+    "loss": {"label_loss": "label", "domain_loss": "domain"},
+    "reversal": {"scale": "λ", "gradient_norm": "‖reversed gradient‖"},
+}
+
+
 def draw_curves(path: Path, name: str, histories: list[History]) -> None:
-    """Accuracies, losses and λ over epochs; thin lines are single seeds."""
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    accuracies, losses, scales = figure.subplots(1, 3)
+    """Accuracies, losses and λ over epochs, as far as recorded; thin lines are single seeds."""
     keys = histories[0].epochs[0]
-    for key, label in (
-        ("validation_accuracy", "held-out source"),
-        ("target_accuracy", "target"),
-        ("domain_accuracy", "domain"),
-    ):
-        if key in keys:
-            _mean_and_runs(accuracies, histories, key, label)
-    for key, label in (("label_loss", "label"), ("domain_loss", "domain")):
-        _mean_and_runs(losses, histories, key, label)
-    _mean_and_runs(scales, histories, "scale", "λ")
-    _mean_and_runs(scales, histories, "gradient_norm", "‖reversed gradient‖")
-    accuracies.set_ylim(0, 1.02)
-    for axes, title in ((accuracies, "accuracy"), (losses, "loss"), (scales, "reversal")):
+    panels = {title: curves for title, curves in PANELS.items() if keys.keys() & curves.keys()}
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    for axes, (title, curves) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for key, label in curves.items():
+            _mean_and_runs(axes, histories, key, label)
+        if title == "accuracy":
+            axes.set_ylim(0, 1.02)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
