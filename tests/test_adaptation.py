@@ -349,7 +349,9 @@ BAD_ARRAYS = [
     ({"x": X, "y": Y.astype("uint64") << 63}, {}, "y holds 9223372036854775808, and at most"),
     ({"x": np.zeros((8, 9, 9, 3)), "y": Y}, {}, "with channels last; use x.transpose"),
     ({"x": X, "y": Y}, {"x": X[:, :2]}, r"of shape \(3,\) and .* of shape \(2,\)"),
-    ({"x": X, "y": Y}, {"x": X, "y": Y + 1}, "label 2 is none of the source's 2 classes"),
+    ({"x": X, "y": Y}, {"x": X, "y": Y + 1}, "class 2 has no sample in .* the target has 4"),
+    ({"x": X, "y": Y + 1}, {"x": X, "y": Y}, "class 0 has no sample in .* the target has 4"),
+    ({"x": X, "y": Y * 2}, {"x": X, "y": Y}, "class 1 has no sample in .* the target has 4"),
     ({"x": X, "y": Y}, {"y": Y}, "has no array 'x'"),
 ]
 
@@ -360,6 +362,14 @@ def test_wrong_arrays_get_a_sentence(tmp_path, source, target, message):
     second = saved(tmp_path / "target.npz", **(target or {"x": X}))
     with pytest.raises(DataError, match=message):
         arrays.load(first, second, 0)
+
+
+def test_numbers_that_are_no_samples_class_are_warned_of(tmp_path):
+    x, labels = np.random.default_rng(0).normal(size=(9, 3)), [0, 7, 14]
+    path = saved(tmp_path / "gaps.npz", x=x, y=np.repeat(labels, 3))
+    empty = len(set(range(15)) - set(labels))
+    with pytest.warns(UserWarning, match=f"{empty} of the classes 0 to 14 have no sample, class 1"):
+        assert arrays.load(path, path, 0).classes == 15
 
 
 def test_a_file_that_is_none_is_said(tmp_path, capsys):

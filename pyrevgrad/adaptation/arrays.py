@@ -5,6 +5,7 @@ Imports NumPy, torch, and the datasets' form.
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,13 @@ def load(source: Path, target: Path, seed: int) -> Domains:
     ------
     DataError
         A file that is missing or no ``.npz``, a key that is missing, arrays of other shapes or
-        kinds, values that are not finite, too few samples, or labels that are no classes.
+        kinds, values that are not finite, too few samples, labels that are no classes, or a class
+        of the target that the source does not have.
+
+    Warns
+    -----
+    UserWarning
+        Numbers below the greatest label that are no sample's class.
     """
     x, y = _read(source, labelled=True)
     other, answers = _read(target, labelled=False)
@@ -50,11 +57,7 @@ def load(source: Path, target: Path, seed: int) -> Domains:
     classes = int(y.max()) + 1
     if classes < 2:
         raise DataError(f"{source}: y holds one class alone; two are needed at least")
-    if answers is not None and int(answers.max()) >= classes:
-        raise DataError(
-            f"{target}: label {int(answers.max())} is none of the source's {classes} classes, "
-            f"0 to {classes - 1}"
-        )
+    _check_classes(source, y, target, answers)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     held = max(1, round(len(x) * HELD_OUT))
     mean, deviation = _standard(x[order[held:]])
@@ -72,6 +75,27 @@ def load(source: Path, target: Path, seed: int) -> Domains:
     scored = None if answers is None else (other, answers)
     name = f"{source.stem} to {target.stem}"
     return Domains(name, picked(order[held:]), picked(order[:held]), other, scored, classes)
+
+
+def _check_classes(source: Path, y: Tensor, target: Path, answers: Tensor | None) -> None:
+    """DataError for a class of the target alone; a warning of numbers that no class has."""
+    known = y.bincount() > 0
+    counts = torch.zeros(0, dtype=torch.long) if answers is None else answers.bincount()
+    for label in counts.nonzero().flatten().tolist():
+        if label >= len(known) or not known[label]:
+            raise DataError(
+                f"{target}: class {label} has no sample in the source; the target has "
+                f"{int(counts[label])}: number the classes of both alike"
+            )
+    missing = int((~known).sum())
+    if missing:
+        first = int((~known).nonzero()[0])
+        warnings.warn(
+            f"{source}: {missing} of the classes 0 to {len(known) - 1} have no sample, class "
+            f"{first} first: number the classes without gaps, or outputs stay untrained",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _standard(x: Tensor) -> tuple[Tensor, Tensor]:
