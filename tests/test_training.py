@@ -315,6 +315,8 @@ def test_float64_of_numpy_takes_the_models_dtype(dtype):
     own = x.to(dtype), y
     assert found == train(theirs, own, target.to(dtype), validation=own)
     assert same(ours, theirs) and evaluate(ours, arrays) == evaluate(theirs, own)
+    ours.eval(), theirs.eval()
+    assert torch.equal(ours.predict(arrays[0]), theirs.predict(own[0]))
 
 
 def test_whole_numbers_of_numpy_are_taken():

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
 from .checkpoints import random_state, set_random_state
@@ -270,14 +270,24 @@ def _columns(
     if len(parts) < columns or not all(isinstance(p, (Tensor, numpy.ndarray)) for p in parts):
         kinds = "(x, y) of inputs and labels" if columns == 2 else "x"
         raise TypeError(f"{name} must be {kinds}, tensors or arrays")
-    tensors = [torch.as_tensor(part) for part in parts]
-    for i, part in enumerate(parts):
-        if isinstance(part, numpy.ndarray) and part.dtype == "float64" and dtype is not None:
-            tensors[i] = tensors[i].to(dtype)
+    tensors = [tensor_of(part, dtype) for part in parts]
     lengths = [len(tensor) if tensor.dim() else 0 for tensor in tensors]
     if len(set(lengths)) > 1:
         raise ValueError(f"{name}: {lengths[0]} inputs come with {lengths[1]} labels")
     return tensors
+
+
+def tensor_of(part: Tensor | numpy.ndarray[Any, Any], dtype: torch.dtype | None) -> Tensor:
+    """An array as a tensor, of `dtype` where it is NumPy's float64; a tensor as it is."""
+    tensor = torch.as_tensor(part)
+    if isinstance(part, numpy.ndarray) and part.dtype == "float64" and dtype is not None:
+        return tensor.to(dtype)
+    return tensor
+
+
+def dtype_of(model: nn.Module) -> torch.dtype | None:
+    """The dtype of the first parameter that is floating point."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
 
 def parts_of(name: str, batch: Any, device: torch.device, labelled: bool = True) -> list[Tensor]:

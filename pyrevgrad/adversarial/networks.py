@@ -1,6 +1,6 @@
 """The domain-adversarial network: features, a label head, and a domain head behind a reversal.
 
-Imports the layers and schedules.
+Imports the layers, schedules, and what arrays become.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,6 +17,7 @@ from ..checks import check_finite
 from ..compat import GradientReverseLayer, RevGrad, WarmStartGradientReverseLayer, is_theirs
 from ..nn import FoldedReversal, GradientReversal
 from ..schedules import Schedule
+from .batches import dtype_of, tensor_of
 from .labels import CrossEntropy, accuracy, check_labels, ignored_by, kind_of
 from .placing import given_to, refuse_learning_before
 from .probabilities import refuse_probabilities
@@ -248,8 +250,14 @@ class DANN(nn.Module):
         """The schedule of λ, to be stepped after each training step; None where λ has none."""
         return self.reversal.schedule
 
-    def predict(self, x: Tensor) -> Tensor:
-        """Label logits of `x`. The reversal and the domain head play no part."""
+    def predict(self, x: Tensor | numpy.ndarray[Any, Any]) -> Tensor:
+        """Label logits of `x`. The reversal and the domain head play no part.
+
+        An array goes to the model's device, and NumPy's float64 takes its dtype, as in `fit`.
+        """
+        if isinstance(x, numpy.ndarray):
+            device = next((p.device for p in self.parameters()), None)
+            x = tensor_of(x, dtype_of(self)).to(device)
         return self.label_head(self.features(x))
 
     def _features_of(self, batches: list[Tensor], sizes: list[int]) -> Tensor:

@@ -17,12 +17,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checks import check_finite, is_whole
 from ..schedules import GaninLearningRate
-from .batches import Batches, Loaded, domains, parts_of
+from .batches import Batches, Loaded, domains, dtype_of, parts_of
 from .networks import DANN, Losses
 from .optimizers import check_parameters, check_steps
 from .processes import Processes
 from .records import DivergedError, History
-from .scoring import dtype_of, score, to_score
+from .scoring import score, to_score
 
 #: Steps between looks at whether the loss is finite, where a look waits for a device.
 LOOK_EVERY = 50

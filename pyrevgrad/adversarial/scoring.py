@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .batches import Batches, Ordered, domains, parts_of
+from .batches import Batches, Ordered, domains, dtype_of, parts_of
 from .labels import accuracy, are_classes, check_labels, kind_of
 from .networks import DANN
 from .processes import Processes
@@ -70,11 +70,6 @@ def to_score(name: str, data: Any, batch_size: int, network: DANN) -> Batches:
             f"{name} is a list; a score is of one data set: give (x, y), a Dataset or a DataLoader"
         )
     return domains(name, data, 2, batch_size, None, dtype=dtype_of(network))[0]
-
-
-def dtype_of(model: nn.Module) -> torch.dtype | None:
-    """The dtype of the first parameter that is floating point."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
 
 def _all(batches: Batches) -> Iterator[Any]:
