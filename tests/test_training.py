@@ -92,6 +92,23 @@ def test_the_history_says_what_happened():
     assert not history.stopped_early
 
 
+@pytest.mark.parametrize(("kind", "most"), [(GaninSchedule, 1000), (LinearSchedule, 25)])
+def test_a_schedule_that_the_run_leaves_far_from_its_end_is_warned_of(kind, most):
+    """12 steps: Ganin's λ reaches tanh(5 · 12 / 1000), the line 12 / 25."""
+    reached = {1000: math.tanh(0.06), 25: 0.48}[most]
+    sentence = f"λ ends at {reached:.3g} of 1: the run ends at step 12 of .* max_steps is {most}"
+    with pytest.warns(UserWarning, match=sentence) as said:
+        train(network(kind(most)))
+    assert len(said) == 1 and said[0].filename.endswith("adversaries.py")
+
+
+@pytest.mark.parametrize(
+    "schedule", [LinearSchedule(24), LinearSchedule(3), GaninSchedule(12, gamma=0.1)]
+)
+def test_a_schedule_that_comes_halfway_is_not_warned_of(schedule):
+    train(network(schedule))
+
+
 def test_training_learns_the_labels():
     model = network(0.1)
     history = train(model, epochs=30, optimizer=torch.optim.Adam(model.parameters(), 0.01))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checks import check_finite, is_whole
-from ..schedules import GaninLearningRate
+from ..schedules import GaninLearningRate, GaninSchedule, LinearSchedule
 from .batches import Batches, Loaded, domains, dtype_of, parts_of
 from .networks import DANN, Losses
 from .optimizers import check_parameters, check_steps
@@ -160,6 +161,21 @@ class Run:
             waited = done - 1 - best if best is not None else done
             self.history.stopped_early = waited >= self.patience
         return done < self.epochs and not self.history.stopped_early
+
+    def check_schedule(self) -> None:
+        """A warning where λ ends at less than half of where its schedule would take it."""
+        schedule, steps = self.network.schedule, self.steps
+        if not isinstance(schedule, (GaninSchedule, LinearSchedule)) or steps is None:
+            return
+        last = schedule.steps + steps - self.step
+        ends, whole = schedule.at(min(last / schedule.max_steps, 1.0)), schedule.at(1.0)
+        if ends < whole / 2:
+            warnings.warn(
+                f"λ ends at {ends:.3g} of {whole:.3g}: the run ends at step {last} of its "
+                f"schedule, whose max_steps is {schedule.max_steps}",
+                UserWarning,
+                stacklevel=3,
+            )
 
     # An epoch.
 

@@ -101,6 +101,12 @@ def fit(
     -------
     History
 
+    Warns
+    -----
+    UserWarning
+        The optimizer leaves out a part; λ of a Ganin or linear schedule would end at less than half
+        of its height, since the run has fewer steps than its ``max_steps``.
+
     Raises
     ------
     DivergedError
@@ -143,6 +149,8 @@ def fit(
         if saved is not None and there:
             saved.load()
             bar.update(run.step)
+        if run.goes_on():
+            run.check_schedule()
         while run.goes_on():
             record = run.epoch(bar)
             if saved is not None:
