@@ -5,6 +5,7 @@ import copy
 import itertools
 import math
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -283,6 +284,19 @@ def test_the_progress_bar_counts_steps_and_names_the_extra_if_missing(monkeypatc
     with pytest.raises(ImportError, match=r'pip install "pyrevgrad\[train\]"'):
         train(network(), progress=True)
     train(network(), progress=False)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_bar_is_shown_by_default_where_there_is_one(monkeypatch, capsys, installed):
+    if installed:
+        pytest.importorskip("tqdm")
+    else:
+        monkeypatch.setitem(sys.modules, "tqdm", None)
+    source, target = data()
+    fit(network(), source, target, epochs=3, batch_size=16)
+    said = capsys.readouterr().err
+    assert "12/12" in said if installed else said == ""
 
 
 @pytest.mark.parametrize("sizes", [(50, 7), (50, 1)])

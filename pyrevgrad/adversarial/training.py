@@ -34,7 +34,7 @@ def fit(
     device: torch.device | str | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
-    progress: bool = True,
+    progress: bool | None = None,
     after_epoch: Callable[[dict[str, float]], Any] | None = None,
 ) -> History:
     """Train `model` on labelled source and unlabelled target.
@@ -92,8 +92,8 @@ def fit(
         exact where it draws its order when a pass begins, or from a generator that is its own, as
         PyTorch's samplers do; not where samples are changed at random in workers that persist
         (``persistent_workers=True``), whose random states no checkpoint reaches.
-    progress : bool
-        Whether to show a bar, which needs tqdm.
+    progress : bool, optional
+        Whether to show a bar, which needs tqdm; where that is installed, if not given.
     after_epoch : callable, optional
         Called with the record of each epoch.
 
@@ -125,7 +125,7 @@ def fit(
     OSError
         A checkpoint could not be written there, found before the training begins.
     ImportError
-        `progress` without tqdm.
+        ``progress=True`` without tqdm.
 
     Examples
     --------
@@ -187,7 +187,7 @@ def _shown(record: dict[str, float]) -> str:
 
 
 class _NoBar:
-    """Stands where no bar is asked for."""
+    """Stands where no bar is asked for or to be had."""
 
     def __enter__(self) -> _NoBar:
         return self
@@ -199,13 +199,15 @@ class _NoBar:
     def set_postfix_str(self, text: str, refresh: bool = True) -> None: ...
 
 
-def _bar(progress: bool, run: Run) -> Any:
+def _bar(progress: bool | None, run: Run) -> Any:
     """tqdm's bar over all steps, in the first process alone."""
-    if not progress or run.processes.rank:
+    if (progress is not None and not progress) or run.processes.rank:
         return _NoBar()
     try:
         from tqdm import tqdm
     except ImportError:
+        if progress is None:
+            return _NoBar()
         raise ImportError(
             'the progress bar needs tqdm: pip install "pyrevgrad[train]", or pass progress=False'
         ) from None
