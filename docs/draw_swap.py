@@ -1,5 +1,6 @@
 """Draws the pictures of docs/swap.md: maps of the built-in digits network, and its sanity check."""
 
+import argparse
 from pathlib import Path
 
 import torch
@@ -41,6 +42,7 @@ def draw_maps(model, images, targets):
 
 
 def main():
+    argparse.ArgumentParser(description="Draw the pictures of docs/swap.md anew.").parse_args()
     torch.set_num_threads(1)
     model = digits.trained_network()
     images, labels = digits.held_out()

@@ -299,3 +299,15 @@ def test_a_tensor_scale_prints_without_its_value():
     assert repr(pyrevgrad.GUIDED.scaled(scale)) == "GUIDED.scaled(<tensor>)"
     assert repr(pyrevgrad.reverse(0.3).scaled(scale)) == "reverse(0.3).scaled(<tensor>)"
     assert pyrevgrad.reverse(scale).formula("relu") == "gx = (x <= 0) ? +0 : -λ·g"
+
+
+def test_asked_for_help_the_script_of_the_pictures_draws_none(monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("sklearn")
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    script = importlib.import_module("draw_swap")
+    monkeypatch.setattr(script.digits, "trained_network", lambda: pytest.fail("it trains"))
+    monkeypatch.setattr(sys, "argv", ["draw_swap.py", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        script.main()
+    assert stopped.value.code == 0 and "pictures of docs/swap.md" in capsys.readouterr().out
