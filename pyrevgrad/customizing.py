@@ -198,7 +198,7 @@ def _points(row: Activation, value: Function, slope: Function) -> Any:
         named, numbers = f"{what} of {row.name}", row.resolve({})
         for dtype in (torch.float32, torch.float64):
             y = try_out(named, function, 1, _POINTS, dtype, numbers)
-        check_elementwise(named, function, numbers)
+        check_elementwise(named, function, 1, numbers)
         columns.append(y.flatten().tolist())
     return tuple(zip(*columns, strict=True))
 

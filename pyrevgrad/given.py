@@ -29,6 +29,7 @@ _DOES = (
     *("co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_exceptiontable"),
 )
 _ABSENT = object()
+_THAT = ("that number", "those numbers")
 
 
 @dataclass(frozen=True)
@@ -103,21 +104,26 @@ def try_out(
         return _tried(what, function, given, numbers)
 
 
-def check_elementwise(what: str, function: Any, numbers: tuple[float, ...]) -> None:
-    """ValueError unless `function` makes of each number what it makes of it alone and again."""
+def check_elementwise(what: str, function: Any, count: int, numbers: tuple[float, ...]) -> None:
+    """ValueError unless `function` makes of the numbers at each place of its `count` tensors what
+    it makes of these alone and again."""
     # In float64, whose rounding is far below the tolerance, and where no usual function jumps.
     with torch.inference_mode(False), torch.enable_grad():
-        x = _ordinary(torch.float64)
-        first, again = (_tried(what, function, [x], numbers).flatten() for _ in range(2))
-        parts = [_tried(what, function, [part.reshape(1, 1)], numbers) for part in x.flatten()]
+        given = [_ordinary(torch.float64).roll(i) for i in range(count)]
+        first, again = (_tried(what, function, given, numbers).flatten() for _ in range(2))
+        places = list(zip(*(tensor.flatten() for tensor in given), strict=True))
+        parts = [
+            _tried(what, function, [n.reshape(1, 1) for n in place], numbers) for place in places
+        ]
         alone = torch.cat(parts).flatten()
-    for other, how in ((again, "the second time"), (alone, "of that number alone")):
+    for other, how in ((again, "the second time"), (alone, f"of {_THAT[count > 1]} alone")):
         alike = torch.isclose(first, other, rtol=1e-4, atol=1e-6, equal_nan=True)
         if not alike.all():
             at = int((~alike).nonzero()[0])
             raise ValueError(
-                f"custom: {what} must be elementwise and the same each time: of {x.flatten()[at]:g}"
-                f" among other numbers it made {first[at]:g}, and {other[at]:g} {how}"
+                f"custom: {what} must be elementwise and the same each time: of "
+                f"{', '.join(f'{n:g}' for n in places[at])} among other numbers it made "
+                f"{first[at]:g}, and {other[at]:g} {how}"
             )
 
 

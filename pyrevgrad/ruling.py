@@ -15,6 +15,7 @@ from . import backends, rules, triton_backend
 from .custom_rules import CUSTOM_RULES, READABLE, CustomRule
 from .given import (
     Made,
+    check_elementwise,
     check_name,
     check_triton,
     constants_of,
@@ -57,8 +58,9 @@ def custom_rule(
         A Python name that no rule has.
     sent : callable
         What is sent back, in plain differentiable PyTorch: g, f'(x), x and y of any one shape,
-        float32 or float64; the result of the same shape and dtype. Half types arrive widened to
-        float32, y as it was returned.
+        float32 or float64; the result of the same shape and dtype, each element made of its own
+        numbers alone and the same each time. Half types arrive widened to float32, y as it was
+        returned.
     triton : callable, optional
         The same as a ``@triton.jit`` function of scalars, with arguments of the same names, that
         calls nothing but triton's own language and other such functions.
@@ -84,7 +86,8 @@ def custom_rule(
         An argument of the wrong type; a function that does not keep shape and dtype, or whose
         arguments have other names; a Triton function that is none, or of other arguments.
     ValueError
-        A name that is no Python name or that is taken, or more than two parameters.
+        A name that is no Python name or that is taken, or more than two parameters; a function
+        that is not elementwise, or random, as far as a few numbers show.
 
     Notes
     -----
@@ -186,9 +189,12 @@ def _reads(name: str, taken: list[str], numbers: tuple[str, ...]) -> tuple[str, 
 
 
 def _try(row: CustomRule, sent: Function) -> None:
-    """TypeError or ValueError unless the function makes new tensors of its arguments' kind."""
+    """TypeError or ValueError unless the function makes new tensors of its arguments' kind, each
+    element of its own numbers."""
+    what, count, numbers = f"the rule {row.name}", 1 + len(row.reads), row.resolve({})
     for dtype in (torch.float32, torch.float64):
-        try_out(f"the rule {row.name}", sent, 1 + len(row.reads), _POINTS, dtype, row.resolve({}))
+        try_out(what, sent, count, _POINTS, dtype, numbers)
+    check_elementwise(what, sent, count, numbers)
 
 
 def _check_triton(row: CustomRule, function: Any) -> None:

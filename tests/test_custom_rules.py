@@ -292,6 +292,23 @@ def test_wrong_arguments_get_a_sentence_and_leave_nothing(kind, message, given):
     assert "bad" not in custom_rules.CUSTOM_RULES and "bad" not in ruling._MADE
 
 
+#: (what is sent, what is said): of -2.7183, -2.2307, … it must be what it is of each number alone.
+COUPLED = (
+    (lambda g: g / (g.norm() + 1e-9), r"of -2.7183 among other numbers it made -0\..*, and -1 of "),
+    (lambda g: torch.rand_like(g) * g, "the second time"),
+    (lambda g, x: g * (x - x.mean()), r"of -2.7183, 2.6458 among .* of those numbers alone"),
+    (lambda g, slope, y: g * slope * y.softmax(-1), "of those numbers alone"),
+)
+
+
+@pytest.mark.parametrize(("sent", "message"), COUPLED, ids=("norm", "random", "mean", "softmax"))
+def test_a_rule_that_is_not_elementwise_or_random_is_refused(sent, message):
+    wanted = f"the rule bad must be elementwise and the same each time: .*{message}"
+    with pytest.raises(ValueError, match=wanted):
+        pyrevgrad.custom_rule("bad", sent)
+    assert "bad" not in custom_rules.CUSTOM_RULES and "bad" not in ruling._MADE
+
+
 @pytest.mark.parametrize("name", ("replace", "field", "find", "plan"))
 def test_only_the_names_of_rules_are_taken(name):
     assert pyrevgrad.custom_rule(name, cubed).custom == (name,)
