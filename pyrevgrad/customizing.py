@@ -19,6 +19,7 @@ from .given import (
     Made,
     check_elementwise,
     check_name,
+    check_takes,
     check_triton,
     constants_of,
     made_before,
@@ -109,9 +110,9 @@ def custom(
     Raises
     ------
     TypeError
-        An argument of the wrong type; functions that do not keep shape and dtype; Triton functions
-        that are no ``@triton.jit`` functions of as many arguments; the same parameters by name in
-        another order.
+        An argument of the wrong type; functions that do not take x and the parameters, or do not
+        keep shape and dtype; Triton functions that are no ``@triton.jit`` functions of as many
+        arguments; the same parameters by name in another order.
     ValueError
         A name that is no Python name, that is taken, or more than two parameters; functions that
         are not elementwise, or random, as far as a few numbers show.
@@ -196,6 +197,7 @@ def _points(row: Activation, value: Function, slope: Function) -> Any:
         if not callable(function):
             raise TypeError(f"custom: {what} of {row.name} must be a function of tensors")
         named, numbers = f"{what} of {row.name}", row.resolve({})
+        check_takes(named, function, tuple(parameter.name for parameter in row.parameters))
         for dtype in (torch.float32, torch.float64):
             y = try_out(named, function, 1, _POINTS, dtype, numbers)
         check_elementwise(named, function, 1, numbers)

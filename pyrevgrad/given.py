@@ -182,6 +182,21 @@ def positional(function: Any) -> list[str] | None:
     return [p.name for p in taken if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
+def check_takes(what: str, function: Any, numbers: tuple[str, ...]) -> None:
+    """TypeError unless `function` can be called with x and `numbers` by position, or tells not."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(None, *numbers)
+    except TypeError as error:
+        raise TypeError(
+            f"custom: {what} must take x, then its parameters ({', '.join(numbers) or 'none'}); it "
+            f"takes {', '.join(signature.parameters) or 'none'}: name them in parameters="
+        ) from error
+
+
 def constants_of(function: Any) -> dict[str, Any]:
     """The plain globals that a Triton function reads, as they are now: it compiles them in."""
     found: dict[str, Any] = {}

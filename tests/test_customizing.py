@@ -217,6 +217,21 @@ def test_no_parameter_has_a_name_that_a_call_takes_itself():
             pyrevgrad.custom("bad", swish, swish_slope, parameters={name: 1.0})
 
 
+#: (parameters, value, slope): one takes more than x and them, or less.
+UNNAMED = (
+    ({}, lambda x, a: x * a, lambda x: x, r"value .* \(none\); it takes x, a: name them in param"),
+    ({}, lambda x: x, lambda x, *, a: x, r"slope .* \(none\); it takes x, a: name"),
+    ({"b": 1.0}, lambda x: x, lambda x, b: x, r"value .* \(b\); it takes x: name"),
+)
+
+
+@pytest.mark.parametrize(("parameters", "f", "df", "message"), UNNAMED)
+def test_arguments_that_parameters_do_not_name_get_a_sentence(parameters, f, df, message):
+    with pytest.raises(TypeError, match=f"^custom: {message}"):
+        pyrevgrad.custom("bad", f, df, parameters=parameters)
+    assert "bad" not in customizing.CUSTOM
+
+
 @pytest.mark.parametrize("mode", (torch.no_grad, torch.inference_mode))
 def test_what_is_wrong_is_seen_without_gradients_too(mode):
     with mode():
