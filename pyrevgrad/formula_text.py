@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def name_of(rule: Rule, names: Mapping[tuple[object, ...], str]) -> str:
     """The expression that makes `rule`; `names` says what its structure is called, if anything.
 
-    A tensor scale shows as ``<tensor>``. Without one, ``eval`` of the text gives an equal rule.
+    A tensor scale shows as ``<tensor>``. Without one, ``eval`` of the text gives an equal rule,
+    where a custom rule's name stands for it.
     """
     unclipped = (*rule.structure[:-1], math.inf)
     text = names.get(unclipped) or _constructor(rule)
@@ -50,13 +51,18 @@ def _constructor(rule: Rule) -> str:
 
 
 def _custom_constructor(rule: Rule) -> str:
-    parts = [f"custom={rule.custom!r}"]
+    parts = []
     for field in ("input_gate", "gradient_gate", "threshold"):
         if getattr(rule, field):
             parts.append(f"{field}={getattr(rule, field)!r}")
     if rule.slope == "identity" and "slope" in rule.reads:
         parts.append("slope='identity'")
-    return f"Rule({', '.join(parts)})"
+    if parts:
+        return f"Rule({', '.join([f'custom={rule.custom!r}', *parts])})"
+    name, *numbers = rule.custom
+    named = zip(CUSTOM_RULES[name].parameters, numbers, strict=True)
+    given = ", ".join(f"{parameter.name}={number!r}" for parameter, number in named)
+    return f"{name}.given({given})" if given else name
 
 
 def formula_of(rule: Rule, row: Activation | None) -> str:

@@ -64,7 +64,7 @@ class Rule:
         repr shows it as ``<tensor>`` and is then no expression; without one it is.
     custom : tuple
         The name and the parameters of what `pyrevgrad.custom_rule` made, which then stands for
-        the product slope(x)·g'; empty for none.
+        the product slope(x)·g'; empty for none. The repr calls that rule by its name.
 
     Raises
     ------
@@ -201,7 +201,7 @@ class Rule:
         >>> def to_power(g, k):
         ...     return torch.sign(g) * g.abs() ** k
         >>> pyrevgrad.custom_rule("to_power", to_power, parameters={"k": 0.5}).given(k=2.0)
-        Rule(custom=('to_power', 2.0))
+        to_power.given(k=2.0)
         """
         return replace(self, custom=with_parameters(self.custom, parameters))
 

@@ -199,10 +199,13 @@ def test_swap_and_layers_take_it():
 
 def test_it_is_a_rule_like_any_other():
     live = AT_LEAST.scaled(-0.5).clipped(2.0)
-    assert repr(live) == "Rule(custom=('at_least_of', 0.25)).scaled(-0.5).clipped(2.0)"
+    assert repr(live) == "at_least_of.given(least=0.25).scaled(-0.5).clipped(2.0)"
+    assert repr(CUBED.scaled(2.0)) == "cubed.scaled(2.0)"
+    names = {"Rule": Rule, "at_least_of": AT_LEAST, "toward": TOWARD, "cubed": CUBED}
     gated = replace(OUTPUTS, input_gate="positive", gradient_gate="gradient")
-    for rule in (live, gated, TOWARD.given(width=1 / 3), replace(AT_LEAST, slope="identity")):
-        assert eval(repr(rule), {"Rule": Rule}) == rule
+    flat = replace(AT_LEAST, slope="identity")
+    for rule in (live, gated, TOWARD.given(width=1 / 3), flat, CUBED.scaled(2.0)):
+        assert eval(repr(rule), names) == rule
         assert Rule.from_text(rule.text) == rule
         assert copy.deepcopy(rule) == rule == pickle.loads(pickle.dumps(rule))
         assert hash(copy.copy(rule)) == hash(rule)
