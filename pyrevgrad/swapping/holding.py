@@ -254,7 +254,10 @@ class Swap:
             return f"{start}: no forward of it ran while the swap held"
         left = [site for site in self.report.left if site.forward]
         if not left:
-            return f"{start}: its forward calls none that PyTorch has a name for"
+            return (
+                f"{start}: its forward calls none that PyTorch has a name for; if a layer of yours "
+                "is one, say so by pyrevgrad.declare(Layer, ...)"
+            )
         return f"{start}; it left\n" + "\n".join(f"  {site}: {site.reason}" for site in left)
 
     # Holding and putting back.
