@@ -48,6 +48,22 @@ def test_a_custom_rectifier_is_taken_and_not_suspected_inside(quick_gelu, where)
     assert len(swapped.report.sites) == 1
 
 
+def test_a_custom_activation_that_is_left_is_told_its_cures_and_its_place():
+    swish = pyrevgrad.custom("swish_left_here", lambda x: x * gate(x), gate)
+    model = nn.Sequential(nn.Linear(4, 4), pyrevgrad.nn.Activation("swish_left_here"))
+    with pytest.raises(SwapError) as caught, swap(model, GUIDED):
+        model(torch.randn(5, 4))
+    assert str(caught.value).endswith(
+        "pyrevgrad.swish_left_here in 1 (nn.Sequential): not a rectifier "
+        '(make it by custom(..., rectifier=True), or pass where="all")'
+    )
+    x = torch.randn(5, 4, requires_grad=True)
+    with swap(model, GUIDED, where="all"):
+        model(x).sum().backward()
+    (wanted,) = torch.autograd.grad(swish(model[0](x), GUIDED).sum(), x)
+    torch.testing.assert_close(x.grad, wanted)
+
+
 def test_our_own_saturating_layer_is_taken_where_it_is_named_exactly():
     model = nn.Sequential(nn.Linear(4, 4), pyrevgrad.nn.Activation("tanh"), nn.Linear(4, 2))
     for where in ("1", pyrevgrad.nn.Activation):

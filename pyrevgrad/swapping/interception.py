@@ -1,6 +1,6 @@
 """The mode that sees every PyTorch call inside a swapped model and replaces the activations.
 
-Imports calls, patterns, sites and the public binding of activations with rules.
+Imports calls, patterns, sites, the layers and the public binding of activations with rules.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .. import autograd, backends
+from ..nn import Activation
 from ..rules import Rule
 from ..transforms import TracingError
 from . import calls, sparing
@@ -314,13 +315,12 @@ class Interceptor(TorchFunctionMode):
         if registered is not None and registered.source:
             return registered
         code, instruction, source, written = caller(thread.root)
-        if registered is None:
-            return self.swap.site((place.path, call.kind, code, instruction), place, call, source)
-        if not written:
-            # PyTorch's own line says nothing: whose forward calls the layer does.
+        if not written and (registered is not None or isinstance(place.module, Activation)):
+            # A line of PyTorch's or ours says nothing: whose forward calls the layer does.
             around = thread.places[-2].module if len(thread.places) > 1 else place.module
             source = f"nn.{type(around).__name__}"
-        return self.swap.site((place.path, call.kind), place, call, source)
+        line = (code, instruction) if registered is None else ()
+        return self.swap.site((place.path, call.kind, *line), place, call, source)
 
     def is_of_parameters(self, x: Tensor) -> bool:
         """Whether `x` is a parameter of the model, or a function of one and of constants alone."""

@@ -1,6 +1,6 @@
 """Which activations a swap takes, and by which rule: the argument ``where``, read and checked.
 
-Imports the rules, sites and calls.
+Imports the activation table, the rules, the layers, sites and calls.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from ..activations import CUSTOM
 from ..checks import closest
 from ..nn import Activation
 from ..rules import Rule, check_rule
@@ -121,8 +122,10 @@ class Selection:
             rule, reason = None, NOT_A_RECTIFIER
         if rule is None:
             site.rule, site.reason, site.meant = None, reason, False
+            if reason == NOT_A_RECTIFIER and site.kind in CUSTOM:
+                site.reason += ' (make it by custom(..., rectifier=True), or pass where="all")'
             if refusal is not None and reason == NOT_A_RECTIFIER:
-                site.reason = f"{reason}; {refusal}"
+                site.reason += f"; {refusal}"
             return
         if refusal is not None:
             site.rule, site.reason, site.meant = None, refusal, True
