@@ -302,7 +302,17 @@ def test_a_missing_file_and_a_file_that_does_not_run(folder, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_the_built_in_network_explains_a_digit_it_has_not_seen(tmp_path):
+@pytest.mark.parametrize("name", ["map.jpg", "map", "map.png.xyz"])
+def test_a_file_that_is_no_png_by_its_name_is_refused_before_the_model_runs(folder, name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        explain(folder, "fails", "--out", str(folder / name))
+    assert stopped.value.code == 2 and not (folder / name).exists()
+    assert f"--out must end in .png, which is what is written, got {folder / name}" in (
+        capsys.readouterr().err
+    )
+
+
+def test_the_built_in_network_explains_a_digit_it_has_not_seen(tmp_path, capsys):
     pytest.importorskip("sklearn")
     from pyrevgrad.explaining import digits
 

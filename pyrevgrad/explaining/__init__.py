@@ -77,6 +77,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--size must be at least 1, got {options.size}")
     if options.out.is_dir():
         parser.error(f"--out must be a file, and {options.out} is a folder")
+    if options.out.suffix.lower() != ".png":
+        parser.error(f"--out must end in .png, which is what is written, got {options.out}")
     if (options.method == "guided-gradcam") != (options.layer is not None):
         parser.error("--method guided-gradcam and --layer belong together")
     if options.weights is not None and options.model is None:
