@@ -322,6 +322,9 @@ def test_the_built_in_network_explains_a_digit_it_has_not_seen(tmp_path, capsys)
     out = tmp_path / "digit.png"
     assert __main__.main(["explain", "--out", str(out)]) == 0
     assert out.read_bytes().startswith(b"\x89PNG")
+    said, _, _ = capsys.readouterr().out.partition("\n")
+    assert said.startswith("Without --model: a small network trained on scikit-learn's digits")
+    assert said.endswith("sees the image as 8 × 8 grey pixels.")
 
 
 def test_a_photo_that_was_taken_sideways_is_shown_upright(folder):

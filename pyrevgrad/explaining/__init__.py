@@ -179,6 +179,10 @@ def run(options: argparse.Namespace) -> int:
     if options.model is None:
         from .digits import trained_network
 
+        print(
+            "Without --model: a small network trained on scikit-learn's digits, which sees the "
+            "image as 8 × 8 grey pixels."
+        )
         model = trained_network()
         picture = images.read(options.image) if options.image else images.a_digit()
         prepared = images.as_digit(picture)
