@@ -176,6 +176,7 @@ def run(options: argparse.Namespace) -> int:
     """Explain one image and leave the picture; returns the exit status."""
     from . import images, pictures
 
+    shown: Tensor | None
     if options.model is None:
         from .digits import trained_network
 
@@ -185,17 +186,19 @@ def run(options: argparse.Namespace) -> int:
         )
         model = trained_network()
         picture = images.read(options.image) if options.image else images.a_digit()
-        prepared = images.as_digit(picture)
+        grey = images.resized(picture, 8, True)
+        prepared, shown = grey[None], grey
     else:
         model, preprocess = load_model(options.model, options.weights)
         picture = images.read(options.image)
-        prepared = _prepared(picture, model, preprocess, options)
+        prepared, shown = _prepared(picture, model, preprocess, options)
     found, target, report = explained(model, prepared, options)
     if not found.isfinite().all():
         raise ExplainError("the map has numbers that are not finite, so there is nothing to draw")
     title = f"{options.method}, output {target}" if target is not None else options.method
     make_folder(options.out.parent)
-    pictures.draw(options.out, prepared[0], found[0], title)
+    shown = pictures.stretched(prepared[0]) if shown is None else shown
+    pictures.draw(options.out, shown, found[0], title)
     if report is not None:
         print(report)
     print(f"{title}: {options.out}")
@@ -207,14 +210,16 @@ def run(options: argparse.Namespace) -> int:
 
 def _prepared(
     picture: Image, model: nn.Module, preprocess: Any, options: argparse.Namespace
-) -> Tensor:
-    """What the model is given: in the dtype of its first parameter, or as preprocess makes it."""
+) -> tuple[Tensor, Tensor | None]:
+    """What the model is given, in the dtype of its first parameter or as preprocess makes it; and
+    the same in [0, 1], where no preprocess hides it."""
     from . import images
 
     if preprocess is None:
-        x = images.prepared(picture, options.size, options.gray, options.mean, options.std)
+        shown = images.resized(picture, options.size, options.gray)
+        x = images.normalised(shown, options.mean, options.std)
         kinds = (p.dtype for p in model.parameters() if p.is_floating_point())
-        return x.to(next(kinds, x.dtype))
+        return x.to(next(kinds, x.dtype)), shown
     if idle := _given(options):
         raise ExplainError(f"{idle}: --model returns a preprocess, which alone prepares the image")
     try:
@@ -223,7 +228,7 @@ def _prepared(
         raise ExplainError(f"preprocess failed on the image: {_sentence(error)}") from error
     if not isinstance(x, Tensor):
         raise ExplainError(f"preprocess must return a tensor, not {type(x).__name__}")
-    return x[None] if x.dim() == 3 else x
+    return x[None] if x.dim() == 3 else x, None
 
 
 def main(arguments: Sequence[str]) -> int:

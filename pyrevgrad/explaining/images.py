@@ -80,30 +80,29 @@ def _pixels(opened: Any) -> Tensor:
     return torch.from_numpy(array.astype(np.float32) / 255)
 
 
-def prepared(
-    image: Image,
-    size: int | None,
-    gray: bool,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-) -> Tensor:
-    """(1, channels, height, width), resized and normalised; three channels unless `gray`.
+def resized(image: Image, size: int | None, gray: bool) -> Tensor:
+    """(channels, size, size) in [0, 1]; three channels unless `gray`."""
+    x = image.pixels
+    if gray and len(x) == 3:
+        x = (x * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)
+    elif not gray and len(x) == 1:
+        x = x.expand(3, -1, -1)
+    if size is None:
+        return x.clone()
+    return functional.interpolate(
+        x[None], (size, size), mode="bilinear", antialias=True, align_corners=False
+    )[0]
+
+
+def normalised(x: Tensor, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Tensor:
+    """(1, channels, height, width) of what `resized` made.
 
     Raises
     ------
     ExplainError
         `mean` or `std` has neither one number nor one for each channel, or a deviation is 0.
     """
-    x = image.pixels
-    if gray and len(x) == 3:
-        x = (x * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)
-    elif not gray and len(x) == 1:
-        x = x.expand(3, -1, -1)
-    x = x[None].clone()
-    if size is not None:
-        x = functional.interpolate(
-            x, (size, size), mode="bilinear", antialias=True, align_corners=False
-        )
+    x = x[None]
     return (x - _per_channel("mean", mean, 0.0, x)) / _per_channel("std", std, 1.0, x)
 
 
@@ -122,8 +121,3 @@ def a_digit() -> Image:
     from .digits import held_out
 
     return Image(held_out()[0][0])
-
-
-def as_digit(image: Image) -> Tensor:
-    """(1, 1, 8, 8) for the built-in network."""
-    return prepared(image, 8, True, None, None)

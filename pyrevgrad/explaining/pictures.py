@@ -12,16 +12,16 @@ from torch import Tensor
 DOTS_PER_INCH = 120
 
 
-def shown(x: Tensor) -> Any:
-    """An image (channels, height, width) stretched to [0, 1], as matplotlib draws it.
+def stretched(x: Tensor) -> Tensor:
+    """(channels, height, width) of unknown units, its least number at 0 and its most at 1.
 
-    Three channels are colours. Of any others the mean is shown, for four would be drawn as colours
+    Three channels are colours. Of any others the mean is taken, for four would be drawn as colours
     and their opacity.
     """
-    x = x if len(x) == 3 else x.mean(0)
+    x = x.detach().float()
+    x = x if len(x) == 3 else x.mean(0, keepdim=True)
     low, high = x.min(), x.max()
-    x = (x - low) / (high - low) if high > low else torch.zeros_like(x)
-    return x.permute(1, 2, 0).numpy() if x.dim() == 3 else x.numpy()
+    return (x - low) / (high - low) if high > low else torch.zeros_like(x)
 
 
 def strength(found: Tensor) -> Tensor:
@@ -34,13 +34,15 @@ def strength(found: Tensor) -> Tensor:
 
 
 def draw(path: Path, x: Tensor, found: Tensor, title: str) -> None:
-    """Write image, map and overlay side by side as a PNG."""
-    image, signed = shown(x.detach().float()), strength(found)
+    """Write image, map and overlay side by side as a PNG; `x` in [0, 1], of 1 or 3 channels."""
+    # The resampling rounds, and may leave [0, 1] by that.
+    image, signed = x.clamp(0, 1).squeeze(0).numpy(), strength(found)
+    image = image.transpose(1, 2, 0) if image.ndim == 3 else image
     figure = Figure(figsize=(10, 3.9), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     left, middle, right = figure.subplots(1, 3)
     colours: dict[str, Any] = {"vmin": -1, "vmax": 1, "cmap": "RdBu_r"}
-    left.imshow(image, cmap="gray", interpolation="nearest")
+    left.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     drawn = middle.imshow(signed.numpy(), interpolation="nearest", **colours)
     right.imshow(_grey(image), cmap="gray", vmin=0, vmax=1.6, interpolation="nearest")
     right.imshow(signed.numpy(), alpha=signed.abs().numpy(), interpolation="nearest", **colours)
