@@ -100,7 +100,8 @@ def normalised(x: Tensor, mean: tuple[float, ...] | None, std: tuple[float, ...]
     Raises
     ------
     ExplainError
-        `mean` or `std` has neither one number nor one for each channel, or a deviation is 0.
+        `mean` or `std` has neither one number nor one for each channel, a mean lies outside
+        [-1, 1], as one of pixels up to 255 does, or a deviation is 0.
     """
     x = x[None]
     return (x - _per_channel("mean", mean, 0.0, x)) / _per_channel("std", std, 1.0, x)
@@ -113,6 +114,11 @@ def _per_channel(name: str, given: tuple[float, ...] | None, default: float, x: 
         raise ExplainError(f"--{name} must have 1 or {channels} numbers, got {len(numbers)}")
     if name == "std" and 0 in numbers:
         raise ExplainError("--std must not be 0")
+    if name == "mean" and max(map(abs, numbers)) > 1:
+        raise ExplainError(
+            f"--mean is subtracted from pixels in [0, 1], and {max(numbers, key=abs):g} is not of "
+            "their unit: divide --mean and --std by 255 if they are of pixels up to 255"
+        )
     return torch.tensor(numbers, dtype=x.dtype).reshape(1, -1, 1, 1)
 
 
