@@ -56,6 +56,13 @@ def zero():
     nn.init.constant_(model[0].bias, -100.0)
     return model
 
+def one_number():
+    return nn.Sequential(heard(), Last())
+
+class Last(nn.Module):
+    def forward(self, y):
+        return y[:, 2]
+
 def kept():
     return plain(), lambda image: seen.append(image) or torch.ones(3, 9, 9)
 
@@ -143,6 +150,19 @@ def test_the_image_is_shown_as_it_is_whatever_the_model_subtracts(folder, drawn)
     options = ("--size", "8", "--mean", "0.5,0.4,0.3", "--std", "0.2")
     assert explain(folder, "plain", *options, image="dark.png")[0] == 0
     torch.testing.assert_close(drawn[0][0], torch.full((3, 8, 8), 0.2))
+
+
+def test_the_title_names_the_method_its_layer_the_output_and_its_score(folder, drawn):
+    options = ("--method", "guided-gradcam", "--layer", "0", "--target", "2")
+    assert explain(folder, "heard", *options)[0] == 0
+    assert explain(folder, "one_number")[0] == 0
+    (model,) = sys.modules["explained_model"].seen
+    with Pillow.open(folder / "photo.png") as photo:
+        x = torch.from_numpy(np.asarray(photo) / np.float32(255)).permute(2, 0, 1)[None]
+    score = model(x)[0, 2].item()
+    assert [title for _, title in drawn] == [
+        f"guided-gradcam at 0, output 2 = {score:.4g}", f"guided, output = {score:.4g}",
+    ]  # fmt: skip
 
 
 def test_sixteen_bit_greyscale_is_read_whole(folder):

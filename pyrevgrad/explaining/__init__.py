@@ -141,10 +141,8 @@ def _sentence(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
-def explained(
-    model: nn.Module, x: Tensor, options: argparse.Namespace
-) -> tuple[Tensor, int | None, Any]:
-    """The map of one image (1, …), the output that it explains, and the swap's report."""
+def explained(model: nn.Module, x: Tensor, options: argparse.Namespace) -> tuple[Tensor, str, Any]:
+    """The map of one image (1, …), what it explains in words, and the swap's report."""
     with torch.no_grad():
         try:
             y = model(x)
@@ -169,7 +167,10 @@ def explained(
     else:
         method = METHODS[options.method](model, where=where)
         found = method.attribute(x, target)
-    return found, target, getattr(method, "report", None)
+    title = options.method if options.layer is None else f"{options.method} at {options.layer}"
+    score = float(y[0] if target is None else y[0, target])
+    title += f", output {'' if target is None else f'{target} '}= {score:.4g}"
+    return found, title, getattr(method, "report", None)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -192,10 +193,9 @@ def run(options: argparse.Namespace) -> int:
         model, preprocess = load_model(options.model, options.weights)
         picture = images.read(options.image)
         prepared, shown = _prepared(picture, model, preprocess, options)
-    found, target, report = explained(model, prepared, options)
+    found, title, report = explained(model, prepared, options)
     if not found.isfinite().all():
         raise ExplainError("the map has numbers that are not finite, so there is nothing to draw")
-    title = f"{options.method}, output {target}" if target is not None else options.method
     make_folder(options.out.parent)
     shown = pictures.stretched(prepared[0]) if shown is None else shown
     pictures.draw(options.out, shown, found[0], title)
