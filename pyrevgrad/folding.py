@@ -106,7 +106,9 @@ def _reversed_product(
         return _reversed_plainly(g @ weight, scale)
     if number is not None:
         # beta 0: the first argument is not read, but by vmap, which multiplies it by 0.
-        return torch.addmm(g.new_zeros(1), g, weight, beta=0, alpha=-number)
+        batched = torch._C._are_functorch_transforms_active()
+        unread = g.new_zeros(1) if batched else g.new_empty(1)
+        return torch.addmm(unread, g, weight, beta=0, alpha=-number)
     if g.dtype is torch.float16:
         return backend.backward(g @ weight, None, _PAIR, scale)
     if weight.numel() <= g.numel():
