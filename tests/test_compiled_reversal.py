@@ -267,3 +267,16 @@ def test_a_zero_keeps_its_sign_in_a_compiled_backward(zero):
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     assert all(map(same_bits, both(function, x, g), both(compiled, x, g)))
+
+
+def test_a_number_set_in_one_whole_graph_is_refused_with_its_cure():
+    layer = pyrevgrad.nn.GradientReversal(0.1)
+
+    def function(x):
+        layer.scale = 2.0
+        return layer(x)
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="to a 0-dim tensor"):
+        compiled(torch.ones(3, requires_grad=True))
+    assert layer.scale == 0.1
