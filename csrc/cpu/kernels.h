@@ -175,15 +175,19 @@ INLINE void sweep(const Work& work, Writing how, std::int64_t first, std::int64_
     if constexpr (use == MaskUse::kWrite) __builtin_memcpy(mask + i / 8, &out, 8);
   }
   if (how.streams) end_of_stream();
-  for (; i < last; i += width) {
-    const int rest = last - i < width ? static_cast<int>(last - i) : width;
+  // A mask's byte at least.
+  constexpr int step = width < 8 ? 8 : width;
+  for (; i < last; i += step) {
+    const int rest = last - i < step ? static_cast<int>(last - i) : step;
     const int bytes = (rest + 7) / 8;
-    T inputs[width] = {}, keeps[width] = {};
+    T inputs[step] = {}, keeps[step] = {};
     std::uint64_t in = 0, out = 0;
     __builtin_memcpy(inputs, input + i, rest * sizeof(T));
     if constexpr (reads_kept) __builtin_memcpy(keeps, kept + i, rest * sizeof(T));
     if constexpr (use == MaskUse::kRead) __builtin_memcpy(&in, mask + i / 8, bytes);
-    store(run(fetched<V>(inputs), fetched<V>(keeps), 0, in, out), inputs);
+    for (int j = 0; j < step; j += width) {
+      store(run(fetched<V>(inputs + j), fetched<V>(keeps + j), j, in, out), inputs + j);
+    }
     out &= (std::uint64_t(1) << rest) - 1;
     if constexpr (use == MaskUse::kWrite) __builtin_memcpy(mask + i / 8, &out, bytes);
     __builtin_memcpy(output + i, inputs, rest * sizeof(T));

@@ -1,6 +1,6 @@
 // exp and its kin for the F32 of an instruction set, inline: a call into Sleef spills every vector
 // register. Largest errors seen over 4 million points against float64: elu .8 ulp, tanh 4.5,
-// softplus and logsigmoid 2.8.
+// softplus and logsigmoid 2.8; where fused rounds twice, elu .9 and tanh 6.
 //
 // The including file defines F32 with fused(a, b, c) = a·b + c, power_of_two_times(y, n) and
 // minimum/maximum that return their second operand at NaN. Coefficients of exp: Cephes, expf.
