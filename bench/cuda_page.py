@@ -30,6 +30,8 @@ def _pair(row: Row) -> list[str]:
 
 
 def _kernel(row: Row) -> list[str]:
+    if "refused" in row:
+        return [row["kernel"], row["backend"], row["dtype"], "–", row["refused"], *"–––"]
     return [
         row["kernel"], row["backend"], row["dtype"], f"{row['bytes_per_element']:g}",
         f"{row['share']:.1%} ({row['share_low']:.1%}–{row['share_high']:.1%})",
@@ -100,7 +102,7 @@ def draw(run: Row, path: Path) -> None:
     from .plots import pyplot, save
 
     plt = pyplot()
-    native = [row for row in run["kernels"] if row["backend"] == "native"]
+    native = [row for row in run["kernels"] if row["backend"] == "native" and "share" in row]
     names = list(dict.fromkeys(row["kernel"] for row in native))
     figure, axis = plt.subplots(figsize=(9, 1.5 + 0.24 * len(names)), layout="constrained")
     for dtype, colour, shift in (("bfloat16", "#0072B2", -0.18), ("float32", "#D55E00", 0.18)):

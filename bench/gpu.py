@@ -121,19 +121,28 @@ def kernel_rows(
     count: int,
     backend: str = "native",
 ) -> list[Row]:
-    """Each kernel's bandwidth as a share of ``copy_``'s in the same rounds."""
+    """Each kernel's bandwidth as a share of ``copy_``'s in the same rounds, or why it has none."""
     x, g = tensors(nbytes, getattr(torch, dtype), device)
     made = []
+    last: Case | None = None
     for kernel in kernels.kernels(None, compute=True):
         if backend == "triton" and not (kernel.selects or kernel.case.activation in QUICK_CURVED):
             continue  # a kernel takes a second to compile
-        with pyrevgrad.backend(backend):
-            steps = kernels.steps(kernel, x, g)
+        if kernel.case != last:
+            wanted, last = gate.expected(kernel.case, x, g)["fused"], kernel.case
+        row: Row = {"backend": backend, "kernel": kernel.name, "dtype": dtype}
+        try:
+            with pyrevgrad.backend(backend):
+                kernels.check(kernel, x, g, wanted)
+                steps = kernels.steps(kernel, x, g)
+        except gate.GateError as error:
+            made.append({**row, "refused": f"{error} of {dtype} by {backend}"})
+            continue
         measured = rounds(steps, timer, count)
-        row = kernels.row_of(kernel, dtype, x.numel(), measured["kernel"], measured["copy"])
+        row |= kernels.row_of(kernel, dtype, x.numel(), measured["kernel"], measured["copy"])
         row.pop("threads")
         row.pop("faults")
-        made.append({"backend": backend, **row, "target": SHARES[kernel.selects]})
+        made.append({**row, "target": SHARES[kernel.selects]})
     return made
 
 
@@ -203,11 +212,12 @@ def host_rows(device: torch.device, wait: Step, calls: int = 2000) -> list[Row]:
 
 def missed(run: Mapping[str, Any]) -> list[str]:
     """The targets that a run did not reach or did not measure, a sentence each."""
-    found = [
+    found = [row["refused"] for row in run["kernels"] if "refused" in row]
+    found += [
         f"{row['kernel']} {row['dtype']} by {row['backend']}: {row['share']:.3f} of the copy, "
         f"target {row['target']}"
         for row in run["kernels"]
-        if row["share"] < row["target"]
+        if "share" in row and row["share"] < row["target"]
     ]
     for row in run["pairs"]:
         what = f"{row['case']} {row['dtype']}"
@@ -307,15 +317,16 @@ def on_this_device(
     device = torch.device("cuda", torch.cuda.current_device())
     with pyrevgrad.backend("native"):
         pyrevgrad.relu(torch.empty(0, device=device))  # or a sentence on why it cannot
-        described = describe(device)
-        timer = DeviceTimer(device)
-        nbytes, count = (16 << 20, 5) if quick else (LARGE, ROUNDS)
-        warmed(device)
-        before = clocks()
-        run = measure(
-            device, timer, torch.cuda.synchronize, nbytes, count,
-            keep=lambda run: keep({**described, **run}), **chosen,
-        )  # fmt: skip
+    # From here on no backend is named, which compiled code would follow where a user's does not.
+    described = describe(device)
+    timer = DeviceTimer(device)
+    nbytes, count = (16 << 20, 5) if quick else (LARGE, ROUNDS)
+    warmed(device)
+    before = clocks()
+    run = measure(
+        device, timer, torch.cuda.synchronize, nbytes, count,
+        keep=lambda run: keep({**described, **run}), **chosen,
+    )  # fmt: skip
     about = {"late": timer.late, "clocks": [before, clocks()], "rounds": count}
     return {**described, **about, **run}
 

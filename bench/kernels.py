@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrevgrad import backends, masks, reference_backend
+from pyrevgrad import backends, reference_backend
 from pyrevgrad.rules import plan
 
 from . import gate, traffic
@@ -121,8 +121,9 @@ def check(kernel: Kernel, x: Tensor, g: Tensor, wanted: tuple[Tensor, Tensor]) -
     if found.dtype != want.dtype or not gate.agree(found, want, given):
         raise gate.GateError(f"the kernel {kernel.name} gives a wrong {what}")
     if mask is not None:
-        right = reference_backend.Reference.value_and_mask(x, pair_of(kernel.case, x.dtype))[1]
-        if not torch.equal(masks.unpacked(mask, x.shape, None), right):
+        pair = pair_of(kernel.case, x.dtype)
+        right = reference_backend.Reference.value_and_mask(x, pair)[1]
+        if not torch.equal(backends.choose(x, pair).unpacked(mask, x.shape, None), right):
             raise gate.GateError(f"the kernel {kernel.name} gives a wrong mask")
 
 

@@ -150,7 +150,7 @@ def both(passes, other):
 def custom(
     g, slope, x, y, factor, c, d, sent: tl.constexpr, READS: tl.constexpr, numbers: tl.constexpr
 ):
-    """What a custom rule sends, times the factor; the sum makes +0 of −0, which is what blocks.
+    """What a custom rule sends, times the factor; 0 is +0, which is what blocks.
     `READS`: 1 where it reads the slope, plus 2 for x, plus 4 for y."""
     given = (g,)
     if READS & 1:
@@ -163,7 +163,10 @@ def custom(
         given = given + (number(c, g),)  # noqa: RUF005
     if numbers > 1:
         given = given + (number(d, g),)  # noqa: RUF005
-    return factor * sent(*given) + 0.0
+    product = factor * sent(*given)
+    # Not by a sum with 0, which would be one operation with the product and keep −0 of what is
+    # too small.
+    return tl.where(product == 0, 0.0, product)
 
 
 @triton.jit

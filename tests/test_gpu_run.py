@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ if not (ROOT / ".ci" / "gpu.py").is_file():
     pytest.skip("make gpu is in the repository only", allow_module_level=True)
 sys.path.append(str(ROOT))
 
+import pyrevgrad  # noqa: E402
 from bench import cuda_page, gpu, providers, records  # noqa: E402
 from pyrevgrad import backends  # noqa: E402
 
@@ -291,6 +293,35 @@ def test_what_is_measured_is_left_before_the_end(monkeypatch):
         monkeypatch.setattr(gpu, name, lambda *_: [])
     run = gpu.measure(None, None, None, dtypes=("a", "b"), keep=lambda run: kept.append(dict(run)))
     assert len(kept) == 5 and all("missed" not in part for part in kept) and run["missed"] == []
+
+
+@needs_native
+def test_a_kernel_whose_result_is_wrong_has_no_bandwidth(monkeypatch):
+    kind = type(backends.native())
+    backward = kind.backward
+    monkeypatch.setattr(kind, "backward", lambda *given: backward(*given) * 2)
+    rows = gpu.kernel_rows("float32", 1 << 12, torch.device("cpu"), Ticks(), 2)
+    told = {row["kernel"]: row.get("refused") for row in rows}
+    assert not any(said for name, said in told.items() if name.endswith("forward"))
+    name = "relu/guided_scaled backward"
+    said = f"the kernel {name} gives a wrong gradient of float32 by native"
+    assert told[name] == said
+    assert said in gpu.missed({"kernels": rows, "pairs": [], "host": []})
+    assert said in cuda_page._kernel(rows[[*told].index(name)])
+
+
+def test_figures_are_taken_without_a_backend_named(monkeypatch):
+    """Compiled code would be another than a user's: it calls the backend that is named."""
+    named = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    monkeypatch.setattr(pyrevgrad, "relu", lambda _: named.append(backends.forced()))
+    for name in ("DeviceTimer", "warmed", "clocks"):
+        monkeypatch.setattr(gpu, name, lambda *_: types.SimpleNamespace(late=0))
+    monkeypatch.setattr(gpu, "describe", lambda _: {})
+    monkeypatch.setattr(gpu, "measure", lambda *_, **__: named.append(backends.forced()) or {})
+    gpu.on_this_device(True)
+    assert named == ["native", None]
 
 
 def test_a_run_without_a_time_of_ours_is_missed():
