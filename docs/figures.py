@@ -47,6 +47,8 @@ def text(results: Path, floors: Callable[[Path], str]) -> str:
     if (newest / "speedup.png").is_file():
         picture = f"bench/results/{newest.name}/speedup.png"
         parts.append(f"![Their time over ours, from 2¹⁰ to 2²⁴ elements]({picture})")
+        names = [f"`{name}`, {words}" for name, words in OPPONENTS.items()]
+        parts.append(f"Opponents in the picture: {'; '.join(names)}.")
     if (results.parent / "README.md").is_file():
         link = "[bench/README.md](bench/README.md)"
         parts.append(f"The method, wins, losses and whole networks: {link}.")

@@ -19,6 +19,8 @@ from .datasets import Domains
 
 #: At most so many points of each domain are drawn.
 POINTS = 400
+#: Up to so many classes have colours that are told apart, and their names in the legend.
+MOST_NAMED = 10
 
 
 def _mean_and_runs(axes: Any, histories: list[History], key: str, label: str) -> None:
@@ -76,14 +78,15 @@ def _projected(model: DANN, source: Tensor, target: Tensor) -> tuple[Any, Any]:
 def draw_embedding(path: Path, data: Domains, before: DANN, after: DANN) -> None:
     """Features before and after training, by PCA of both domains together.
 
-    Circles are held-out source and crosses target; colours are classes, grey where the target has
-    no labels.
+    Circles are held-out source and crosses target; colours are classes, named where they are few,
+    grey where the target has no labels.
     """
     source, labels = (part[:POINTS] for part in data.held_out)
     target, answers = data.target[:POINTS], None
     if data.target_test is not None:
         target, answers = (part[:POINTS] for part in data.target_test)
-    colours = colormaps["tab10" if data.classes <= 10 else "turbo"].resampled(data.classes)
+    few = data.classes <= MOST_NAMED
+    colours = colormaps["tab10" if few else "turbo"].resampled(data.classes)
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     for axes, model, title in zip(
         figure.subplots(1, 2), (before, after), ("before training", "after training"), strict=True
@@ -100,6 +103,16 @@ def draw_embedding(path: Path, data: Domains, before: DANN, after: DANN) -> None
         Line2D([], [], color="black", marker="o", markerfacecolor="none", linestyle=""),
         Line2D([], [], color="black", marker="x", linestyle=""),
     ]
-    figure.legend(marks, ["source", "target"], loc="outside lower center", ncols=2, fontsize=9)
+    names = ["source", "target"]
+    if few:
+        names += [str(number) for number in range(data.classes)]
+        marks += [
+            Line2D([], [], color=colours(number), marker="s", linestyle="")
+            for number in range(data.classes)
+        ]
+    figure.legend(
+        marks, names, loc="outside lower center", ncols=len(names), fontsize=9,
+        columnspacing=1.2, handletextpad=0.2,
+    )  # fmt: skip
     figure.suptitle(f"{data.name}: colours are classes", fontsize=11)
     figure.savefig(path, dpi=100)
