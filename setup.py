@@ -6,6 +6,7 @@ Finds torch without importing it, and imports nothing of pyrevgrad.
 import filecmp
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -63,6 +64,8 @@ CUDA_SOURCES += ["csrc/cuda/runtime.cu", "csrc/cuda/library.cpp"]
 # Without -fmad=false a product would be fused into the sum after it, which the CPU's is not.
 NVCC_FLAGS = ["-O3", "-std=c++17", "-fmad=false", "-Xptxas=-v"]
 NVCC_FLAGS += ["-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off"]
+# What may stand before the compiler in CXX.
+LAUNCHERS = ("ccache", "sccache", "distcc", "icecc")
 # A cubin for each generation in wide use, and PTX that the driver compiles for later ones.
 CUDA_ARCHITECTURES = "sm_80,sm_90,compute_90"
 
@@ -120,6 +123,15 @@ def find_compiler():
         f"the native library needs a C++ compiler, and {missing}",
         "install g++ or clang++, or set CXX to one",
     )
+
+
+def host_compiler(words):
+    """What nvcc is told of the C++ compiler's command: nvcc takes one program, which a launcher is
+    not, and options apart from it."""
+    compiler, *options = itertools.dropwhile(lambda word: Path(word).name in LAUNCHERS, words)
+    # The standard is nvcc's own option, and at a bare comma it takes one option for two.
+    options = [word.replace(",", "\\,") for word in options if not word.startswith("-std=")]
+    return ["-ccbin", compiler, *(f"-Xcompiler={option}" for option in options)]
 
 
 def find_nvcc():
@@ -334,7 +346,7 @@ class CudaToolchain(Toolchain):
         if source.endswith(".cpp"):
             command = [*self.compiler, *self.flags_of(source), "-c", source]
         else:
-            command = [self.nvcc, "-ccbin", self.compiler[0], *NVCC_FLAGS]
+            command = [self.nvcc, *host_compiler(self.compiler), *NVCC_FLAGS]
             for name in self.architectures:
                 virtual = "compute_" + name.partition("_")[2]
                 command += ["-gencode", f"arch={virtual},code={name}"]
