@@ -177,6 +177,14 @@ def wanted_kernels():
     return [name for name in there if name.partition("_")[0] in families]
 
 
+def wanted_jobs():
+    """How many compilers run at once: MAX_JOBS, or four where there are as many cores."""
+    asked = os.environ.get("MAX_JOBS") or str(min(os.cpu_count() or 1, 4))
+    if not re.fullmatch(r"0*[1-9]\d*", asked.strip(), re.ASCII):
+        sys.exit(f"MAX_JOBS={asked} is no number of compilers to run at once: give 1 or more")
+    return int(asked)
+
+
 def included(path):
     """A source and every header of ours that it includes, itself or through another."""
     found, open_paths = {}, [ROOT / path]
@@ -427,7 +435,7 @@ class BuildNative(build_ext):
         package, name = os.path.split(self.get_ext_filename(extension.name))
         folder = ROOT / package if self.inplace else Path(self.build_lib, package)
         library, report = folder / name, folder / report_name
-        jobs = int(self.parallel or os.environ.get("MAX_JOBS") or min(os.cpu_count() or 1, 4))
+        jobs = self.parallel or wanted_jobs()
         try:
             if reason:
                 raise OSError(reason)

@@ -312,6 +312,16 @@ def test_nvcc_is_told_of_the_compiler_without_launcher_standard_or_bare_comma(se
     assert command[: len(words) + 2] == ["nvcc", *words, "-O3"]
 
 
+@pytest.mark.parametrize("asked", ["all", "0", "-1", "2.5", "²"])
+def test_max_jobs_that_is_no_number_of_jobs_ends_the_build_in_a_sentence(checkout, tmp_path, asked):
+    command = [sys.executable, "setup.py", "build", "--build-base", str(tmp_path)]
+    variables = {**os.environ, "MAX_JOBS": asked}
+    done = subprocess.run(command, cwd=checkout, env=variables, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"MAX_JOBS={asked} is no number of compilers" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.skipif(not CUDA_LIBRARY.is_file(), reason="no nvcc here")
 def test_unknown_architecture_is_refused(wheel, checkout, tmp_path):
     done = build(checkout, tmp_path, PYREVGRAD_CUDA_ARCHITECTURES="sm_90,hopper")
