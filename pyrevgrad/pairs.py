@@ -36,6 +36,8 @@ class Texts(NamedTuple):
     #: Threshold, clip and scale.
     rule: tuple[str, ...]
     custom: tuple[str, ...]
+    #: The scale again, for a tensor to multiply before the product is rounded.
+    factor: tuple[str, ...]
 
     @classmethod
     def of(
@@ -47,14 +49,13 @@ class Texts(NamedTuple):
     ) -> Texts:
         """What a pair of these reads."""
         of_rule = (rule.threshold, rule.clip, rule.scale)
-        parts = (numbers, interval, slopes, of_rule, rule.custom[1:])
+        parts = (numbers, interval, slopes, of_rule, rule.custom[1:], (rule.scale,))
         return cls(*(tuple(repr(float(number)) for number in part) for part in parts))
 
     def in_float32(self) -> Texts:
-        """The same, with what overflows float32 as infinite, as a cast would make it."""
-        return Texts(
-            *(tuple(repr(_in_float32(number)) for number in part) for part in map(floats, self))
-        )
+        """The same but for `factor`, with what overflows float32 as infinite, as a cast would."""
+        parts = (tuple(repr(_in_float32(number)) for number in part) for part in map(floats, self))
+        return Texts(*parts)._replace(factor=self.factor)
 
 
 # Not frozen: torch.compile before 2.11 makes a frozen argument of a Function anew from all of its

@@ -257,6 +257,14 @@ def test_a_tensor_scale_of_any_dtype_is_read_when_a_compiled_backward_runs(name,
     torch.testing.assert_close(found, wanted)
 
 
+def test_a_number_past_float32_times_a_small_tensor_is_their_product_when_compiled():
+    rule = reverse(1e39).scaled(torch.tensor(1e-10, dtype=torch.float64))
+    compiled = torch.compile(lambda x: pyrevgrad.relu(x, rule), fullgraph=True, backend="aot_eager")
+    x, g = inputs(16)
+    found = torch.autograd.grad(compiled(x), x, g)[0]
+    torch.testing.assert_close(found, torch.where(x > 0, -1e29 * g, 0.0))
+
+
 @pytest.mark.parametrize("zero", [0.0, -0.0])
 def test_a_zero_keeps_its_sign_in_a_compiled_backward(zero):
     scale = torch.tensor(zero)

@@ -159,3 +159,13 @@ def test_tensor_scale_is_multiplied_in_float64_and_rounded_once(dtype):
         (gx,) = torch.autograd.grad(y, x, g)
         scale = np.float32(-0.1 * tensor.item())
         assert torch.equal(gx, torch.from_numpy(scale * g.float().numpy()).to(dtype))
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh", "gelu", "identity"])
+def test_number_past_float32_times_a_small_tensor_is_what_their_product_says(name):
+    rule = reverse(1e39).scaled(torch.tensor(1e-10, dtype=torch.float64))
+    x, g = torch.tensor([-0.7, 0.4, 1.3]), torch.tensor([1.0, -2.0, 0.5])
+    with pyrevgrad.backend("reference"):
+        _, gx = run(x, g, name, rule)
+    slope = torch.as_tensor(FORMULAS[name].slope(x.double().numpy(), *DEFAULTS.get(name, ())))
+    torch.testing.assert_close(gx, (-1e29 * slope * g).float())

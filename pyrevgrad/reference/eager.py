@@ -39,7 +39,10 @@ def _scale(pair: Pair, tensor: Tensor | None, like: Tensor) -> Tensor | float:
 
     `like` is the gradient that λ multiplies.
     """
-    *_, number = floats(pair.texts.rule)
+    if tensor is None or tensor.device.type == "mps":
+        *_, number = floats(pair.texts.rule)
+    else:
+        (number,) = floats(pair.texts.factor)
     if tensor is None:
         return number
     if torch.compiler.is_compiling():
