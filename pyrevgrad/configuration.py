@@ -61,7 +61,11 @@ def configuration() -> dict[str, str]:
     cpu = _cpu_serving()
     compiled = backends.forced() or "reference, to be fused"
     if native is not None and not backends.forced():
-        compiled += "; on the CPU native, opaque, where only a mask of x would do"
+        slow = [name for name, row in ACTIVATIONS.items() if row.slow_compiled]
+        compiled += (
+            "; on the CPU native, opaque, where only a mask of x would do, and of "
+            f"{', '.join(slow)} from {backends.OPAQUE_FROM} elements or of a dynamic size"
+        )
     if compiled == "triton":
         compiled = "none: triton does not serve it"
     lines = {

@@ -284,6 +284,17 @@ def test_the_configuration_names_the_backend_that_was_asked_for():
     assert cpu.split()[2] == "reference"
 
 
+@pytest.mark.skipif("native" not in BACKENDS, reason="the native library is not built")
+def test_the_configuration_names_what_compiled_code_calls_as_kernels_of_ours():
+    stream = io.StringIO()
+    pyrevgrad.show_config(stream)
+    line = next(li for li in stream.getvalue().splitlines() if li.startswith("torch.compile"))
+    assert line.endswith(
+        "where only a mask of x would do, and of logsigmoid, tanh, tanhshrink, mish "
+        "from 16384 elements or of a dynamic size"
+    )
+
+
 def test_the_configuration_says_why_the_library_is_missing():
     code = "import pyrevgrad; pyrevgrad.show_config()"
     text = python(code, PYREVGRAD_DISABLE_NATIVE="1").stdout
