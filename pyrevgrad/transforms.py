@@ -63,17 +63,35 @@ class _Transformed(Function):
         return _Transformed.apply(x, pair, scale, value), 0
 
 
+def _gradient_possible(x: Tensor, levels: list[Any]) -> bool:
+    """Whether a transform of `levels`, or autograd outside of them, may send a gradient to x."""
+    kind, functorch = torch._C._functorch.TransformType, torch._C._functorch
+    if kind.Grad in levels or kind.Jvp in levels or torch.autograd.forward_ad._current_level >= 0:
+        return True
+    while functorch.is_functorch_wrapped_tensor(x):
+        x = functorch.get_unwrapped(x)
+    return x.requires_grad and torch.is_grad_enabled()
+
+
 def transformed(x: Tensor, pair: Pair, scale: Tensor | None, value: Value = None) -> Tensor:
     """f(x) inside a torch.func transform or forward mode, or TracingError.
 
     `value` computes f(x); the reference's formula if None.
     """
-    kind = torch._C._functorch.TransformType.Jvp
-    levels = torch._C._functorch.get_interpreter_stack() or ()
-    if sum(level.key() == kind for level in levels) < 2:
+    kind = torch._C._functorch.TransformType
+    levels = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
+    if kind.Functionalize not in levels and levels.count(kind.Jvp) < 2:
         return _Transformed.apply(x, pair, scale, value)
     if pair.exact and scale is None:
         return eager.value(x, pair)
+    if kind.Functionalize in levels:
+        if _gradient_possible(x, levels):
+            raise TracingError(
+                "torch.func.functionalize takes no autograd.Function and would replace the "
+                f"backward of {pair.rule} by the plain gradient; use it for inference alone, under "
+                "torch.no_grad() and outside of torch.func.grad and its like"
+            )
+        return eager.value(x, pair) if value is None else value(x)
     raise TracingError(
         "forward-mode of forward-mode: PyTorch drops the outer derivative of an autograd.Function; "
         "use reverse mode for one of the two (jacfwd of jacrev, or jacrev of jacfwd)"

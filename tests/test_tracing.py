@@ -1,13 +1,14 @@
-"""Exporters and tracers refuse a rule that they would drop, and serve inference."""
+"""Exporters, tracers and functionalize refuse a rule that they would drop, and serve inference."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from torch import nn
+from torch.func import functionalize, grad, jvp, vmap
 
 import pyrevgrad
-from pyrevgrad import EXACT, GUIDED, TracingError, reverse
+from pyrevgrad import EXACT, GUIDED, TracingError, activation, reverse
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -123,6 +124,44 @@ def test_make_fx_keeps_the_modified_gradient():
 
     x, g = torch.randn(9), torch.randn(9)
     assert torch.equal(make_fx(function)(x, g)(x, g), function(x, g))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("rule", [EXACT, GUIDED, reverse(torch.tensor(2.0))], ids=str)
+def test_functionalize_gives_the_value_where_no_gradient_can_be_needed(rule, inplace):
+    function = functionalize(lambda x: activation(x * 1, "tanh", rule, inplace=inplace))
+    x = torch.linspace(-2, 2, 7)
+    torch.testing.assert_close(function(x), x.tanh())
+    with torch.no_grad():
+        torch.testing.assert_close(function(x.clone().requires_grad_()), x.tanh())
+    if not inplace:
+        torch.testing.assert_close(vmap(function)(x), x.tanh())
+
+
+def test_functionalize_refuses_a_modified_rule_where_a_gradient_can_be_needed():
+    function = functionalize(lambda x: activation(x, "tanh", reverse(2.0)))
+    x = torch.linspace(-2, 2, 7)
+    leaf = x.clone().requires_grad_()
+    for call in (
+        lambda: function(leaf),
+        lambda: vmap(function)(leaf),
+        lambda: functionalize(lambda x: activation(leaf, "tanh", reverse(2.0)) * x)(x),
+        lambda: grad(lambda x: function(x).sum())(x),
+        lambda: functionalize(grad(lambda x: activation(x, "tanh", reverse(2.0)).sum()))(x),
+        lambda: jvp(function, (x,), (x,)),
+    ):
+        with pytest.raises(TracingError, match=r"functionalize .* backward of reverse\(2\.0\)"):
+            call()
+
+
+def test_functionalize_keeps_the_exact_rules_gradient():
+    function = functionalize(lambda x: activation(x, "tanh"))
+    x = torch.linspace(-2, 2, 7)
+    slope = 1 - x.tanh() ** 2
+    torch.testing.assert_close(grad(lambda x: function(x).sum())(x), slope)
+    leaf = x.clone().requires_grad_()
+    torch.testing.assert_close(torch.autograd.grad(function(leaf).sum(), leaf)[0], slope)
+    torch.testing.assert_close(jvp(function, (x,), (x,))[1], slope * x)
 
 
 def test_fake_tensors_get_shapes_and_strides():
