@@ -1,4 +1,7 @@
-"""A folded reversal inside a head of one's own: nothing that learns may come before it."""
+"""The one reversal of a network: nothing of the head learns before it, and it stays where it is."""
+
+import copy
+import pickle
 
 import pytest
 import torch
@@ -8,7 +11,8 @@ from torch import nn
 
 from pyrevgrad import check_reversal
 from pyrevgrad.adversarial import CDAN, DANN, fit, networks
-from pyrevgrad.nn import ReversedLinear
+from pyrevgrad.compat import GradientReverseLayer
+from pyrevgrad.nn import GradientReversal, ReversedLinear
 
 X, Y, T = torch.randn(6, 3), torch.arange(6) % 2, torch.randn(8, 3)
 
@@ -110,3 +114,95 @@ def test_nothing_is_compiled_twice_for_the_look(whole):
     for _ in range(3):
         torch.testing.assert_close(model(X, Y, T).loss, plain(X, Y, T).loss)
     assert counted.frame_count == 1
+
+
+# What is replaced after the network was made.
+
+
+def plain_head(inputs):
+    return nn.Sequential(nn.Linear(inputs, 4), nn.Linear(4, 1))
+
+
+def folded_head(inputs):
+    return nn.Sequential(ReversedLinear(inputs, 4), nn.Linear(4, 1))
+
+
+def made_with(head, kind=DANN):
+    return kind(nn.Linear(3, 4), nn.Linear(4, 2), head(4 if kind is DANN else 8), scale=0.5)
+
+
+def with_another_head(model, head):
+    model.domain_head = head
+
+
+def with_another_element(model, head):
+    model.domain_head[0] = head[0]
+
+
+CHANGES = {
+    "lost": (folded_head, plain_head),
+    "another": (folded_head, folded_head),
+    "folded": (plain_head, folded_head),
+    "doubled": (plain_head, lambda n: nn.Sequential(GradientReversal(), nn.Linear(n, 1))),
+    "without state": (plain_head, lambda n: nn.Sequential(GradientReverseLayer(), nn.Linear(n, 1))),
+}
+REPLACED = "a reversal was put into domain_head, or taken from it, after the network was made"
+
+
+@pytest.mark.parametrize("kind", [DANN, CDAN])
+@pytest.mark.parametrize("replace", [with_another_head, with_another_element])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_reversal_that_is_replaced_later_is_refused_before_a_weight_changes(
+    change, replace, kind
+):
+    before, after = CHANGES[change]
+    model = made_with(before, kind)
+    model(X, Y, T)
+    replace(model, after(4 if kind is DANN else 8))
+    weights = copy.deepcopy(model.state_dict())
+    for call in (
+        lambda: model(X, Y, T),
+        lambda: fit(model, (X, Y), T, epochs=1, progress=False),
+        lambda: copy.deepcopy(model)(X, Y, T),
+        lambda: pickle.loads(pickle.dumps(model))(X, Y, T),
+    ):
+        with pytest.raises(ValueError, match=REPLACED):
+            call()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("replace", [with_another_head, with_another_element])
+@pytest.mark.parametrize("change", ["lost", "another", "folded"])
+def test_a_compiled_network_sees_a_replaced_reversal(change, replace):
+    before, after = CHANGES[change]
+    model = made_with(before)
+    compiled = torch.compile(model, backend="eager")
+    compiled(X, Y, T)
+    replace(model, after(4))
+    with pytest.raises(ValueError, match=REPLACED):
+        compiled(X, Y, T)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_keeps_the_reversal_may_replace_the_head():
+    model = made_with(plain_head)
+    model.domain_head = nn.Linear(4, 1)
+    assert check_reversal(model, (X, Y, T)).ok
+    model = made_with(folded_head)
+    model.domain_head[1] = nn.Sequential(nn.Tanh(), nn.Linear(4, 1))
+    model = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    model.domain_head = torch.compile(model.domain_head, backend="eager")
+    assert check_reversal(model, (X, Y, T)).ok
+
+
+def test_a_replica_of_data_parallel_goes_on():
+    model = made_with(folded_head)
+    first = model.domain_head[0]
+    replica, layer = (it._replicate_for_data_parallel() for it in (model, first))
+    # As torch.nn.parallel.replicate fills them in, with tensors of another device.
+    layer.weight, layer.bias, layer.scale = (
+        it.detach().clone() for it in (first.weight, first.bias, first.scale)
+    )
+    replica.domain_head = nn.Sequential(layer, model.domain_head[1])
+    assert torch.equal(replica(X, Y, T).loss, model(X, Y, T).loss)

@@ -14,20 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checks import check_finite
-from ..compat import GradientReverseLayer, RevGrad, WarmStartGradientReverseLayer, is_theirs
-from ..nn import FoldedReversal, GradientReversal
+from ..nn import GradientReversal
 from ..schedules import Schedule
 from .batches import dtype_of, tensor_of
 from .labels import CrossEntropy, accuracy, check_labels, ignored_by, kind_of
-from .placing import given_to, refuse_learning_before
+from .placing import given_to, refuse_another, refuse_learning_before, the_folded_in
 from .probabilities import refuse_probabilities
-
-_REVERSALS = (
-    GradientReversal,
-    GradientReverseLayer,
-    RevGrad,
-    WarmStartGradientReverseLayer,
-)
 
 #: One batch, or one for each of several domains.
 Batches = Tensor | Sequence[Tensor]
@@ -146,18 +138,7 @@ class DANN(nn.Module):
 
     def _take_reversal(self, scale: Any, record_norm: bool) -> None:
         """Make the reversal, or find the one that the domain head begins with; refuse a second."""
-        first = self.domain_head
-        while isinstance(first, nn.Sequential) and len(first):
-            first = first[0]
-        found = [part for part in first.modules() if isinstance(part, FoldedReversal)]
-        folded = found[0] if found else None
-        for name, part in self.named_modules():
-            if (isinstance(part, _REVERSALS) and part is not folded) or is_theirs(part):
-                raise ValueError(
-                    f"{name} is a reversal, and the network brings its own, so that the two would "
-                    "undo each other: leave it out (a domain head may begin with a "
-                    "ReversedLinear or a ReversedConv2d)"
-                )
+        first, folded = the_folded_in(self)
         self._folded = folded is not None
         # Whether the first step has still to show that nothing of the head learns before it. A look
         # inside a compiled head would compile it twice.
@@ -172,6 +153,12 @@ class DANN(nn.Module):
         folded.record_norm |= bool(record_norm)
         # Past nn.Module, which would save its weights under two names.
         self.__dict__["reversal"] = folded
+
+    def _refuse_replaced(self) -> None:
+        """ValueError where `model.reversal` is not what the domain head has by now."""
+        # A replica of DataParallel reads λ of the layer that it is a replica of.
+        if not getattr(self, "_is_replica", False):
+            refuse_another(self.domain_head, self.reversal.scale if self._folded else None)
 
     def forward(self, source: Batches, labels: Batches, target: Batches) -> Losses:
         """Losses and accuracies of one training step.
@@ -194,9 +181,11 @@ class DANN(nn.Module):
         TypeError, ValueError
             A domain that is missing or empty, shapes that do not fit, labels out of range (seen
             where the labels are on the CPU, or on the way there by `fit`), a head that ends in a
-            sigmoid or softmax: the domain head, or under cross-entropy the label head. At the first
-            step, unless compiled, a domain head in which a layer learns before its reversal.
+            sigmoid or softmax: the domain head, or under cross-entropy the label head. A reversal
+            that was put into the domain head, or taken from it, after the network was made. At the
+            first step, unless compiled, a domain head in which a layer learns before its reversal.
         """
+        self._refuse_replaced()
         sources, targets = _listed("source", source), _listed("target", target)
         answers = _listed("labels", labels)
         _check_batches(sources, answers, targets)
