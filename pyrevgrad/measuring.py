@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -84,13 +85,34 @@ class Probe:
         return inside == "" or name == inside or name.startswith(inside + ".")
 
     def run(self) -> Any:
-        """What the copy returns, from the same random state each time."""
+        """What the copy returns, from the same random state and the same buffers each time."""
         # Cloned, since the model may overwrite what it is given.
         args, kwargs = _each_float([self.args, self.kwargs], torch.clone)
         devices = sorted({p.device.index or 0 for p in self.model.parameters() if p.is_cuda})
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), self._forgetting():
             torch.manual_seed(self.seed)
             return self.model(*args, **kwargs)
+
+    @contextmanager
+    def _forgetting(self) -> Iterator[None]:
+        """Copies in the buffers' places, as a spectral norm goes on from what it left in its own.
+
+        In their places, and not written back: a gradient may still need what a forward wrote.
+        """
+        own = [
+            (module._buffers, name, buffer)
+            for module in self.model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        copies = {id(buffer): buffer.clone() for *_, buffer in own}
+        try:
+            for buffers, name, buffer in own:
+                buffers[name] = copies[id(buffer)]
+            yield
+        finally:
+            for buffers, name, buffer in own:
+                buffers[name] = buffer
 
     def chosen(self, output: Any, label: Any) -> tuple[Callable[[Any], Tensor], Any]:
         """How to take the domain output, and the label output if it is known, from a result."""
@@ -130,7 +152,9 @@ class Probe:
             value = take(self.run())
         by_tensor: dict[int, Tensor | None] = dict.fromkeys(map(id, tensors))
         if value.requires_grad:
-            gradients = torch.autograd.grad(value, tensors, allow_unused=True)
+            # A forward that is computed again begins with the buffers that it began with.
+            with self._forgetting():
+                gradients = torch.autograd.grad(value, tensors, allow_unused=True)
             by_tensor = dict(zip(map(id, tensors), gradients, strict=True))
         factors = {}
         self.without_effect = []

@@ -1,0 +1,70 @@
+"""What check_reversal measures on: a copy that forgets what its forwards write."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.checkpoint import checkpoint
+
+from pyrevgrad import check_reversal
+from pyrevgrad.adversarial import DANN
+from pyrevgrad.nn import GradientReversal, ReversedLinear
+
+X, Y = torch.randn(16, 2, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 2
+
+
+def head(normed):
+    return nn.Sequential(normed(nn.Linear(16, 16)), nn.LeakyReLU(0.2), normed(nn.Linear(16, 1)))
+
+
+class Drifting(nn.Module):
+    """Divides by a number that each forward replaces, and counts in shared memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("size", torch.ones(()))
+        self.register_buffer("count", torch.tensor(0))
+        self.register_buffer("same", self.count)
+        self.register_buffer("nothing", None)
+
+    def forward(self, x):
+        assert self.same is self.count
+        self.count += 1
+        self.size = self.size * 1.5 + self.count
+        return x / self.size
+
+
+class Checkpointed(nn.Sequential):
+    def forward(self, x):
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+NORMS = {
+    "spectral norm": lambda: head(spectral_norm),
+    "spectral norm by hooks": lambda: head(nn.utils.spectral_norm),
+    "a size that drifts": lambda: nn.Sequential(nn.Linear(16, 4), Drifting(), nn.Linear(4, 1)),
+    "computed again": lambda: Checkpointed(*head(spectral_norm)),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_buffers_that_a_forward_writes_do_not_disturb(norm):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        features = nn.Sequential(nn.Linear(2, 16), nn.Tanh())
+        model = nn.Sequential(features, GradientReversal(0.3), NORMS[norm]())
+        before = [buffer.clone() for buffer in model.buffers()]
+        report = check_reversal(model, X, strict=False)
+        assert report.ok, report
+        assert all(map(torch.equal, model.buffers(), before))
+
+
+def test_a_dann_with_a_spectral_norm_in_its_head_is_measured():
+    for seed in range(3):
+        torch.manual_seed(seed)
+        domain = nn.Sequential(ReversedLinear(8, 16, activation="tanh"), head(spectral_norm))
+        model = DANN(nn.Sequential(nn.Linear(2, 8), nn.Tanh()), nn.Linear(8, 2), domain)
+        report = check_reversal(model, (X, Y, X + 1), strict=False)
+        assert report.ok, report
