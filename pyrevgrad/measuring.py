@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -148,18 +148,21 @@ class Probe:
             found.setdefault(_plain_name(name) or "(itself)", []).extend(own)
         found = {name: group for name, group in found.items() if group}
         tensors = [tensor for group in found.values() for tensor in group]
-        with torch.enable_grad():
+        for tensor in tensors:
+            tensor.grad = None
+        # Of DistributedDataParallel the mean over the processes would be another function's.
+        alone = getattr(self.model, "no_sync", nullcontext)
+        with torch.enable_grad(), alone():
             value = take(self.run())
-        by_tensor: dict[int, Tensor | None] = dict.fromkeys(map(id, tensors))
-        if value.requires_grad:
-            # A forward that is computed again begins with the buffers that it began with.
-            with self._forgetting():
-                gradients = torch.autograd.grad(value, tensors, allow_unused=True)
-            by_tensor = dict(zip(map(id, tensors), gradients, strict=True))
+            if value.requires_grad:
+                # A forward that is computed again begins with the buffers that it began with; by
+                # reentrant checkpointing, it is for backward() alone.
+                with self._forgetting():
+                    value.backward()
         factors = {}
         self.without_effect = []
         for name, group in found.items():
-            gradients_here = [by_tensor[id(tensor)] for tensor in group]
+            gradients_here = [tensor.grad for tensor in group]
             factor = self._factor(take, group, gradients_here)
             if factor is not None:
                 factors[name] = factor

@@ -1,5 +1,7 @@
 """What check_reversal measures on: a copy that forgets what its forwards write."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import nn
@@ -35,8 +37,10 @@ class Drifting(nn.Module):
 
 
 class Checkpointed(nn.Sequential):
+    reentrant = False
+
     def forward(self, x):
-        return checkpoint(super().forward, x, use_reentrant=False)
+        return checkpoint(super().forward, x, use_reentrant=self.reentrant)
 
 
 NORMS = {
@@ -68,3 +72,38 @@ def test_a_dann_with_a_spectral_norm_in_its_head_is_measured():
         model = DANN(nn.Sequential(nn.Linear(2, 8), nn.Tanh()), nn.Linear(8, 2), domain)
         report = check_reversal(model, (X, Y, X + 1), strict=False)
         assert report.ok, report
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+def test_reentrant_checkpointing_is_measured():
+    torch.manual_seed(0)
+    block = Checkpointed(*head(spectral_norm))
+    block.reentrant = True
+    model = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), GradientReversal(0.3), block)
+    model(X).sum().backward()
+    before = [parameter.grad.clone() for parameter in model.parameters()]
+    assert check_reversal(model, X).factors["0"] == pytest.approx(-0.5, rel=1e-3)
+    assert all(map(torch.equal, (parameter.grad for parameter in model.parameters()), before))
+
+
+class Shared(nn.Sequential):
+    """Changes its gradient by that of other processes, as DistributedDataParallel does."""
+
+    shares = True
+
+    @contextmanager
+    def no_sync(self):
+        self.shares = False
+        yield
+        self.shares = True
+
+    def forward(self, x):
+        y = super().forward(x)
+        if self.shares and y.requires_grad:
+            y.register_hook(lambda g: g * 0.7)
+        return y
+
+
+def test_the_gradient_of_one_process_is_measured():
+    model = Shared(nn.Linear(2, 16), nn.Tanh(), GradientReversal(0.3), nn.Linear(16, 1))
+    assert check_reversal(model, X).factors["3"] == pytest.approx(1.0, rel=1e-3)
