@@ -134,7 +134,15 @@ def check_reversal(
     expected = None if scale is None else check_finite("scale", scale)
     if expected == 0:
         raise ValueError("scale is 0: no reversal could be seen; check with another λ")
-    probe = Probe(model, inputs, features, dtype)
+    # In inference mode nothing could be recorded, on the copy neither.
+    with torch.inference_mode(False):
+        report = _report(Probe(model, inputs, features, dtype), expected, output, label)
+    if strict and not report.ok:
+        raise ReversalError(report)
+    return report
+
+
+def _report(probe: Probe, expected: float | None, output: Any, label: Any) -> ReversalReport:
     own = probe.scales() if expected is None else {}
     expected = probe.set_scale() if expected is None else expected
     domain, labels = probe.chosen(output, label)
@@ -146,10 +154,7 @@ def check_reversal(
         verdict, sentence, factors = _measured(probe, domain, labels, expected)
     if verdict == "reversed":
         verdict, sentence = _as_it_stands(sentence, own, expected)
-    report = ReversalReport(verdict, sentence, expected, factors)
-    if strict and not report.ok:
-        raise ReversalError(report)
-    return report
+    return ReversalReport(verdict, sentence, expected, factors)
 
 
 def _as_it_stands(sentence: str, own: dict[str, float], expected: float) -> tuple[str, str]:

@@ -44,12 +44,15 @@ class Probe:
 
     def _prepared(self, inputs: Any) -> tuple[list[Any], dict[str, Any]]:
         def taken(it: Tensor) -> Tensor:
+            # Labels too: autograd keeps no tensor that inference mode made.
+            if not _is_float(it):
+                return it.clone()
             return it.detach().to(self.dtype, copy=True).requires_grad_()
 
         if isinstance(inputs, Mapping):
-            return [], {name: _each_float(it, taken) for name, it in inputs.items()}
+            return [], {name: _each_tensor(it, taken) for name, it in inputs.items()}
         given = inputs if isinstance(inputs, (tuple, list)) else [inputs]
-        return [_each_float(it, taken) for it in given], {}
+        return [_each_tensor(it, taken) for it in given], {}
 
     def scales(self) -> dict[str, float]:
         """λ of every live layer of ours, by its name."""
@@ -87,7 +90,7 @@ class Probe:
     def run(self) -> Any:
         """What the copy returns, from the same random state and the same buffers each time."""
         # Cloned, since the model may overwrite what it is given.
-        args, kwargs = _each_float([self.args, self.kwargs], torch.clone)
+        args, kwargs = _each_tensor([self.args, self.kwargs], torch.clone)
         devices = sorted({p.device.index or 0 for p in self.model.parameters() if p.is_cuda})
         with torch.random.fork_rng(devices=devices), self._forgetting():
             torch.manual_seed(self.seed)
@@ -212,28 +215,24 @@ class Probe:
                 tensor.copy_(before)
 
 
-def _each_float(it: Any, change: Callable[[Tensor], Any]) -> Any:
-    """`it` with every floating-point tensor changed, in lists, tuples and dicts of any depth."""
-    if _is_float(it):
+def _each_tensor(it: Any, change: Callable[[Tensor], Any]) -> Any:
+    """`it` with every tensor changed, in lists, tuples and dicts of any depth."""
+    if isinstance(it, Tensor):
         return change(it)
     if type(it) is dict:
-        return {name: _each_float(part, change) for name, part in it.items()}
+        return {name: _each_tensor(part, change) for name, part in it.items()}
     if type(it) in (list, tuple):
-        return type(it)(_each_float(part, change) for part in it)
+        return type(it)(_each_tensor(part, change) for part in it)
     if isinstance(it, tuple) and hasattr(it, "_make"):
-        return it._make(_each_float(part, change) for part in it)
+        return it._make(_each_tensor(part, change) for part in it)
     return it
 
 
 def _floats(it: Any) -> list[Tensor]:
-    """The tensors that `_each_float` would change."""
+    """The floating-point tensors that `_each_tensor` would change."""
     found: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> None:
-        found.append(tensor)
-
-    _each_float(it, keep)
-    return found
+    _each_tensor(it, found.append)
+    return [tensor for tensor in found if _is_float(tensor)]
 
 
 def _plain_name(name: str) -> str:

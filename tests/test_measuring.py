@@ -107,3 +107,19 @@ class Shared(nn.Sequential):
 def test_the_gradient_of_one_process_is_measured():
     model = Shared(nn.Linear(2, 16), nn.Tanh(), GradientReversal(0.3), nn.Linear(16, 1))
     assert check_reversal(model, X).factors["3"] == pytest.approx(1.0, rel=1e-3)
+
+
+def test_inference_mode_changes_no_verdict():
+    def made():
+        torch.manual_seed(0)
+        body, label = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8)), nn.Linear(8, 2)
+        return DANN(body, label, nn.Linear(8, 1), scale=0.3), (X + 0, Y + 0, X + 1)
+
+    model, inputs = made()
+    wanted = check_reversal(model, inputs).factors
+    with torch.inference_mode():
+        assert check_reversal(model, inputs).factors == wanted
+        model, inputs = made()
+        assert check_reversal(model, inputs).factors == wanted
+        assert torch.is_inference_mode_enabled()
+    assert check_reversal(model, inputs).factors == wanted
