@@ -36,14 +36,16 @@ class ReversalReport:
     ----------
     verdict : str
         "reversed" if all is well; else "wrong sign", "doubled sign", "no effect", "wrong place",
-        "scale lost", "no gradient" or "not proportional".
+        "scale lost", "no gradient", "not proportional" or "not measured".
     sentence : str
         The verdict in words.
     scale : float
         λ of the check.
     factors : dict of str to float
         For each module with parameters, and for the input: the gradient that autograd gives,
-        divided by the plain one. −λ where it is reversed, 1 where it is not.
+        divided by the plain one. −λ where it is reversed, 1 where it is not; infinite where the
+        forward is flat though autograd sends a gradient, as before a straight-through step: of
+        those nothing is judged.
     """
 
     verdict: str
@@ -178,9 +180,24 @@ def _measured(
     """The verdict, its sentence and the factors that it is about."""
     judge = _Judge(expected, CLOSE[probe.dtype])
     factors = probe.factors(domain)
-    verdict, sentence = judge.verdict(factors, probe.is_feature, probe.without_effect)
+    finite = _finite(factors)
+    flat = [name for name in factors if name not in finite]
+    verdict, sentence = "no gradient", ""
+    if finite:
+        verdict, sentence = judge.verdict(finite, probe.is_feature, probe.without_effect)
+    if flat:
+        why = (
+            f"the forward is flat in {_listed(flat)}, though autograd sends a gradient there, as "
+            "before a straight-through step, which differences cannot measure"
+        )
+        # Of what is left, which may be the head alone.
+        seen = any(probe.is_feature(name) for name in finite)
+        if verdict in ("no gradient", "no effect") and not seen:
+            verdict, sentence = "not measured", f"{why}: check without that step"
+        else:
+            sentence = f"{sentence} ({why})"
     if verdict == "reversed" and labels is not None:
-        others = probe.factors(labels)
+        others = _finite(probe.factors(labels))
         turned = judge.not_plain(others)
         if turned:
             verdict, factors = "wrong place", others
@@ -189,6 +206,10 @@ def _measured(
                 "reversal must stand before the domain head alone"
             )
     return verdict, sentence, factors
+
+
+def _finite(factors: dict[str, float]) -> dict[str, float]:
+    return {name: factor for name, factor in factors.items() if not math.isinf(factor)}
 
 
 def _listed(names: list[str]) -> str:

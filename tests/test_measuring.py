@@ -8,9 +8,10 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 
-from pyrevgrad import check_reversal
+from pyrevgrad import ReversalError, check_reversal
 from pyrevgrad.adversarial import DANN
-from pyrevgrad.nn import GradientReversal, ReversedLinear
+from pyrevgrad.nn import Activation, GradientReversal, ReversedLinear
+from pyrevgrad.rules import STRAIGHT_THROUGH
 
 X, Y = torch.randn(16, 2, generator=torch.Generator().manual_seed(0)), torch.arange(16) % 2
 
@@ -123,3 +124,43 @@ def test_inference_mode_changes_no_verdict():
         assert check_reversal(model, inputs).factors == wanted
         assert torch.is_inference_mode_enabled()
     assert check_reversal(model, inputs).factors == wanted
+
+
+# Straight-through steps, before which the forward is flat.
+
+
+def behind_a_step(*layers):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 8), Activation("sign", STRAIGHT_THROUGH), *layers)
+
+
+FLAT = "the forward is flat in input, 0, though autograd sends a gradient there"
+
+
+def test_what_lies_before_a_straight_through_step_is_named_and_the_rest_is_judged():
+    rest = nn.Linear(8, 8), nn.Tanh(), GradientReversal(0.3), nn.Linear(8, 1)
+    report = check_reversal(behind_a_step(*rest), X)
+    assert report.ok and FLAT in report.sentence
+    finite = {name: factor for name, factor in report.factors.items() if abs(factor) < 100}
+    assert finite == pytest.approx({"2": -0.5, "5": 1.0}, rel=1e-3)
+    twice = behind_a_step(nn.Linear(8, 8), GradientReversal(), GradientReversal(), nn.Linear(8, 1))
+    report = check_reversal(twice, X, strict=False)
+    assert report.verdict == "doubled sign" and FLAT in report.sentence
+
+
+def test_features_that_all_lie_before_a_straight_through_step_are_not_measured():
+    for rest in ((GradientReversal(0.3),), ()):
+        with pytest.raises(ReversalError, match=f"not measured: {FLAT}.*check without that step"):
+            check_reversal(behind_a_step(*rest, nn.Linear(8, 1)), X)
+    model = nn.Sequential(behind_a_step(nn.Linear(8, 8)), nn.Linear(8, 1))
+    report = check_reversal(model, X, features="0", strict=False)
+    assert report.verdict == "no effect" and "0.0" in report.sentence
+    alone = check_reversal(Activation("sign", STRAIGHT_THROUGH), X, strict=False)
+    assert alone.verdict == "not measured"
+
+
+def test_a_step_in_the_label_head_is_no_wrong_place():
+    torch.manual_seed(0)
+    features = nn.Sequential(nn.Linear(2, 8), nn.Tanh())
+    label = nn.Sequential(nn.Linear(8, 8), Activation("sign", STRAIGHT_THROUGH), nn.Linear(8, 2))
+    assert check_reversal(DANN(features, label, nn.Linear(8, 1)), (X, Y, X + 1)).ok
