@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from compiling import fresh_compiler  # noqa: F401
 from torch import nn
 
 import pyrevgrad
@@ -153,3 +154,39 @@ def test_the_error_comes_before_a_weight_changes():
     with pytest.raises(ValueError, match="takes logits"):
         pyrevgrad.adversarial.fit(model, (x, y), x, epochs=1, progress=False)
     assert all(map(torch.equal, before, model.parameters()))
+
+
+# Under a compiler, which shows no graph: of a head that is layers in a row, the last tells.
+
+IN_A_ROW = ("nn.Sigmoid", "nested", "nn.Softmax", "ours", "folded")
+
+
+def compiled_step(head, whole, network=DANN):
+    def compiled(module):
+        return torch.compile(module, backend="aot_eager")
+
+    model = network(nn.Linear(3, 4), nn.Linear(4, 2), head if whole else compiled(head))
+    model = compiled(model) if whole else model
+    return model(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]), torch.randn(5, 3))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("whole", [True, False], ids=["the network", "the head"])
+@pytest.mark.parametrize("name", IN_A_ROW)
+def test_a_compiled_head_of_probabilities_is_refused(name, whole):
+    with pytest.raises(ValueError, match=r"domain_head ends in a s\w+, .* takes logits"):
+        compiled_step(PROBABILITIES[name], whole)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("whole", [True, False], ids=["the network", "the head"])
+@pytest.mark.parametrize("head", LOGITS.values(), ids=LOGITS)
+def test_a_compiled_head_of_logits_is_not(head, whole):
+    assert compiled_step(head, whole).loss.isfinite()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_last_layer_is_seen():
+    last = torch.compile(nn.Sigmoid(), backend="aot_eager")
+    with pytest.raises(ValueError, match="domain_head ends in a sigmoid"):
+        step(nn.Sequential(nn.Linear(4, 1), last))

@@ -34,11 +34,9 @@ def refuse_probabilities(name: str, head: nn.Module, logits: Tensor, taker: str)
     `taker` is what takes logits of the head that `name` calls.
 
     Seen in the graph of what it made; the layers are asked only where the graph ends in a function
-    that does not say what it computes, or where there is none. A head that goes on to anything
-    else, as to the logarithm, is none of these.
+    that does not say what it computes, as a compiled one, or where there is none, as in a compiler.
+    A head that goes on to anything else, as to the logarithm, is none of these.
     """
-    if torch.compiler.is_compiling():
-        return
     found = _last(head, logits)
     if found is not None:
         raise ValueError(
@@ -49,10 +47,10 @@ def refuse_probabilities(name: str, head: nn.Module, logits: Tensor, taker: str)
 
 
 def _last(head: nn.Module, logits: Tensor) -> str | None:
-    node: Any = logits.grad_fn
+    node: Any = None if torch.compiler.is_compiling() else logits.grad_fn
     while node is not None and _name(node).removesuffix("Backward") in _CARRIERS:
         node = node.next_functions[0][0]
-    if node is None:
+    if node is None or _name(node) == "CompiledFunctionBackward":
         plain = all(type(module).forward is nn.Sequential.forward for module in _sequences(head))
         return _in_layers(head) if plain else None
     if recorded_by_us(node) or isinstance(node, BackwardCFunction):
@@ -66,15 +64,20 @@ def _name(node: Any) -> str:
 
 def _sequences(head: nn.Module) -> Iterator[nn.Sequential]:
     """The layers in a row that `head` is, and those that its last layer is, and so on."""
-    last: Any = head
+    last = _uncompiled(head)
     while isinstance(last, nn.Sequential) and len(last):
         yield last
-        last = last[-1]
+        last = _uncompiled(last[-1])
+
+
+def _uncompiled(layer: Any) -> Any:
+    """The layer that torch.compile wraps, or the layer itself."""
+    return getattr(layer, "_orig_mod", layer)
 
 
 def _in_layers(head: nn.Module) -> str | None:
     sequences = list(_sequences(head))
-    last: Any = sequences[-1][-1] if sequences else head
+    last = _uncompiled(sequences[-1][-1] if sequences else head)
     if any(module._forward_hooks for module in (*sequences, last)):
         return None
     if isinstance(last, FoldedReversal):
