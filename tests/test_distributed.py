@@ -61,6 +61,8 @@ def worker(mode, folder):
         except ValueError as error:
             (folder / f"bare {rank}.txt").write_text(str(error))
     wrapped = nn.parallel.DistributedDataParallel(model)
+    if mode == "compiled":
+        wrapped = torch.compile(wrapped, backend="eager")
     options = {"checkpoint": folder / "run.pt", "resume": True}
     if mode == "killed":
 
@@ -112,6 +114,10 @@ def sharded(folder):
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
     for part in (model.features, model.label_head, model.domain_head, model):
         fully_shard(part, mesh=mesh)
+    try:
+        train(model)
+    except ValueError as error:
+        (folder / f"refused {rank}.txt").write_text(str(error))
     loop(model, slice(rank, None, 2))
     full = {
         name: value.full_tensor() if hasattr(value, "full_tensor") else value
@@ -233,6 +239,15 @@ def test_two_processes_match_one_with_the_joined_batch(whole):
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name
 
 
+def test_what_torch_compile_wraps_trains_in_both(tmp_path, whole):
+    codes, said = launched(tmp_path, "compiled")
+    assert codes == [0, 0], said
+    for rank in range(2):
+        ours, theirs = saved(tmp_path, rank), saved(whole, rank)
+        for name, wanted in theirs.items():
+            torch.testing.assert_close(ours[name], wanted)
+
+
 def test_a_killed_run_of_two_continues_bit_for_bit(tmp_path, whole):
     assert launched(tmp_path, "killed")[0] == [9, 9]
     assert torch.load(tmp_path / "run.pt")["step"] == 3 * 4
@@ -285,6 +300,8 @@ def test_fsdp2_matches_one_process_and_leaves_the_scale_alone(tmp_path):
         for name, wanted in model.state_dict().items():
             torch.testing.assert_close(found[name], wanted, rtol=2e-5, atol=2e-6)
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == [0.3, "torch.float64"]
+        refused = (tmp_path / f"refused {rank}.txt").read_text()
+        assert "does not train a model that FSDP has sharded" in refused
 
 
 def test_the_recorded_norm_of_a_sharded_gradient_is_that_of_the_whole(tmp_path):

@@ -16,14 +16,16 @@ class Processes:
     Raises
     ------
     ValueError
-        There are several and the model would train in each by itself.
+        There are several and the model would train in each by itself, or is sharded over them.
     """
 
     def __init__(self, model: nn.Module) -> None:
         ready = dist.is_available() and dist.is_initialized()
         self.count = dist.get_world_size() if ready else 1
         self.rank = dist.get_rank() if ready else 0
-        if self.count > 1 and not isinstance(model, DistributedDataParallel):
+        together = any(isinstance(it, DistributedDataParallel) for it in _layers_around(model))
+        if self.count > 1 and not together:
+            _refuse_sharded(model)
             raise ValueError(
                 f"torch.distributed runs {self.count} processes, and the model would train in each "
                 "by itself: wrap it in torch.nn.parallel.DistributedDataParallel"
@@ -32,11 +34,7 @@ class Processes:
     @staticmethod
     def unwrapped(model: nn.Module) -> nn.Module:
         """The network inside DistributedDataParallel or torch.compile."""
-        while isinstance(model, DistributedDataParallel) or hasattr(model, "_orig_mod"):
-            inside = model.module if isinstance(model, DistributedDataParallel) else model._orig_mod
-            assert isinstance(inside, nn.Module)
-            model = inside
-        return model
+        return _layers_around(model)[-1]
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the processes, in each of them."""
@@ -76,3 +74,26 @@ class Processes:
         """Go on when all have come here."""
         if self.count > 1:
             dist.barrier()
+
+
+def _layers_around(model: nn.Module) -> list[nn.Module]:
+    """The model as it was given, and what is inside it, down to the network."""
+    found = [model]
+    while isinstance(model, DistributedDataParallel) or hasattr(model, "_orig_mod"):
+        inside = model.module if isinstance(model, DistributedDataParallel) else model._orig_mod
+        assert isinstance(inside, nn.Module)
+        model = inside
+        found.append(model)
+    return found
+
+
+def _refuse_sharded(model: nn.Module) -> None:
+    """ValueError where FSDP has sharded the model, which fit neither saves nor scores whole."""
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    if any(isinstance(it, (FSDPModule, FullyShardedDataParallel)) for it in model.modules()):
+        raise ValueError(
+            "fit does not train a model that FSDP has sharded, whose checkpoint would be of a part "
+            "of the weights: wrap it in torch.nn.parallel.DistributedDataParallel, or write the "
+            "loop yourself"
+        )
