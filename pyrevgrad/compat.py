@@ -5,6 +5,7 @@ Same constructor arguments, defaults and values; λ and counters are saved. Impo
 
 from __future__ import annotations
 
+import ctypes
 import math
 from typing import Any
 
@@ -237,9 +238,8 @@ def _shown(scale: Tensor) -> str:
     return "meta" if scale.is_meta else f"{scale.item():.6g}"
 
 
-def _rounded(alpha: float | Tensor) -> Tensor:
+def _rounded(alpha: float | Tensor) -> float | Tensor:
     """Alpha in float32: the other library multiplies by a float32 tensor."""
     number, tensor = check_scale(alpha)
-    if tensor is None:
-        return torch.tensor(number, dtype=torch.float32)
-    return tensor.detach().to(torch.float32)
+    # A number stays one, which a layer made on the meta device has to know.
+    return ctypes.c_float(number).value if tensor is None else tensor.detach().to(torch.float32)

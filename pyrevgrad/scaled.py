@@ -17,10 +17,18 @@ _PLAIN_TYPES = (Tensor, nn.Parameter)
 
 
 def _checked(value: object) -> tuple[float, Tensor | None]:
-    """As `check_scale`, and ValueError for a tensor of NaN where reading it waits for nothing."""
+    """As `check_scale`, and ValueError for a tensor of NaN where reading it waits for nothing.
+
+    One on the meta device would be NaN as soon as it has a value.
+    """
     number, tensor = check_scale(value)
     if tensor is None or torch.compiler.is_compiling() or type(tensor) not in _PLAIN_TYPES:
         return number, tensor
+    if tensor.is_meta:
+        raise ValueError(
+            "scale is a tensor on the meta device, where it has no value: give a number, which a "
+            "layer made there keeps"
+        )
     if tensor.is_cpu and not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         check_number("scale", tensor.item())
     return number, tensor
@@ -70,8 +78,9 @@ class Scaled(nn.Module):
         Raises
         ------
         TypeError, ValueError
-            Not a number nor a 0-dim floating tensor, one that requires grad, or NaN (of a tensor,
-            where it is the CPU's, which reads it without waiting, and no compiler traces).
+            Not a number nor a 0-dim floating tensor, one that requires grad or is on the meta
+            device, or NaN (of a tensor, where it is the CPU's, which reads it without waiting, and
+            no compiler traces).
         """
         if self.scale is None:
             raise ValueError(

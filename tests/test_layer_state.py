@@ -11,6 +11,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from pyrevgrad import EXACT, GUIDED, rectgrad, reverse
+from pyrevgrad.compat import RevGrad
 from pyrevgrad.nn import Activation, GradientReversal, ReversedConv2d, ReversedLinear
 from pyrevgrad.schedules import LinearSchedule
 
@@ -100,11 +101,27 @@ def test_to_empty_from_meta_gives_the_scale_back(make):
     assert layer.scale.item() == 0.3 and layer.scale.dtype == torch.float64
 
 
-def test_a_layer_made_on_meta_has_its_scale_after_to_empty():
+@pytest.mark.parametrize("make", [GradientReversal, RevGrad])
+def test_a_layer_made_on_meta_has_its_scale_after_to_empty(make):
     with torch.device("meta"):
-        model = nn.Sequential(nn.Linear(2, 2), GradientReversal(0.3))
+        model = nn.Sequential(nn.Linear(2, 2), make(0.3))
+    assert model[1].scale.is_meta
     model.to_empty(device="cpu")
     torch.testing.assert_close(slopes(model[1]), [-0.3, -0.3])
+
+
+def test_a_tensor_that_has_no_value_is_no_scale():
+    with torch.device("meta"):
+        layer, nothing = GradientReversal(0.3), torch.tensor(0.5)
+        for call in (
+            lambda: GradientReversal(nothing),
+            lambda: RevGrad(nothing),
+            lambda: Activation("relu", reverse(nothing)),
+            lambda: layer.set_scale(nothing),
+        ):
+            with pytest.raises(ValueError, match="scale is a tensor on the meta device, where it"):
+                call()
+    assert layer.to_empty(device="cpu").scale.item() == 0.3
 
 
 def test_a_loaded_scale_survives_a_way_over_meta():
