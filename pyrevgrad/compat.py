@@ -1,4 +1,4 @@
-"""The reversal layers of two other libraries, by their names: changing the import is the migration.
+"""The reversals of two other libraries, by their names: changing the import is the migration.
 
 Same constructor arguments, defaults and values; λ and counters are saved. Imports the layers.
 """
@@ -18,7 +18,7 @@ from .rules import reverse
 from .scaled import Scaled
 from .schedules import uncompiled
 
-__all__ = ["GradientReverseLayer", "RevGrad", "WarmStartGradientReverseLayer"]
+__all__ = ["GradientReverseLayer", "RevGrad", "WarmStartGradientReverseLayer", "revgrad"]
 
 #: Where the layers of these names come from; dalib is what tllib was called before.
 _PACKAGES = ("pytorch_revgrad", "tllib", "dalib")
@@ -101,6 +101,27 @@ class RevGrad(_Migrated):
     def extra_repr(self) -> str:
         """λ now."""
         return f"alpha={_shown(self._alpha)}"
+
+
+def revgrad(input_: Tensor, alpha_: float | Tensor) -> Tensor:
+    """pytorch-revgrad's function: `input_` as a view, whose backward is ``gx = −alpha_ · g``.
+
+    As `pyrevgrad.reverse_gradient`. Unlike there, `alpha_` may be a number; a tensor is 0-dim and
+    does not require grad, and the input is not kept alive until backward.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An alpha_ that is neither.
+
+    Examples
+    --------
+    >>> x = torch.ones(2, requires_grad=True)
+    >>> revgrad(x, torch.tensor(0.5)).sum().backward()
+    >>> x.grad
+    tensor([-0.5000, -0.5000])
+    """
+    return functional.reverse_gradient(input_, alpha_)
 
 
 class GradientReverseLayer(nn.Module):

@@ -12,7 +12,7 @@ import torch._dynamo.testing
 from torch import nn
 
 import pyrevgrad
-from pyrevgrad.compat import GradientReverseLayer, RevGrad, WarmStartGradientReverseLayer
+from pyrevgrad.compat import GradientReverseLayer, RevGrad, WarmStartGradientReverseLayer, revgrad
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -51,6 +51,27 @@ def test_revgrad_gives_the_gradients_of_pytorch_revgrad_bit_for_bit(alpha, dtype
     ours, other = RevGrad(*given), theirs.RevGrad(*given)
     assert torch.equal(gradient(ours, x, g), gradient(other, x, g))
     assert torch.equal(ours(x), other(x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("alpha", [1.0, 0.3, -1.5])
+def test_the_function_revgrad_gives_the_gradients_of_pytorch_revgrads_bit_for_bit(alpha, dtype):
+    theirs = pytest.importorskip(
+        "pytorch_revgrad.functional", reason="pytorch-revgrad is not installed"
+    )
+    x, g = drawn(dtype)
+    scale = torch.tensor(alpha)
+    wanted = gradient(theirs.revgrad, x, g, scale)
+    assert torch.equal(gradient(revgrad, x, g, scale), wanted)
+    assert torch.equal(revgrad(x, scale), x) and revgrad(x, scale).data_ptr() == x.data_ptr()
+
+
+def test_the_function_revgrad_multiplies_by_minus_its_alpha():
+    x, g = drawn()
+    for alpha in (0.25, torch.tensor(0.25)):
+        assert torch.equal(gradient(revgrad, x, g, alpha), -0.25 * g)
+    with pytest.raises(ValueError, match="0-dim tensor"):
+        revgrad(x, torch.ones(2))
 
 
 def test_revgrad_takes_the_arguments_of_pytorch_revgrad():
