@@ -164,7 +164,8 @@ class WarmStartGradientReverseLayer(_Migrated):
         > 0.
     auto_step : bool
         Whether each forward is a step; `step()` is one otherwise. Forwards under ``torch.no_grad``
-        and in eval mode count as well, as there.
+        and in eval mode count as well, as there; so does one that activation checkpointing computes
+        again, whose λ is then that of the next step: call `step()` yourself there.
 
     Raises
     ------

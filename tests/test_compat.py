@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import pyrevgrad
 from pyrevgrad.compat import GradientReverseLayer, RevGrad, WarmStartGradientReverseLayer, revgrad
@@ -220,6 +221,15 @@ def test_auto_step_counts_forwards_and_the_first_has_lo():
         [published_warm_start(i, lo=0.5, max_iters=10) for i in range(4)], rel=1e-12
     )
     assert layer.iter_num == 4
+
+
+def test_auto_step_counts_a_forward_that_is_computed_again_as_the_docstring_says():
+    layer = WarmStartGradientReverseLayer(alpha=10.0, max_iters=4, auto_step=True)
+    x = torch.ones(2, requires_grad=True)
+    checkpoint(layer, x, use_reentrant=True).sum().backward()
+    assert layer.iter_num == 2
+    wanted = published_warm_start(1, alpha=10.0, max_iters=4)
+    torch.testing.assert_close(x.grad, torch.full((2,), -wanted))
 
 
 def test_the_scale_of_a_backward_is_that_of_its_forward():
