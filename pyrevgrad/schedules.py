@@ -74,12 +74,25 @@ class Schedule:
     ----------
     value : float
         The scale now.
+    steps : int
+        How many steps were taken, >= 0. Set, it tells the layers that follow, as `step()` does.
     """
 
     def __init__(self, max_steps: int) -> None:
         self.max_steps = _check_steps(max_steps)
-        self.steps = 0
+        self._steps = 0
         self._followers: list[weakref.ref[Any]] = []
+
+    @property
+    def steps(self) -> int:
+        """How many steps were taken."""
+        return self._steps
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        if not is_whole(steps) or operator.index(steps) < 0:
+            raise ValueError(f"steps must be an int >= 0, got {steps!r}")
+        self._go_to(operator.index(steps))
 
     @property
     def progress(self) -> float:
@@ -131,11 +144,11 @@ class Schedule:
     @uncompiled
     def _go_to(self, steps: int) -> None:
         """Be at `steps` and tell the layers; stay where that has no value, or none for them."""
-        before, self.steps = self.steps, steps
+        before, self._steps = self._steps, steps
         try:
             self._tell(self.value)
         except BaseException:
-            self.steps = before
+            self._steps = before
             raise
 
     def _tell(self, value: float) -> None:

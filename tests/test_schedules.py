@@ -97,6 +97,18 @@ def test_every_follower_is_told():
     layers = [GradientReversal(schedule) for _ in range(3)]
     schedule.step()
     assert [layer.scale.item() for layer in layers] == [0.25] * 3
+    schedule.steps = np.int64(3)
+    assert [layer.scale.item() for layer in layers] == [0.75] * 3
+    assert type(schedule.steps) is int and schedule.step() == 1.0
+
+
+@pytest.mark.parametrize("steps", [-1, 1.5, True, None])
+def test_a_wrong_number_of_steps_is_refused_and_changes_nothing(steps):
+    schedule = LinearSchedule(4)
+    layer = GradientReversal(schedule)
+    with pytest.raises(ValueError, match="steps must be an int >= 0, got"):
+        schedule.steps = steps
+    assert schedule.steps == 0 and layer.scale.item() == 0.0
 
 
 def test_a_dead_follower_is_dropped():
@@ -279,8 +291,12 @@ def test_a_schedule_whose_value_is_refused_is_not_followed():
 
 @pytest.mark.parametrize(
     "move",
-    [lambda it: it.step(), lambda it: it.load_state_dict({"steps": 2})],
-    ids=["step", "load"],
+    [
+        lambda it: it.step(),
+        lambda it: it.load_state_dict({"steps": 2}),
+        lambda it: setattr(it, "steps", 2),
+    ],
+    ids=["step", "load", "set"],
 )
 def test_a_step_that_a_layer_refuses_is_not_taken(move):
     schedule = Ending(4)
