@@ -1,4 +1,4 @@
-"""DANN's options set later, one label logit, losses that ignore no label, others' reversals."""
+"""DANN's options set later, one label logit, others' reversals, losses and parts of one's own."""
 
 import numpy as np
 import pytest
@@ -130,3 +130,18 @@ def test_the_layer_that_pytorch_revgrad_has_now_is_refused():
 def test_a_layer_that_only_shares_a_name_or_a_package_is_taken(package, name):
     layer = type(name, (_Theirs,), {"__module__": package})()
     DANN(nn.Linear(5, 6), nn.Linear(6, 3), nn.Sequential(layer, nn.Linear(6, 1)))
+
+
+class Two(nn.Linear):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("name", ["features", "label_head", "domain_head"])
+def test_a_part_that_returns_a_tuple_is_named(name, together):
+    parts = {"features": nn.Linear(5, 6), "label_head": nn.Linear(6, 3)}
+    parts["domain_head"] = nn.Linear(6, 1)
+    parts[name] = Two(parts[name].in_features, parts[name].out_features)
+    with pytest.raises(TypeError, match=f"{name} must return one tensor, not a tuple"):
+        DANN(**parts, together=together).double()(*batch())

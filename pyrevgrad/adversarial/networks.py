@@ -253,9 +253,10 @@ class DANN(nn.Module):
         """The features of all domains, in order."""
         if self.together:
             what = "source and target, which go through as one batch,"
-            found = self.features(_joined(what, batches, "; pass together=False"))
+            joined = _joined(what, batches, "; pass together=False")
+            found = _tensor_of("features", self.features(joined))
         else:
-            parts = [self.features(batch) for batch in batches]
+            parts = [_tensor_of("features", self.features(batch)) for batch in batches]
             found = _joined("the features of the domains", parts)
         if len(found) != sum(sizes):
             raise ValueError(
@@ -351,9 +352,9 @@ def _joined(what: str, parts: list[Tensor], cure: str = "") -> Tensor:
 def _headed(name: str, head: nn.Module, found: Tensor) -> Tensor:
     """What a head makes of features that the other head shares."""
     if torch.compiler.is_compiling():
-        return head(found)
+        return _tensor_of(name, head(found))
     try:
-        return head(found)
+        return _tensor_of(name, head(found))
     except RuntimeError as error:
         if "modified inplace" not in str(error):
             raise
@@ -361,6 +362,12 @@ def _headed(name: str, head: nn.Module, found: Tensor) -> Tensor:
             f"{name} overwrites its input, which both heads share: its first layer must not work "
             "in place (inplace=False)"
         ) from error
+
+
+def _tensor_of(name: str, made: Any) -> Tensor:
+    if not isinstance(made, Tensor):
+        raise TypeError(f"{name} must return one tensor, not a {type(made).__name__}")
+    return made
 
 
 def _judged(logits: Tensor, domain: int, domains: int) -> tuple[Tensor, Tensor]:
