@@ -291,3 +291,23 @@ def test_a_diverged_error_passes_between_processes(tmp_path):
 def test_an_infinite_λ_is_refused_before_training():
     with pytest.raises(ValueError, match="λ of the network's reversal is inf"):
         train(network(math.inf), after_epoch=never)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("first", [True, False])
+def test_a_run_continues_with_and_without_compiled_parts(tmp_path, first):
+    def made(compiled):
+        model = network()
+        if compiled:
+            model.features = torch.compile(model.features, backend="eager")
+        return model
+
+    source, _ = data()
+    options = {"checkpoint": tmp_path / "run.pt", "validation": source, "keep_best": True}
+    with pytest.raises(Killed):
+        train(made(first), after_epoch=kill_after(2), **options)
+    continued, whole = made(not first), made(False)
+    train(continued, resume=True, **options)
+    train(whole, validation=source, keep_best=True)
+    for ours, theirs in zip(weights(continued), weights(whole), strict=True):
+        torch.testing.assert_close(ours, theirs)

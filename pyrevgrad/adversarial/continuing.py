@@ -52,7 +52,7 @@ class Continuing:
         """Continue from what `save` wrote; nothing changes unless all of it fits."""
         run, content, refused = self.run, {}, None
         try:
-            content = checkpoints.read(self.path)
+            content = _named_as_here(checkpoints.read(self.path), run)
             self._check(content)
             *_, loaders = content["random"][run.processes.rank]
             for part, saved in zip(run.loaded, loaders, strict=True):
@@ -127,6 +127,23 @@ def _generators(run: Run) -> list[torch.Generator]:
     parts = [part for part in run.labelled.values() if isinstance(part, Loaded)]
     found = [generator for part in (*run.loaded, *parts) for generator in part.generators]
     return list({id(generator): generator for generator in found}.values())
+
+
+def _named_as_here(content: dict[str, Any], run: Run) -> dict[str, Any]:
+    """The same content, its weights by the names that they have with what is compiled here."""
+    own = {_uncompiled(name): name for name in run.network.state_dict()}
+
+    def named(state: dict[str, Any]) -> dict[str, Any]:
+        return {own.get(_uncompiled(name), name): tensor for name, tensor in state.items()}
+
+    best_epoch, loss, weights = content["best"]
+    best = best_epoch, loss, None if weights is None else named(weights)
+    return {**content, "model": named(content["model"]), "best": best}
+
+
+def _uncompiled(name: str) -> str:
+    """A name in a state_dict without what torch.compile puts into it."""
+    return name.replace("_orig_mod.", "")
 
 
 def _check_weights(path: Path, content: dict[str, Any], run: Run) -> None:
