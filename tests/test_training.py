@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from adversaries import Seen, data, network, same, train
+from adversaries import Seen, data, network, same, train, weights
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -370,3 +370,18 @@ def test_evaluate_weighs_batches_by_their_samples():
     assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
     assert parts.accuracy == whole.accuracy
     assert model.training
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_gradients_that_are_off_are_said_before_the_first_step(off):
+    model = network()
+    before = weights(model)
+    with off(), pytest.raises(ValueError, match="gradients are off where fit is called"):
+        train(model)
+    assert all(map(torch.equal, weights(model), before))
+
+
+@pytest.mark.parametrize("scale", [-0.5, LinearSchedule(12, high=-1.0)])
+def test_a_scale_below_zero_is_warned_of(scale):
+    with pytest.warns(UserWarning, match="λ is or becomes -.*: below 0 it undoes the reversal"):
+        train(network(scale))

@@ -74,6 +74,11 @@ class Run:
         network = Processes.unwrapped(model)
         if not isinstance(network, DANN):
             raise TypeError(f"fit trains a DANN, not {type(network).__name__}")
+        if not torch.is_grad_enabled():
+            raise ValueError(
+                "gradients are off where fit is called (torch.no_grad or torch.inference_mode), "
+                "and it trains by them: call it outside of that"
+            )
         self.network: DANN = network
         scale = float(network.reversal.readings()["scale"])
         if not math.isfinite(scale):
@@ -163,8 +168,18 @@ class Run:
         return done < self.epochs and not self.history.stopped_early
 
     def check_schedule(self) -> None:
-        """A warning where λ ends at less than half of where its schedule would take it."""
+        """A warning where λ is below 0, or ends at less than half of its schedule's height."""
         schedule, steps = self.network.schedule, self.steps
+        now = self.network.scale.item()
+        least = now if schedule is None else min(now, schedule.at(1.0))
+        if least < 0:
+            warnings.warn(
+                f"λ is or becomes {least:.3g}: below 0 it undoes the reversal, so that the "
+                "features help the domain head; give λ without its sign",
+                UserWarning,
+                stacklevel=3,
+            )
+            return
         if not isinstance(schedule, (GaninSchedule, LinearSchedule)) or steps is None:
             return
         last = schedule.steps + steps - self.step

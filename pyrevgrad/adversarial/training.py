@@ -104,8 +104,9 @@ def fit(
     Warns
     -----
     UserWarning
-        The optimizer leaves out a part; λ of a Ganin or linear schedule would end at less than half
-        of its height, since the run has fewer steps than its ``max_steps``.
+        The optimizer leaves out a part; λ is below 0, or its schedule ends there; λ of a Ganin or
+        linear schedule would end at less than half of its height, since the run has fewer steps
+        than its ``max_steps``.
 
     Raises
     ------
@@ -117,9 +118,9 @@ def fit(
     ValueError, TypeError
         Labels out of range, a domain or loader without samples, shapes that do not fit, a
         checkpoint of another training or one that could not be read again, `resume` without a
-        `checkpoint`, a λ that is infinite, an autocast to float16; an optimizer of none of the
-        model's parameters or whose step needs a closure, a scheduler of another optimizer or whose
-        step needs a metric.
+        `checkpoint`, a λ that is infinite, an autocast to float16, gradients turned off; an
+        optimizer of none of the model's parameters or whose step needs a closure, a scheduler of
+        another optimizer or whose step needs a metric.
     FileExistsError
         A checkpoint is there, and `resume` is not asked for.
     OSError
