@@ -359,16 +359,48 @@ def test_verify_takes_nan_and_infinite_gradients_that_are_the_rules():
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.5])
 def test_verify_refuses_a_swap_that_changes_a_value(value):
     class Seeing(nn.Module):
+        def forward(self, x):
+            y = F.relu(x)
+            return y if type(self) is Seeing else torch.where(y == 0, value, y)
+
+    with pytest.raises(SwapError, match=r"changed a value .*compares type\(module\) with a class"):
+        pyrevgrad.assert_overridden(Seeing(), GUIDED, torch.randn(6, 4))
+
+
+def test_verify_refuses_a_model_that_finds_its_layers_by_type_and_leaves_it_swapped():
+    class Collecting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU()])
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x) * (2 if type(layer) is nn.ReLU else 1)
+            return x
+
+    model, x = Collecting(), torch.randn(6, 4)
+    with swap(model, GUIDED) as outer, swap(model, DECONVNET) as inner:
+        held = [type(module) for module in model.modules()]
+        for swapped in (outer, inner):
+            with pytest.raises(SwapError, match="ask isinstance"):
+                swapped.verify(x)
+        assert [type(module) for module in model.modules()] == held
+        before = [site.forward for site in inner.report.replaced]
+        model(x.clone().requires_grad_())
+        assert [site.forward for site in inner.report.replaced] == [n + 1 for n in before]
+
+
+@pytest.mark.parametrize("first_only", [True, False])
+def test_verify_does_not_blame_the_swap_for_a_model_that_does_not_repeat_itself(first_only):
+    class Counting(nn.Module):
         calls = 0
 
         def forward(self, x):
             self.calls += 1
-            y = F.relu(x)
-            # The swap's run comes first.
-            return torch.where(y == 0, value, y) if self.calls == 1 else y
+            return F.relu(x) + (self.calls == 1 if first_only else self.calls)
 
-    with pytest.raises(SwapError, match="the swap changed a value of the model's output"):
-        pyrevgrad.assert_overridden(Seeing(), GUIDED, torch.randn(6, 4))
+    with pytest.raises(SwapError, match="the model does not repeat itself"):
+        pyrevgrad.assert_overridden(Counting(), GUIDED, torch.randn(6, 4))
 
 
 def test_verify_says_when_nothing_was_proved():

@@ -100,8 +100,9 @@ class ModifiedGradient(Attribution):
     Parameters
     ----------
     model : torch.nn.Module
-        Returns one tensor, (n, …). It is left as it was found: modules, buffers, ``.grad``, random
-        state.
+        Returns one tensor, (n, …), and chooses nothing by ``type(module) is C``, which does not
+        hold meanwhile (`isinstance` does). It is left as it was found: modules, buffers, ``.grad``,
+        random state.
     rule : Rule
     where : optional
         As `pyrevgrad.swap`; ReLU in every spelling if not given, and then a model in which other

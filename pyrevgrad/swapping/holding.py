@@ -78,7 +78,7 @@ class Swap:
         aliases: dict[nn.Module, list[str]] = {}
         for name, module in named.items():
             aliases.setdefault(module, []).append(name)
-        self._places = [
+        self.places = [
             Place(self, module, tuple(names))
             for module, names in aliases.items()
             if module is model or not places.calls_no_activation(module)
@@ -90,7 +90,7 @@ class Swap:
         _set_live(self, True)
 
     def _register_layers(self) -> None:
-        for place in self._places:
+        for place in self.places:
             kind = layer_kind(place.module)
             if kind is None:
                 continue
@@ -215,9 +215,7 @@ class Swap:
     def after_call(self, place: Place, forward: bool, args: Any, kwargs: Any, result: Any) -> None:
         """The checks after the outermost call of a method of a module of the model."""
         self.calls += forward
-        # While `verify` takes the plain gradients, what the forward showed stands already.
-        if not self.interceptor.thread.suspended:
-            self.unseen.left(place, (args, kwargs), result)
+        self.unseen.left(place, (args, kwargs), result)
         problem = self._problem(forward and place.module is self.model)
         if problem is not None:
             self._restore()
@@ -266,7 +264,7 @@ class Swap:
         """Announce the modules, once for any number of holders."""
         with self._lock:
             if not self._holds:
-                places.announce(self._places)
+                places.announce(self.places)
                 recomputation.begin()
             self._holds += 1
 
@@ -276,7 +274,7 @@ class Swap:
             self._holds -= 1
             if not self._holds:
                 recomputation.end()
-                places.silence(self._places)
+                places.silence(self.places)
 
     def _restore(self) -> bool:
         with self._lock:
@@ -307,8 +305,9 @@ class Swap:
         """Run the model forward and back, and prove by numbers that the rule was applied.
 
         Each activation's gradient is compared with the rule's formula in float64, and with the
-        plain gradient where the two must differ; values are compared with the plain ones. Buffers,
-        random state and ``.grad`` are left as they were.
+        plain gradient where the two must differ; values are compared with those of the model with
+        its own classes, which it has for that time in every thread. Buffers, random state and
+        ``.grad`` are left as they were.
 
         Parameters
         ----------
@@ -323,7 +322,8 @@ class Swap:
         Raises
         ------
         SwapError
-            A gradient is not the rule's, a value changed, or nothing was proved at these inputs.
+            A gradient is not the rule's, a value changed, the model does not repeat itself, or
+            nothing was proved at these inputs.
         """
         self._check_live()
         return verified(self, args, kwargs)

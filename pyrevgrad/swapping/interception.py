@@ -106,7 +106,6 @@ class _Thread(threading.local):
     def __init__(self) -> None:
         self.places: list[Place] = []
         self.active = False
-        self.suspended = False
         #: The frame that the model is called from.
         self.root: Any = None
 
@@ -147,8 +146,7 @@ class Interceptor(TorchFunctionMode):
     ) -> Any:
         if any(isinstance(part, torch.fx.Proxy) for part in args):
             raise TracingError(NOT_TRACED)
-        if not self.thread.suspended:
-            self.swap.unseen.entered(place, forward)
+        self.swap.unseen.entered(place, forward)
         result = self.resume([place], lambda: function(*args, **kwargs))
         if _resumed.swaps is None:
             self.swap.after_call(place, forward, args, kwargs, result)
@@ -216,13 +214,11 @@ class Interceptor(TorchFunctionMode):
         if self.is_of_parameters(call.x):
             y = function(*args, **kwargs)
             mark(y)
-            if not self.thread.suspended:
-                self._note_of_parameters(call)
+            self._note_of_parameters(call)
             return y
         site = self._site(call)
-        if not self.thread.suspended:
-            self.swap.count_forward(site)
-        if site.rule is None or self.thread.suspended:
+        self.swap.count_forward(site)
+        if site.rule is None:
             y = function(*args, **kwargs)
             mark(y)
             return y
@@ -245,7 +241,7 @@ class Interceptor(TorchFunctionMode):
             return function(*args, **kwargs)
         module, *given = args
         given += kwargs.values()
-        if place.declared is None or thread.suspended:
+        if place.declared is None:
             return function(*args, **kwargs)
         (kind, params), name = place.declared, type(module).__name__
         registered = self.swap.layer_site(place.path, kind)
@@ -284,8 +280,6 @@ class Interceptor(TorchFunctionMode):
         if call.refusal is not None:
             # Its author has chosen already.
             site.meant = False
-        if self.thread.suspended:
-            return None
         self.swap.count_forward(site)
         if site.rule is None or not _may_need_gradient(call.x):
             return None

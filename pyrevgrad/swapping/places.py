@@ -115,6 +115,17 @@ class as_it_was:
         self._module.__class__ = self._class
 
 
+@contextlib.contextmanager
+def as_they_were(places: list[Place]) -> Iterator[None]:
+    """A block in which the modules of `places` have their own classes and no swap holds them."""
+    with _changing, contextlib.ExitStack() as held:
+        for place in places:
+            # Not a lazy layer, which has taken another class by itself.
+            if "_pyrevgrad_original" in type(place.module).__dict__:
+                held.enter_context(as_it_was(place.module))
+        yield
+
+
 _LAZY = inspect.CO_GENERATOR | inspect.CO_COROUTINE
 
 
