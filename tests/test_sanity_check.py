@@ -6,9 +6,10 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from pyrevgrad.attribution import Deconvolution, GuidedBackprop, Saliency, sanity_check
+from pyrevgrad.attribution import Deconvolution, GuidedBackprop, Saliency, sanity, sanity_check
 from pyrevgrad.attribution.sanity import _cosine, _ranks
 
 
@@ -36,6 +37,38 @@ def test_layers_are_randomised_from_the_output_down_in_the_order_they_run():
     assert again.cosines == check.cosines and again.ranks == check.ranks
     other = sanity_check(model, x, seed=1)
     assert other.cosines != check.cosines
+
+
+class Uncalled(nn.Module):
+    """Uses parameters of modules that it does not call."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.tied, self.unused = nn.Linear(8, 3), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.body = nn.ModuleDict({"inner": nn.Linear(8, 8)})
+        self.tied.weight = self.body["inner"].weight
+        self.scales = nn.ParameterList([nn.Parameter(torch.randn(8)) for _ in range(2)])
+        self.shifts = nn.ParameterDict({"a": nn.Parameter(torch.randn(8))})
+
+    def forward(self, x):
+        x = x.to(self.head.weight.dtype)
+        x = F.linear(x, self.body["inner"].weight) * self.scales[0]
+        x = torch.relu(self.tied(x + self.shifts["a"]))
+        return self.head(self.attention(x, x, x)[0].mean(1) * self.scales[1])
+
+
+def test_layers_whose_parameters_are_used_without_a_call_of_theirs_are_randomised(monkeypatch):
+    model, randomised = Uncalled().eval(), []
+    monkeypatch.setattr(sanity, "_randomise", lambda module, own: randomised.append(module))
+    check = sanity_check(model, torch.randn(4, 5, 8), target=1)
+    assert check.layers == [
+        *("head", "attention.out_proj", "attention", "shifts", "scales", "tied"),
+    ]
+    assert [type(module).__name__ for module in randomised[:3]] == [
+        *("Linear", "NonDynamicallyQuantizableLinear", "MultiheadAttention"),
+    ]
 
 
 def test_it_gives_the_same_in_inference_mode():

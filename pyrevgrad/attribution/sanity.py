@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from ..swapping.leaving import as_found
 from ..swapping.sites import table
@@ -36,7 +38,8 @@ class SanityCheck:
     Attributes
     ----------
     layers : list of str
-        Randomised one after the other, and kept so, from the output down.
+        The modules whose parameters the model uses, by a call of theirs or without one, randomised
+        one after the other, and kept so, from the output down.
     cosines : dict of list
         For each method, the mean cosine over samples between its map after each layer and before.
     ranks : dict of list
@@ -187,11 +190,38 @@ def _map(
     return torch.cat([rows(part.detach()).double() for part in parts], 1)
 
 
+class _Uses(TorchFunctionMode):
+    """Notes in `order` the modules of which no method runs, when a parameter of theirs is used.
+
+    Such are a MultiheadAttention's out_proj and the members of a ParameterList.
+    """
+
+    def __init__(self, order: list[str], owners: dict[int, list[str]]) -> None:
+        super().__init__()
+        self._order, self._owners = order, owners
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        # To ask for a dtype or a size is no use.
+        if any(isinstance(part, Tensor) for part in tree_leaves(result)):
+            for part in tree_leaves((args, kwargs)):
+                owners = self._owners.get(id(part), ())
+                if owners and not any(name in self._order for name in owners):
+                    self._order.append(owners[0])
+        return result
+
+
 @contextmanager
 def _watched(model: nn.Module, order: list[str]) -> Iterator[None]:
     handles = []
+    owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():
-        if any(parameter is not None for parameter in module._parameters.values()):
+        own = [parameter for parameter in module._parameters.values() if parameter is not None]
+        for parameter in own:
+            owners.setdefault(id(parameter), []).append(name)
+        if own:
 
             def note(*_: Any, name: str = name) -> None:
                 if name not in order:
@@ -199,14 +229,15 @@ def _watched(model: nn.Module, order: list[str]) -> Iterator[None]:
 
             handles.append(module.register_forward_pre_hook(note))
     try:
-        yield
+        with _Uses(order, owners):
+            yield
     finally:
         for handle in handles:
             handle.remove()
 
 
 def _run_order(model: nn.Module, inputs: Any, extra: Any) -> tuple[list[str], Tensor]:
-    """The modules that own parameters in the order in which they first run, and the output."""
+    """The modules that own parameters in the order in which they are first used, and the output."""
     order: list[str] = []
     with as_found(model), _watched(model, order), torch.no_grad():
         output = model(*(x.clone() for x in inputs), *extra)
