@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
+
 import numpy as np
 import pytest
 import torch
@@ -217,6 +219,33 @@ def test_neurons_and_layers():
         GuidedBackprop(model, layer="secnd")
     with pytest.raises(ValueError, match="Linear is not a module of the model"):
         GuidedBackprop(model, layer=nn.Linear(1, 1))
+
+
+Pair = namedtuple("Pair", "values indices")
+
+
+@pytest.mark.parametrize("kind", ["namedtuple", "return_types"])
+def test_a_layer_whose_output_is_read_by_name_is_explained(kind):
+    class Highest(nn.Module):
+        def forward(self, x):
+            found = torch.relu(x).topk(2, 1)
+            return found if kind == "return_types" else Pair(*found)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.layer = nn.Linear(4, 8), Highest()
+
+        def forward(self, x):
+            return self.layer(self.first(x)).values
+
+    model, x = Model(), torch.randn(3, 4)
+    h = model.first(x)
+    top = h.relu().argmax(1)
+    wanted = model.first.weight[top] * (h.amax(1, keepdim=True) > 0)
+    for method in (GuidedBackprop(model), GuidedBackprop(model, layer="layer")):
+        torch.testing.assert_close(method.attribute(x, target=0), wanted)
+    torch.testing.assert_close(NeuronGuidedBackprop(model, "layer").attribute(x, 0), wanted)
 
 
 def test_a_layer_of_one_number_a_sample_is_explained_without_a_target():

@@ -233,7 +233,11 @@ def kept_output(layer: nn.Module | None, kept: list[Tensor], of_input: bool = Fa
             raise TypeError("the layer must give one tensor, or a tuple that begins with one")
         kept.append(first)
         copied = first.clone()
-        return (copied, *value[1:]) if isinstance(value, tuple) else copied
+        if not isinstance(value, tuple):
+            return copied
+        # What reads its parts by name asks for a named tuple, or for PyTorch's own kind of them.
+        made = getattr(type(value), "_make", type(value))
+        return made((copied, *value[1:]))
 
     if layer is None:
         yield
