@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
@@ -73,13 +74,28 @@ class Finding:
     rectifier: bool = True
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    for leaf in tree_leaves(value):
-        if isinstance(leaf, Tensor):
-            yield leaf
-        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-            for part in dataclasses.fields(leaf):
-                yield from _tensors(getattr(leaf, part.name))
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in containers, in their subclasses, in dataclasses and in namespaces."""
+    waiting, met = [value], set()
+    while waiting:
+        for leaf in tree_leaves(waiting.pop()):
+            if isinstance(leaf, Tensor):
+                yield leaf
+            # What refers back to what holds it, as the nodes of a tree, is met once.
+            elif id(leaf) not in met:
+                met.add(id(leaf))
+                waiting.append(_parts(leaf))
+
+
+def _parts(leaf: Any) -> list[Any]:
+    """What is in a container that PyTorch takes for a leaf."""
+    if isinstance(leaf, Mapping):
+        return list(leaf.values())
+    if isinstance(leaf, list | tuple | set | frozenset):
+        return list(leaf)
+    if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+        return [getattr(leaf, part.name, None) for part in dataclasses.fields(leaf)]
+    return list(vars(leaf).values()) if isinstance(leaf, SimpleNamespace) else []
 
 
 @functools.lru_cache(maxsize=4096)
@@ -90,8 +106,8 @@ def bare(name: str) -> str:
 
 def unseen(inputs: Any, outputs: Any) -> list[Finding]:
     """The activations between `inputs` and `outputs` that no swap has marked."""
-    known = {tensor.grad_fn for tensor in _tensors(inputs)}
-    waiting = [tensor.grad_fn for tensor in _tensors(outputs)]
+    known = {tensor.grad_fn for tensor in tensors_in(inputs)}
+    waiting = [tensor.grad_fn for tensor in tensors_in(outputs)]
     found: dict[Finding, None] = {}
     while waiting:
         node = waiting.pop()

@@ -1,6 +1,6 @@
 """Proof by numbers that a swap changed the gradients as its rule says, and nothing else.
 
-Imports torch, the reference's formulas and interception.
+Imports torch, the reference's formulas, audit and interception.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .. import autograd, backends
 from ..reference import eager
 from ..rules import EXACT, Rule
-from . import interception
+from . import audit, interception
 from .calls import Call, plain
 from .leaving import as_found
 from .places import as_they_were
@@ -169,17 +169,21 @@ def _gradients(model: nn.Module, args: Any, kwargs: Any) -> tuple[list[Tensor], 
     )
     with torch.enable_grad():
         result = model(*given[0], **given[1])
-        outputs = [
-            t for t in tree_leaves(result) if isinstance(t, Tensor) and t.grad_fn is not None
-        ]
+    found = list(audit.tensors_in(result))
+    if not found:
+        raise SwapError(
+            f"verify: no tensor was found in the {type(result).__name__} that the model returns; "
+            "wrap it in a module whose forward returns tensors"
+        )
+    outputs = [t for t in found if t.grad_fn is not None]
     if not outputs:
         raise SwapError("verify: no output of the model requires grad, so nothing can be proved")
     into = [
         torch.cos(torch.arange(y.numel(), device=y.device)).reshape(y.shape).to(y.dtype)
         for y in outputs
     ]
-    found = torch.autograd.grad(outputs, inputs + parameters, into, allow_unused=True)
-    return [y.detach() for y in outputs], list(found[: len(inputs)])
+    gradients = torch.autograd.grad(outputs, inputs + parameters, into, allow_unused=True)
+    return [y.detach() for y in outputs], list(gradients[: len(inputs)])
 
 
 def verified(swap: Swap, args: Any, kwargs: Any) -> Verification:
