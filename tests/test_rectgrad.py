@@ -84,6 +84,29 @@ def test_rectgrad_of_activations_of_one_dimension_and_of_none():
         RectGrad(single).attribute(torch.ones(3, 4), 1)
 
 
+class Biased(nn.Module):
+    """A bias that layers with a relu make of fixed places, as in Swin V2, beside the samples."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.places = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 20))
+        self.first, self.relu, self.head = nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 3)
+        self.register_buffer("table", torch.randn(7, 2))
+
+    def forward(self, x):
+        return self.head(self.relu(self.first(x) + self.places(self.table).mean(0)))
+
+
+def test_rectgrad_asks_no_samples_of_activations_that_the_map_does_not_depend_on():
+    model, x = Biased(), torch.randn(5, 4)
+    found = RectGrad(model, percentile=60).attribute(x, 1)
+    for i in range(5):
+        one = RectGrad(model, percentile=60, where="relu").attribute(x[i : i + 1], 1)
+        torch.testing.assert_close(found[i : i + 1], one)
+    assert found.any()
+
+
 def two_layers():
     torch.manual_seed(0)
     parts = nn.Linear(5, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 3)

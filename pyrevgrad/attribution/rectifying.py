@@ -30,23 +30,32 @@ class _ByPercentile(Function):
         pair: Any,
         percentile: float,
         samples: int,
+        shown: str,
     ) -> Tensor:
         y = value(x)
         ctx.save_for_backward(x, y)
-        ctx.pair, ctx.percentile, ctx.samples = pair, percentile, samples
+        ctx.pair, ctx.percentile, ctx.samples, ctx.shown = pair, percentile, samples, shown
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         x, y = ctx.saved_tensors
         if not g.numel():
-            return g, None, None, None, None
+            return g, None, None, None, None, None
+        first = x.shape[0] if x.dim() else 1
+        # Here and not in the forward: what is not on a path to the inputs need not be of samples.
+        if ctx.samples not in (1, first):
+            raise ValueError(
+                f"RectGrad takes a percentile in each sample, and {ctx.shown} meets {first} along "
+                f"the first dimension of its input where the model was given {ctx.samples} samples;"
+                " give one sample a call, or a threshold"
+            )
         with torch.no_grad():
             importance = (y * g).reshape(ctx.samples, -1)
             threshold = percentile_of(importance, ctx.percentile)
             passes = ~(importance <= threshold).view(g.shape)
         gx = eager.gradient_of_input(g, x, ctx.pair, None)
-        return torch.where(passes, gx, 0.0), None, None, None, None
+        return torch.where(passes, gx, 0.0), None, None, None, None, None
 
 
 def percentile_of(rows: Tensor, percentile: float) -> Tensor:
@@ -87,8 +96,8 @@ class RectGrad(ModifiedGradient):
     Raises
     ------
     ValueError
-        `percentile` is outside [0, 100]; in a call of many samples, an activation whose first
-        dimension is not as long.
+        `percentile` is outside [0, 100]; in a call of many samples, an activation that the map
+        depends on and whose first dimension is not as long.
 
     Examples
     --------
@@ -125,15 +134,10 @@ class RectGrad(ModifiedGradient):
             return substitute(call, x, rule)
         first = x.shape[0] if x.dim() else 1
         samples = first if samples is None else samples
-        if samples not in (1, first):
-            raise ValueError(
-                f"RectGrad takes a percentile in each sample, and {call.shown} meets {first} along "
-                f"the first dimension of its input where the model was given {samples} samples; "
-                "give one sample a call, or a threshold"
-            )
         pairs = backends.pairs_of(call.kind, EXACT, call.params)
         value = call.value or plain(call.kind, call.params)
         assert self.percentile is not None
         at = x.clone() if call.inplace else x
-        y = _ByPercentile.apply(at, value, pairs.full, float(self.percentile), samples)
+        of = float(self.percentile), samples, call.shown
+        y = _ByPercentile.apply(at, value, pairs.full, *of)
         return x.copy_(y) if call.inplace else y
