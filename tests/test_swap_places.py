@@ -234,6 +234,30 @@ def test_functional_call_and_torch_func(wanted):
         close(rows[column], expected)
 
 
+class Batched(nn.Module):
+    """Layers that run under vmap inside the model."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Sequential(nn.Linear(4, 8), nn.ReLU()), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(torch.vmap(self.body)(x))
+
+
+def test_vmap_inside_the_model_is_counted_and_verify_says_that_it_proves_nothing_there():
+    model, x = Batched(), torch.randn(5, 4, requires_grad=True)
+    with swap(model, GUIDED) as swapped:
+        model(x)[:, 1].sum().backward()
+    (site,) = swapped.report.replaced
+    assert (site.forward, site.backward) == (1, 1)
+    pre, g = model.body[0](x), model.head.weight[1]
+    torch.testing.assert_close(x.grad, (g * (pre > 0) * (g > 0)) @ model.body[0].weight)
+    with pytest.raises(SwapError, match=r"nn\.ReLU in body\.1 .*under a transform"):
+        pyrevgrad.assert_overridden(model, GUIDED, x.detach())
+
+
 def test_double_backward():
     model = Net()
 

@@ -26,7 +26,7 @@ from .calls import Call
 from .patterns import Patterns, followed
 from .places import Place
 from .refusals import SwapError
-from .seeing import SEEN, is_quiet, mark, quiet
+from .seeing import SEEN, is_quiet, mark, node_of, quiet
 from .sites import Site
 
 NOT_COMPILED = (
@@ -296,7 +296,7 @@ class Interceptor(TorchFunctionMode):
         return x.copy_(self._counted(y, site))
 
     def _counted(self, y: Tensor, site: Site) -> Tensor:
-        node: Any = y.grad_fn
+        node: Any = y.grad_fn or node_of(y)
         if node is not None:
             node.metadata[SEEN] = True
             node.register_prehook(lambda _: self.swap.count_backward(site))

@@ -24,6 +24,13 @@ def mark(y: Any) -> None:
         y = functorch.get_unwrapped(y)
 
 
+def node_of(y: Tensor) -> Any:
+    """The node that made `y`, at the outermost level of torch.func that has one; None if none."""
+    while y.grad_fn is None and functorch.is_functorch_wrapped_tensor(y):
+        y = functorch.get_unwrapped(y)
+    return y.grad_fn
+
+
 class _Quiet(threading.local):
     on = False
 

@@ -118,6 +118,8 @@ class Recorder:
 
     def __init__(self) -> None:
         self.seen: list[_Seen] = []
+        #: Those whose gradients cannot be read, under a transform as torch.vmap.
+        self.hidden: list[Site] = []
 
     def substitute(self, call: Call, x: Tensor, site: Site) -> Tensor:
         """The activation with its rule's backward, watched."""
@@ -126,6 +128,8 @@ class Recorder:
         assert site.rule is not None
         y = interception.substitute(call, x, site.rule)
         node = _own_node(y.grad_fn)
+        if node is None and torch._C._are_functorch_transforms_active():
+            self.hidden.append(site)
         if node is not None:
             node.register_hook(lambda into, out: _note(seen, into, out))
         return y
@@ -192,9 +196,8 @@ def verified(swap: Swap, args: Any, kwargs: Any) -> Verification:
     try:
         with as_found(swap.model):
             outputs, modified = _gradients(swap.model, args, kwargs)
-        seen = swap.recorder.seen
     finally:
-        swap.recorder = None
+        recorder, swap.recorder = swap.recorder, None
     plain_outputs, plain_gradients = _plain_gradients(swap, args, kwargs)
     if not _all_equal(outputs, plain_outputs):
         with as_found(swap.model):
@@ -202,11 +205,11 @@ def verified(swap: Swap, args: Any, kwargs: Any) -> Verification:
         plain_again, _ = _plain_gradients(swap, args, kwargs)
         repeats = _all_equal(outputs, again) and _all_equal(plain_outputs, plain_again)
         raise SwapError(CHANGED if repeats else NO_REPETITION)
-    proof = Verification(_judged(seen))
+    proof = Verification(_judged(recorder.seen))
     pairs = zip(modified, plain_gradients, strict=True)
     differences = [(a - b).abs().max().item() for a, b in pairs if a is not None and b is not None]
     proof.input_difference = max(differences, default=0.0)
-    _conclude(swap, seen, proof)
+    _conclude(recorder, proof)
     return proof
 
 
@@ -225,8 +228,14 @@ def _equal(found: Tensor, expected: Tensor) -> bool:
     return bool(torch.isclose(found, expected, rtol=0.0, atol=0.0, equal_nan=True).all())
 
 
-def _conclude(swap: Swap, seen: list[_Seen], proof: Verification) -> None:
+def _conclude(recorder: Recorder, proof: Verification) -> None:
+    seen = recorder.seen
     if not any(one.gx is not None for one in seen):
+        if recorder.hidden:
+            raise SwapError(
+                f"verify: {recorder.hidden[0]} runs under a transform of torch.func, where no "
+                "gradient can be read, so nothing was proved"
+            )
         raise SwapError("verify: no gradient reached an activation that was replaced")
     wrong = [numbers for numbers in proof.sites if numbers.differing < numbers.must_differ]
     if wrong:
