@@ -70,11 +70,38 @@ def test_hooks_of_a_class_that_begins_as_abc_do_not_hear_of_the_swaps_own():
     assert registry == {"one": One} and len(swapped.report.replaced) == 1
 
 
+@pytest.mark.parametrize("base", [type, abc.ABCMeta])
+def test_a_metaclass_does_not_hear_of_the_swaps_own_class(base):
+    made = []
+
+    class Registry(base):
+        def __new__(mcs, name, bases, body, **options):
+            if made:
+                raise ValueError(f"there is a {name} already")
+            return super().__new__(mcs, name, bases, body, **options)
+
+        def __init__(cls, *rest, **options):
+            super().__init__(*rest, **options)
+            made.append(cls)
+
+    class Registered(Core, nn.Module, metaclass=Registry):
+        pass
+
+    model = Registered()
+    with swap(model, GUIDED) as swapped:
+        assert type(type(model)) is Registry and isinstance(model, Registered)
+        assert not isinstance(nn.ReLU(), type(model)) and isinstance(model, type(model))
+        model(torch.randn(3, 4))
+    assert made == [Registered] and len(swapped.report.replaced) == 1
+    # ABC's caches are each class's own.
+    assert isinstance(Registered(), Registered) and not isinstance(nn.ReLU(), Registered)
+
+
 class Checked(type(nn.Module)):
-    def __new__(mcs, name, bases, body):
-        if "documented" not in body:
+    def mro(cls):
+        if "documented" not in vars(cls):
             raise TypeError("every class must be documented")
-        return super().__new__(mcs, name, bases, body)
+        return super().mro()
 
 
 def test_a_class_that_allows_no_other_is_refused_by_name():

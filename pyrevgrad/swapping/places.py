@@ -219,7 +219,7 @@ def _derive(cls: type, methods: tuple[tuple[str, Any], ...], module: nn.Module) 
     for announcing in _announcing_for(cls):
         bases = (cls,) if announcing is None else (announcing, cls)
         try:
-            derived = types.new_class(cls.__name__, bases, exec_body=lambda ns: ns.update(body))
+            derived = _made_of(type(cls), cls.__name__, bases, dict(body))
             _set_class(module, derived)
         except TypeError as error:
             refused = error
@@ -227,6 +227,17 @@ def _derive(cls: type, methods: tuple[tuple[str, Any], ...], module: nn.Module) 
             _set_class(module, cls)
             return derived
     raise refused
+
+
+def _made_of(kind: Any, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> type:
+    """A class of the metaclass `kind`, made past what its authors do with each new class, such as
+    to register it."""
+    python = ("builtins", "abc", "typing")
+    maker = next(
+        base for base in kind.__mro__ if base.__module__ in python and "__new__" in vars(base)
+    )
+    made: type = maker.__new__(kind, name, bases, body)
+    return made
 
 
 def _announcing_for(cls: type) -> Iterator[type | None]:
