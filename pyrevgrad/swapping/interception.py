@@ -26,7 +26,7 @@ from .calls import Call
 from .patterns import Patterns, followed
 from .places import Place
 from .refusals import SwapError
-from .seeing import SEEN, is_quiet, mark, node_of, quiet
+from .seeing import SEEN, differentiated, is_quiet, mark, node_of, quiet
 from .sites import Site
 
 NOT_COMPILED = (
@@ -200,6 +200,8 @@ class Interceptor(TorchFunctionMode):
                 result = self._activation(call, function, args, kwargs)
             elif places and self.swap.sparing and function in sparing.SPARED:
                 result = sparing.call(function, args, kwargs)
+            elif function is torch.autograd.grad:
+                result = differentiated(function, args, kwargs)
             else:
                 result = function(*args, **kwargs)
             if name is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 from torch._C import _functorch as functorch
+from torch.utils._pytree import tree_leaves
 
 #: Marks a node of the autograd graph as one that a swap has seen, in its metadata.
 SEEN = "pyrevgrad: seen by a swap"
@@ -29,6 +30,43 @@ def node_of(y: Tensor) -> Any:
     while y.grad_fn is None and functorch.is_functorch_wrapped_tensor(y):
         y = functorch.get_unwrapped(y)
     return y.grad_fn
+
+
+def differentiated(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """The gradient that a model takes in its forward, by ``torch.autograd.grad``.
+
+    The nodes of its own graph are marked as seen: silu's has a sigmoid's, which nobody called.
+    """
+    found = function(*args, **kwargs)
+    made = _nodes(found)
+    if made:
+        known: set[Any] = set()
+        _reach(_nodes((args, kwargs)), known)
+        for node in _reach(made, known):
+            node.metadata[SEEN] = True
+    return found
+
+
+def _nodes(values: Any) -> list[Any]:
+    """The nodes that made the tensors in `values`, at each level of torch.func."""
+    nodes: list[Any] = []
+    for y in tree_leaves(values):
+        while isinstance(y, Tensor):
+            nodes += [] if y.grad_fn is None else [y.grad_fn]
+            y = functorch.get_unwrapped(y) if functorch.is_functorch_wrapped_tensor(y) else None
+    return nodes
+
+
+def _reach(nodes: list[Any], known: set[Any]) -> list[Any]:
+    """What is reached from `nodes` and not known yet, which is known after it."""
+    waiting, found = list(nodes), []
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in known:
+            known.add(node)
+            found.append(node)
+            waiting += [parent for parent, _ in node.next_functions]
+    return found
 
 
 class _Quiet(threading.local):
@@ -58,14 +96,11 @@ def unsuspected(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
     Its nodes are marked as seen, from what it returns back to what it was given.
     """
-    known = {part.grad_fn for part in (*args, *kwargs.values()) if isinstance(part, Tensor)}
+    known: set[Any] = {
+        part.grad_fn for part in (*args, *kwargs.values()) if isinstance(part, Tensor)
+    }
     with quiet():
         y = function(*args, **kwargs)
-    waiting = [y.grad_fn] if isinstance(y, Tensor) else []
-    while waiting:
-        node: Any = waiting.pop()
-        if node is not None and node not in known:
-            known.add(node)
-            node.metadata[SEEN] = True
-            waiting += [parent for parent, _ in node.next_functions]
+    for node in _reach([y.grad_fn] if isinstance(y, Tensor) else [], known):
+        node.metadata[SEEN] = True
     return y
