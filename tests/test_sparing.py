@@ -241,6 +241,27 @@ def test_a_weight_that_is_changed_in_place_before_the_backward_is_an_error(layer
         GuidedBackprop(model).attribute(torch.randn(2, 4), 0)
 
 
+@pytest.mark.parametrize("layer", [nn.Linear(4, 3), nn.Conv1d(4, 3, 1)])
+def test_a_bias_that_is_changed_in_place_is_none_of_the_gradient(layer):
+    class Changing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            y = self.layer(x).relu()
+            with torch.no_grad():
+                self.layer.bias.add_(0.5)
+            return y
+
+    x = torch.randn(2, 4) if isinstance(layer, nn.Linear) else torch.randn(2, 4, 1)
+    pre = layer(x).detach().reshape(2, 3)
+    wanted = (pre[:, :1] > 0) * layer.weight.detach().reshape(3, 4)[0]
+    target = 0 if isinstance(layer, nn.Linear) else (0, 0)
+    found = GuidedBackprop(Changing()).attribute(x, target)
+    torch.testing.assert_close(found.reshape(2, 4), wanted)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_normalisation_of_half_types_is_pytorchs(dtype):
     norm = nn.BatchNorm2d(3, eps=1e-8)

@@ -154,17 +154,21 @@ def call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     others = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, Tensor)]
     if any(other.untyped_storage().data_ptr() == place for other in others):
         return function(*args, **kwargs)
-    versions = [other._version for other in others]
+    needed: list[tuple[Tensor, int]] = []
 
     def pack(tensor: Tensor) -> Tensor | _Shape:
-        if tensor.untyped_storage().data_ptr() != place:
+        kept = tensor.untyped_storage().data_ptr()
+        if kept != place:
+            # Not a bias, which no gradient reads.
+            owners = [other for other in others if other.untyped_storage().data_ptr() == kept]
+            needed.extend((owner, owner._version) for owner in owners)
             return tensor
         return _Shape(tensor.size(), tensor.stride(), tensor.dtype, tensor.device)
 
     def unpack(kept: Tensor | _Shape) -> Tensor:
         if isinstance(kept, _Shape):
             return kept.blank()
-        if [other._version for other in others] != versions:
+        if any(owner._version != version for owner, version in needed):
             raise RuntimeError(_MODIFIED)
         return kept
 
