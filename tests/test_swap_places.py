@@ -132,6 +132,25 @@ def test_checkpoint_sequential():
     close(backward(y, x), expected)
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("function", [F.relu, lambda h: F.relu(h), nn.ReLU()])
+def test_a_checkpoint_of_one_activation_is_one_site(function, reentrant):
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(checkpoint(function, self.first(x), use_reentrant=reentrant))
+
+    model = Checkpointed()
+    with swap(model, GUIDED) as swapped:
+        model(torch.randn(5, 4, requires_grad=True)).sum().backward()
+    (site,) = swapped.report.sites
+    assert (site.forward, site.backward) == (2, 1)
+    assert site.source.startswith("test_swap_places.py:")
+
+
 def test_checkpointing_is_pytorchs_own_again():
     before = torch.utils.checkpoint.CheckpointFunction.forward
     generator = torch.utils.checkpoint._checkpoint_without_reentrant_generator

@@ -66,8 +66,12 @@ def resumed_swaps() -> frozenset[Any] | None:
     return _resumed.swaps
 
 
-def caller(root: Any) -> tuple[int, int, str, bool]:
-    """Where the model calls: code's id, instruction, ``file:line``, whether its author wrote it.
+#: A code's id, an instruction, ``file:line``, whether the model's author wrote it.
+Origin = tuple[int, int, str, bool]
+
+
+def caller(root: Any) -> Origin:
+    """Where the model calls.
 
     The innermost frame outside of PyTorch and pyrevgrad, or else the innermost of a layer of
     theirs. Those from `root` on, where the model was called, are not the model's.
@@ -108,6 +112,8 @@ class _Thread(threading.local):
         self.active = False
         #: The frame that the model is called from.
         self.root: Any = None
+        #: In a recomputation, where the forward called for it.
+        self.origin: Origin | None = None
 
 
 class Interceptor(TorchFunctionMode):
@@ -163,18 +169,20 @@ class Interceptor(TorchFunctionMode):
         thread.active = False
         self.__exit__(None, None, None)
 
-    def resume(self, places: list[Place], function: Callable[[], Any]) -> Any:
+    def resume(
+        self, places: list[Place], function: Callable[[], Any], origin: Origin | None = None
+    ) -> Any:
         """Call `function` as if inside `places`, where it was called in the forward."""
         thread = self.thread
-        before = thread.places, thread.root
-        thread.places = list(places)
+        before = thread.places, thread.root, thread.origin
+        thread.places, thread.origin = list(places), origin
         # A compiler that traces this refuses the frame, and the swap refuses the compiler later.
         thread.root = None if _is_dynamo_compiling() else sys._getframe()
         switched = bool(places) and self._switch_on(thread)
         try:
             return function()
         finally:
-            thread.places, thread.root = before
+            thread.places, thread.root, thread.origin = before
             if switched:
                 self._switch_off(thread)
 
@@ -310,7 +318,7 @@ class Interceptor(TorchFunctionMode):
         registered = self.swap.layer_site(place.path, call.kind)
         if registered is not None and registered.source:
             return registered
-        code, instruction, source, written = caller(thread.root)
+        code, instruction, source, written = self.called_from()
         if not written and (registered is not None or isinstance(place.module, Activation)):
             # A line of PyTorch's or ours says nothing: whose forward calls the layer does.
             around = thread.places[-2].module if len(thread.places) > 1 else place.module
@@ -323,14 +331,19 @@ class Interceptor(TorchFunctionMode):
         source = self.patterns.parameter_of(x)
         return self.swap.is_parameter(x if source is None else source)
 
+    def called_from(self) -> Origin:
+        """Where the model calls in this thread, or called for what is recomputed now."""
+        found, before = caller(self.thread.root), self.thread.origin
+        return found if found[-1] or before is None else before
+
     def _note_of_parameters(self, call: Call) -> None:
         place = self.thread.places[-1]
-        code, instruction, source, _ = caller(self.thread.root)
+        code, instruction, source, _ = self.called_from()
         key = (place.path, call.kind, OF_PARAMETERS, code, instruction)
         self.swap.note_left(key, place, call, source, OF_PARAMETERS)
 
     def _note_pattern(self, pattern: str, place: Place) -> None:
-        code, instruction, source, _ = caller(self.thread.root)
+        code, instruction, source, _ = self.called_from()
         self.swap.note_uncertain((place.path, pattern, code, instruction), place, pattern, source)
 
 

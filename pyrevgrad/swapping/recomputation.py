@@ -27,7 +27,10 @@ def remembering(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, to be called in a backward as if the swaps that hold now still held alone."""
     resumed, was_quiet = resumed_swaps(), is_quiet()
     swaps = LIVE if resumed is None else tuple(resumed)
-    places = [(swap.interceptor, tuple(swap.interceptor.thread.places)) for swap in swaps]
+    places = [
+        (interceptor, tuple(here), interceptor.called_from() if here else None)
+        for interceptor, here in ((s.interceptor, s.interceptor.thread.places) for s in swaps)
+    ]
 
     def recompute(*args: Any, **kwargs: Any) -> Any:
         before = resumed_swaps()
@@ -50,8 +53,8 @@ def remembering(function: Callable[..., Any]) -> Callable[..., Any]:
 def _inside(places: list[Any], function: Callable[[], Any]) -> Any:
     if not places:
         return function()
-    (interceptor, stack), *rest = places
-    return interceptor.resume(list(stack), lambda: _inside(rest, function))
+    (interceptor, stack, origin), *rest = places
+    return interceptor.resume(list(stack), lambda: _inside(rest, function), origin)
 
 
 def _patch() -> None:
