@@ -83,7 +83,8 @@ def fails():
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "model.py").write_text(MODEL, encoding="utf-8")
     pixels = (np.random.default_rng(0).random((12, 10, 3)) * 255).astype(np.uint8)
     Pillow.fromarray(pixels).save(tmp_path / "photo.png")
@@ -111,6 +112,22 @@ def test_a_picture_for_a_users_model(folder, method, capsys):
     printed = capsys.readouterr().out
     assert f"{method}, output 2" in printed
     assert ("1 activation replaced (1 ran), 0 left" in printed) == (method != "saliency")
+
+
+def test_a_models_file_imports_its_neighbours_when_it_loads_and_when_it_builds(folder):
+    (folder / "sizes_beside_it.py").write_text("classes = 3", encoding="utf-8")
+    (folder / "layers_beside_it.py").write_text("from model import plain", encoding="utf-8")
+    (folder / "own.py").write_text(
+        "import sizes_beside_it\n"
+        "def build():\n"
+        "    from layers_beside_it import plain\n"
+        "    assert plain()[-1].out_features == sizes_beside_it.classes\n"
+        "    return plain()\n",
+        encoding="utf-8",
+    )
+    image, out = str(folder / "photo.png"), str(folder / "map.png")
+    options = ["--model", f"{folder}/own.py:build", "--image", image, "--out", out]
+    assert __main__.main(["explain", *options]) == 0
 
 
 def test_guided_gradcam_needs_its_layer(folder, capsys):

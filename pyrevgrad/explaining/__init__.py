@@ -112,6 +112,8 @@ def load_model(place: str, weights: Path | None) -> tuple[nn.Module, Callable[..
         raise ExplainError(f"--model: {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    # It may import its neighbours, as a script does, also when its function runs.
+    sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
     except Exception as error:
