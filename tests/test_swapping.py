@@ -130,6 +130,8 @@ def test_where_maps_rules_to_places():
         ({"nope.*": None}, ValueError, "no module named"),
         (3, TypeError, "where must be None, 'all', a module's dotted name"),
         (int, TypeError, "int is not a type of torch.nn.Module"),
+        (F.relu, TypeError, r"F\.relu is an activation .*lambda site: site\.kind == 'relu'"),
+        ((nn.GELU, torch.sigmoid), TypeError, r"where: torch\.sigmoid is an activation"),
         ({"act": "guided"}, TypeError, "rule must be a pyrevgrad.Rule"),
     ],
 )

@@ -5,7 +5,7 @@ Imports the activation table, the rules, the layers, sites and calls.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..activations import CUSTOM
 from ..checks import closest
 from ..nn import Activation
 from ..rules import Rule, check_rule
-from .calls import layer_kind
+from .calls import layer_kind, spelling_of
 from .sites import Site
 
 #: How a selector met a site: the activation is named by itself, or lies in a place that is named.
@@ -70,6 +70,11 @@ class Selection:
         if isinstance(where, Iterable) and not isinstance(where, nn.Module):
             parts = [self._selector(part) for part in where]
             return lambda site: _first(part(site) for part in parts)
+        if isinstance(where, Hashable) and (spelling := spelling_of(where)) is not None:
+            raise TypeError(
+                f"where: {spelling.shown} is an activation and no predicate of a site; pass "
+                f"lambda site: site.kind == {spelling.kind!r}"
+            )
         if callable(where) and not isinstance(where, nn.Module):
             return lambda site: ITSELF if where(site) else None
         raise TypeError(
