@@ -156,6 +156,15 @@ def test_scripted_exported_and_compiled_models_are_refused_by_name():
         swap(inner, GUIDED)
 
 
+def test_the_cure_for_a_compiled_part_works_as_it_is_written():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ModuleDict({"act": torch.compile(nn.ReLU())}))
+    with pytest.raises(SwapError, match=r"1\.act is compiled by torch\.compile") as caught:
+        swap(model, GUIDED)
+    exec(str(caught.value).rpartition(" after ")[2])
+    with swap(model, GUIDED, strict=False) as swapped:
+        assert [site.path for site in swapped.report.replaced] == ["1.act"]
+
+
 def test_an_exported_programs_module_is_swapped():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2), nn.GELU()).double()
     x = torch.randn(3, 4).double()

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+COMPILED = "compiled by torch.compile"
+
 
 class SwapError(RuntimeError):
     """A swap that replaced nothing, or that did not reach what it was meant to reach."""
@@ -44,6 +46,9 @@ def modules_of(model: Any, called: str = "swap") -> dict[str, nn.Module]:
         found = classes[cls] or _refused(module)
         if found is not None:
             kind, cure = found
+            if path and kind == COMPILED:
+                own = f"model.get_submodule({path!r})._orig_mod"
+                cure = f"the model after model.set_submodule({path!r}, {own})"
             place = f"{path} is" if path else "the model is"
             raise ModelError(
                 f"{called}: {place} {kind}, whose activations cannot be reached; {called} {cure}"
@@ -72,7 +77,7 @@ def _refused(module: nn.Module) -> tuple[str, str] | None:
     # In its own dictionary: a module is slow to say that it lacks an attribute.
     own, cls = module.__dict__, type(module)
     if cls.__name__ == "OptimizedModule" and hasattr(module, "_orig_mod"):
-        return "compiled by torch.compile", "its _orig_mod, which runs uncompiled"
+        return COMPILED, "its _orig_mod, which runs uncompiled"
     if own.get("_compiled_call_impl") is not None:
         return "compiled by Module.compile()", "a copy that is not compiled"
     configured = own.get("qconfig", getattr(cls, "qconfig", None))
