@@ -215,6 +215,8 @@ class Takes(nn.Module):
         h = torch.relu(self.a(x))
         if self.how == "more":
             return self.b(self.act(h, 2))
+        if self.how == "named":
+            return self.b(self.act(h, other=False))
         return self.b(self.act(x=h) if self.how == "keyword" else self.act(h))
 
 
@@ -275,8 +277,9 @@ def test_inside_inference_mode_and_vmap():
 
 def test_a_layer_that_is_given_more_than_one_tensor_is_refused():
     pyrevgrad.declare(Flexible, "silu")
-    with pytest.raises(SwapError, match=r"Flexible is declared .* more or else than one tensor"):
-        assert_overridden(Takes("more"), GUIDED, torch.randn(3, 4))
+    for how, given in (("more", "Tensor, int"), ("named", "Tensor, other: bool")):
+        with pytest.raises(SwapError, match=rf"Flexible .* more .* than one tensor: \({given}\)"):
+            assert_overridden(Takes(how), GUIDED, torch.randn(3, 4))
 
 
 def test_swaps_of_different_layers_hold_together():

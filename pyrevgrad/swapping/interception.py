@@ -259,8 +259,11 @@ class Interceptor(TorchFunctionMode):
         if x is None:
             if registered.rule is None:
                 return function(*args, **kwargs)
+            named = [f"{key}: {type(part).__name__}" for key, part in kwargs.items()]
+            listed = ", ".join([*(type(part).__name__ for part in args[1:]), *named])
             raise SwapError(
-                f"{name} is declared to be {kind}, and is given more or else than one tensor"
+                f"{name} is declared to be {kind}, and is given more or else than one tensor: "
+                f"({listed})"
             )
 
         value = _value_of(function, module, kind, tuple(kwargs))
