@@ -109,6 +109,9 @@ BY_HAND = {
     "leaky relu twice scaled": lambda h: torch.max(h, 0.5 * (0.5 * h)),
     "leaky relu of two scaled": lambda h: torch.max(2.0 * h, 0.1 * h),
     "relu by where of a tensor": lambda h: torch.where(h > 0, h, torch.tensor(0.0).double()),
+    "swish of a view": lambda h: h * torch.sigmoid(h.view(-1)).reshape(h.shape),
+    "swish of another shape": lambda h: h[None] * h.reshape(1, -1, h.shape[1]).sigmoid(),
+    "leaky relu of views": lambda h: torch.max(h.flatten(), 0.1 * h.view(-1)),
     "relu by integers": lambda h: h * (h > 0).long(),
     "relu by what is not negative": lambda h: h * (~(h < 0)),
     "relu by a detached gate": lambda h: h * (h.detach() > 0),
@@ -133,6 +136,12 @@ INNOCENT = {
     "a shift into another clamp": lambda h: torch.clamp(h + 3, -6, 6),
     "a clamp of a sum": lambda h: torch.clamp(h + 2, 0, 6),
     "a product of two": lambda h: h * torch.sigmoid(h.flip(0)),
+    "a product with its transpose": lambda h: (h[:4] * h[:4].sigmoid().t()).sum(0) + h,
+    "a gate of a pair": lambda h: h + (h.reshape(-1, 1) * h.view(1, -1).sigmoid()).sum(),
+    "a maximum of a pair": lambda h: h + torch.max(h.reshape(-1, 1), 0.1 * h.view(1, -1)).sum(),
+    "a linear unit gated by its other half": lambda h: (
+        h + (h[:, :2].contiguous() * h.view(-1, 4)[:, 2:].sigmoid()).sum()
+    ),
     "a normalisation": lambda h: h / h.norm(dim=-1, keepdim=True).clamp(min=1e-6),
     "a floor": lambda h: torch.maximum(h, torch.full_like(h, 1e-6)),
     "a bound": lambda h: h.masked_fill(h > 9.0, 9.0),

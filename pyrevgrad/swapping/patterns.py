@@ -112,7 +112,8 @@ class Patterns:
         gates = [origin.gate for origin in varying if origin.gate is not None]
         if name in _PRODUCTS or name in _CHOICES:
             filled = name == "masked_fill" and 0 not in _numbers(args, kwargs)
-            if gates and len(gates) < len(varying) and not filled:
+            each = gates and _of_each_element(args, kwargs, origins, result)
+            if each and len(gates) < len(varying) and not filled:
                 self._keep(result, _Origin(object()))
                 shown = "where(gate of x, x, …)" if name in _CHOICES else f"x·{gates[0]}(x)"
                 return f"{shown} written by hand"
@@ -154,7 +155,11 @@ class Patterns:
         if kept is None:
             # A token and not the id, which another tensor may take over.
             own = isinstance(tensor, torch.nn.Parameter)
-            kept = _Origin(weakref.ref(tensor) if own else object())
+            base = _in_another_shape(tensor)
+            if base is None:
+                kept = _Origin(weakref.ref(tensor) if own else object())
+            else:
+                kept = self._origin(base)
             self._keep(tensor, kept)
         return kept
 
@@ -166,6 +171,24 @@ class Patterns:
                 del origins[key]
 
         origins[key] = (weakref.ref(tensor, forget), _version(tensor), origin)
+
+
+def _in_another_shape(tensor: Tensor) -> Tensor | None:
+    """The tensor of which this is a view that has all its numbers in their order, or None.
+
+    Not a transpose, of which a product with that tensor is none of each element.
+    """
+    base = tensor._base if type(tensor) is Tensor and tensor._is_view() else None
+    if base is None or base.numel() != tensor.numel() or base.dtype != tensor.dtype:
+        return None
+    return base if base.is_contiguous() and tensor.is_contiguous() else None
+
+
+def _of_each_element(args: Any, kwargs: Any, origins: list[_Origin], result: Tensor) -> bool:
+    """Whether what varies is as large as the result, and nothing of it is met by all the rest."""
+    given = zip(_tensors((*args, *kwargs.values())), origins, strict=True)
+    varying = (tensor for tensor, origin in given if origin.source is not None)
+    return all(tensor.numel() == result.numel() for tensor in varying)
 
 
 def _is_zero(origin: _Origin) -> bool:
@@ -189,6 +212,8 @@ def _maximum(origins: list[_Origin], operands: Any, result: Tensor) -> str | Non
     if one.source is None or one.source is not other.source:
         return None
     if one.factor is None or other.factor is None:
+        return None
+    if not _of_each_element(operands, {}, origins, result):
         return None
     # max(x, -x) is |x|.
     leaky = abs(one.factor) != abs(other.factor)
