@@ -8,8 +8,6 @@
 // called through the dispatcher, so that modes and profilers see them.
 #include <c10/core/SafePyObject.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
-#include <torch/csrc/DynamicTypes.h>
-#include <torch/csrc/Layout.h>
 #include <torch/csrc/PyInterpreter.h>
 #include <torch/csrc/autograd/functions/utils.h>
 
@@ -92,7 +90,7 @@ struct ModifiedBackward : Node {
     TORCH_CHECK_TYPE(g.layout() == at::kStrided,
                      "a rule's backward takes dense gradients, got one "
                      "of layout ",
-                     torch::getTHPLayout(g.layout())->name, "; call .to_dense() on it");
+                     g.layout(), "; call .to_dense() on it");
     // A batch of gradients of torch.func, or one with a tangent.
     if (g.key_set().has(c10::DispatchKey::FuncTorchBatched) ||
         torch::autograd::isFwGradDefined(g)) {

@@ -332,8 +332,7 @@ def test_a_sparse_gradient_is_refused(name, rule, recorder, monkeypatch):
         monkeypatch.setattr(pyrevgrad.autograd, "NODES", None)
     x = torch.full((3,), 2.0, requires_grad=True)
     y = activation(x, name, rule)
-    message = r"dense gradients, got one of layout torch\.sparse_coo; call \.to_dense\(\) on it"
-    with pytest.raises(TypeError, match=message):
+    with pytest.raises(TypeError, match=r"takes dense gradients, .* call .to_dense\(\) on it"):
         y.backward(torch.ones(3).to_sparse())
 
 
