@@ -23,7 +23,7 @@ from .reference import eager
 from .reference.eager import Reversal
 from .reference_backend import REFERENCE
 from .rules import EXACT
-from .transforms import TracingError, exported, exporting, refuse_modified, transformed
+from .transforms import COMPILED, TracingError, exported, exporting, refuse_modified, transformed
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 # In an operation's error, csrc/memory.h: it sees PyTorch through an interface that tells no reason.
@@ -356,10 +356,7 @@ _inside_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def _refuse_transform() -> None:
     if _inside_transform() or _forward_ad._current_level >= 0:
-        raise TracingError(
-            "torch.compile drops the backward of an autograd.Function inside a torch.func "
-            "transform or forward-mode gradients; apply these to uncompiled code"
-        )
+        raise TracingError(COMPILED)
 
 
 def _compiled_view(x: Any, pairs: Pairs, scale: Tensor | None) -> Any:

@@ -16,6 +16,10 @@ from .pairs import Pair
 from .reference import eager
 
 Value = Callable[[Tensor], Tensor] | None
+COMPILED = (
+    "torch.compile drops the backward of an autograd.Function inside a torch.func transform or "
+    "forward-mode gradients; apply these to uncompiled code"
+)
 
 
 class TracingError(RuntimeError):
@@ -78,6 +82,9 @@ def transformed(x: Tensor, pair: Pair, scale: Tensor | None, value: Value = None
 
     `value` computes f(x); the reference's formula if None.
     """
+    if torch.compiler.is_compiling():
+        # Having refused the caller's frame, a compiler takes up this one.
+        raise TracingError(COMPILED)
     kind = torch._C._functorch.TransformType
     levels = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
     if kind.Functionalize not in levels and levels.count(kind.Jvp) < 2:

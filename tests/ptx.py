@@ -7,6 +7,7 @@ array, or one that is not aligned as a device asks, is an error. Imports ptx_ari
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,14 +15,18 @@ from typing import Any
 import numpy as np
 from ptx_arithmetic import (
     ARITHMETIC,
+    SHIFTED,
+    SIGNS,
     TYPES,
     Lanes,
     compared,
     constant,
     converted,
     flushed,
+    from_bfloat16,
     paired,
     rounded_down,
+    to_bfloat16,
 )
 
 #: The type of a register by the first letters of its name.
@@ -70,13 +75,13 @@ class Memory:
     def load(self, addresses: Lanes, kind: np.dtype, count: int) -> list[Lanes]:
         """`count` neighbours at each address."""
         places = self._at(addresses, kind.itemsize * count, READ) // kind.itemsize
-        whole = self._bytes[: len(self._bytes)].view(kind)
+        whole = self._bytes.view(kind)
         return [whole[places + i] for i in range(count)]
 
     def store(self, addresses: Lanes, values: list[Lanes]) -> None:
         kind = values[0].dtype
         places = self._at(addresses, kind.itemsize * len(values), WRITE) // kind.itemsize
-        whole = self._bytes[: len(self._bytes)].view(kind)
+        whole = self._bytes.view(kind)
         for i, value in enumerate(values):
             whole[places + i] = value
 
@@ -98,17 +103,26 @@ class Kernel:
     parameters: dict[str, int] = field(default_factory=dict)
     instructions: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
+    #: The registers that a block of assembly has of its own.
+    declared: dict[str, np.dtype] = field(default_factory=dict)
+
+    @functools.cached_property
+    def targets(self) -> set[int]:
+        """Where threads that have branched apart may meet."""
+        jumps = (given for given in self.instructions if given.operation.startswith("bra"))
+        return {self.labels[given.operands[0]] for given in jumps}
 
 
 _ENTRY = re.compile(r"\.entry\s+(\w+)\((.*?)\)[^{]*\{(.*?)\n\}", re.S)
-_PARAMETER = re.compile(r"\.param (?:\.align \d+ )?\.(\w+) (?:\.ptr [.\w ]*? )?(\w+)(?:\[(\d+)\])?")
+_PARAMETER = re.compile(r"\.param [^,]*?\.([bfsu]\d+) [^,]*?(\w+)(?:\[(\d+)\])?\s*(?:,|$)")
 _STATEMENT = re.compile(r"(?:@(!?)(%p\d+)\s+)?([a-z][\w.:]*)\s*(.*)", re.S)
 _OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,{}\[\]]+")
 
 
 def kernels(text: str) -> dict[str, Kernel]:
     """The entries of a PTX file, by name."""
-    text = re.sub(r"[ \t]+", " ", re.sub(r"//[^\n]*", "", text))
+    text = re.sub(r"//[^\n]*|^\s*\.loc[^\n]*", "", text, flags=re.M)
+    text = re.sub(r"[ \t]+", " ", text)
     return {name: _kernel(name, head, body) for name, head, body in _ENTRY.findall(text)}
 
 
@@ -120,6 +134,10 @@ def _kernel(name: str, head: str, body: str) -> Kernel:
     body = re.sub(r"(\$?\w+):(?!:)", r"\1:;", body)
     for part in body.split(";"):
         statement = re.sub(r"^[{}\s]+", "", part).rstrip()
+        own = re.fullmatch(r"\.reg \.(\w+) ([\w, ]+)", statement)
+        if own:
+            kind = np.dtype(f"u{TYPES[own[1]].itemsize}")
+            made.declared |= dict.fromkeys(own[2].replace(" ", "").split(","), kind)
         if not statement or statement.startswith("."):
             continue
         if statement.endswith(":"):
@@ -153,8 +171,6 @@ class _Block:
         }
         self.at = np.zeros(self.count, np.int64)
         self.now: Any = slice(None)
-        #: Operations that were run, by name.
-        self.used: set[str] = set()
 
     # Operands.
 
@@ -172,11 +188,11 @@ class _Block:
     def write(self, register: str, value: Lanes) -> None:
         if register in ("_", "%temp"):
             return
-        # A block of assembly names registers of its own, which are of halves.
-        kinds = [kind for start, kind in _REGISTERS.items() if register.startswith(start)]
-        kind = TYPES[kinds[0] if kinds else "b16"]
         if register not in self.registers:
+            start = re.match(r"%\D+|", register)[0]  # type: ignore[index]
+            kind = self.kernel.declared.get(register) or TYPES[_REGISTERS[start]]
             self.registers[register] = np.zeros(self.count, kind)
+        kind = self.registers[register].dtype
         if value.dtype.itemsize < kind.itemsize:
             value = value.astype(f"{value.dtype.kind}{kind.itemsize}")
         self.registers[register][self.now] = value.view(kind)
@@ -192,23 +208,27 @@ class _Block:
 
     def step(self, given: Instruction) -> None:
         words = given.operation.split(".")
-        self.used.add(given.operation)
         getattr(self, f"_{words[0]}", self._computes)(words, *given.operands)
 
     def _computes(self, words: list[str], to: str, *operands: str) -> None:
+        if words[-1] in SIGNS:
+            self.write(to, self._of_halves(words, operands))
+            return
         kind = TYPES[words[-1]]
         function = ARITHMETIC[words[0]]
         if "rm" in words:
             function = rounded_down
-        shifts = {"shr": 1, "shl": 1, "bfi": 2}.get(words[0], len(operands))
-        values = [
-            self.read(part, kind if i < shifts else TYPES["u32"]) for i, part in enumerate(operands)
-        ]
+        kinds = [kind] * len(operands)
+        if words[0] in SHIFTED:
+            kinds[SHIFTED[words[0]] :] = [TYPES["u32"]] * (len(operands) - SHIFTED[words[0]])
+        if words[:2] == ["mad", "wide"]:
+            kinds[2] = np.dtype(f"{kind.kind}{2 * kind.itemsize}")
+        values = [self.read(part, given) for part, given in zip(operands, kinds, strict=True)]
         if "ftz" in words:
             values = [flushed(value) for value in values]
         if "wide" in words:
             kind = np.dtype(f"{kind.kind}{2 * kind.itemsize}")
-            values = [value.astype(kind) for value in values]
+            values[:2] = [value.astype(kind) for value in values[:2]]
         made = function(*values)
         self.write(to, flushed(made) if "ftz" in words else made)
 
@@ -231,9 +251,29 @@ class _Block:
         else:
             self.write(to, self.read(source, kind))
 
+    def _of_halves(self, words: list[str], operands: tuple[str, ...]) -> Lanes:
+        bits, signs = SIGNS[words[-1]]
+        if words[0] in ("abs", "neg"):
+            value = self.read(operands[0], TYPES[bits])
+            return value & ~signs if words[0] == "abs" else value ^ signs
+        given = zip(*(self._numbers(part, words[-1]) for part in operands), strict=True)
+        made = [ARITHMETIC[words[0]](*parts) for parts in given]
+        return to_bfloat16(made[0]) if len(made) == 1 else paired(words, made[1], made[0])
+
+    def _numbers(self, operand: str, name: str) -> list[Lanes]:
+        """A register's number, or the two of a pair of halves."""
+        if not name.endswith(("x2", "bf16")):
+            return [self.read(operand, TYPES[name])]
+        if name == "bf16":
+            return [from_bfloat16(self.read(operand, TYPES["b16"]))]
+        word = self.read(operand, TYPES["b32"])
+        halves = [part.astype(np.uint16) for part in (word & 0xFFFF, word >> 16)]
+        return [from_bfloat16(h) if name == "bf16x2" else h.view(np.float16) for h in halves]
+
     def _setp(self, words: list[str], to: str, x: str, y: str) -> None:
-        kind = TYPES[words[-1]]
-        self.write(to, compared(words[1], self.read(x, kind), self.read(y, kind)))
+        pairs = zip(self._numbers(x, words[-1]), self._numbers(y, words[-1]), strict=True)
+        for register, (one, other) in zip(to.split("|"), pairs, strict=True):
+            self.write(register, compared(words[1], one, other))
 
     def _selp(self, words: list[str], to: str, x: str, y: str, which: str) -> None:
         kind = TYPES[words[-1]]
@@ -241,7 +281,7 @@ class _Block:
         self.write(to, chosen)
 
     def _cvt(self, words: list[str], to: str, *sources: str) -> None:
-        values = [self.read(source, TYPES[words[-1]]) for source in sources]
+        values = [self._numbers(source, words[-1])[0] for source in sources]
         self.write(to, paired(words, *values) if len(values) == 2 else converted(words, *values))
 
     def _cvta(self, words: list[str], to: str, source: str) -> None:
@@ -274,7 +314,7 @@ class _Block:
     def whole(self) -> None:
         """Every thread, to its end."""
         end = len(self.kernel.instructions)
-        stops = set(self.kernel.labels.values())
+        stops = self.kernel.targets
         waiting = np.zeros(self.count, bool)
         while (self.at < end).any():
             if waiting.all() or (waiting | (self.at == end)).all():
@@ -316,14 +356,8 @@ class _Block:
         self.at[self.now] = to if given.guard is None else np.where(self._passes(given), to, after)
 
 
-def run(
-    kernel: Kernel, arguments: list[bytes], blocks: int, threads: int, memory: Memory
-) -> set[str]:
-    """Launch `kernel` on `memory`; gives the operations that were run."""
+def run(kernel: Kernel, arguments: list[bytes], blocks: int, threads: int, memory: Memory) -> None:
+    """Launch `kernel` on `memory`, a block after the other."""
     with np.errstate(all="ignore"):
-        used = set()
         for block in range(blocks):
-            under_way = _Block(kernel, arguments, block, threads, memory)
-            under_way.whole()
-            used |= under_way.used
-    return used
+            _Block(kernel, arguments, block, threads, memory).whole()

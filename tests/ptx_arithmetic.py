@@ -20,6 +20,14 @@ TYPES = {
     **{f"f{8 * n}": np.dtype(f"f{n}") for n in (2, 4, 8)},
     "pred": np.dtype(bool),
 }
+#: Of halves that NumPy lacks: the type of their register, and the bits that are signs.
+SIGNS = {
+    "bf16": ("b16", np.uint16(0x8000)),
+    "bf16x2": ("b32", np.uint32(0x80008000)),
+    "f16x2": ("b32", np.uint32(0x80008000)),
+}
+#: From which operand on an instruction takes places and counts.
+SHIFTED = {"shr": 1, "shl": 1, "bfi": 2, "bfe": 1}
 
 
 def flushed(x: Lanes) -> Lanes:
@@ -74,6 +82,12 @@ def _inserted(part: Lanes, into: Lanes, first: Lanes, count: Lanes) -> Lanes:
     return ((into & ~window) | (moved & window)).astype(into.dtype)
 
 
+def _extracted(x: Lanes, first: Lanes, count: Lanes) -> Lanes:
+    """A field of bits as a number with or without a sign."""
+    above = (8 * x.dtype.itemsize - first - count).astype(x.dtype)
+    return (x << above) >> (above + first.astype(x.dtype))
+
+
 #: By the operation's first word: what it makes of operands of its last type.
 ARITHMETIC: dict[str, Callable[..., Lanes]] = {
     "add": np.add,
@@ -92,6 +106,8 @@ ARITHMETIC: dict[str, Callable[..., Lanes]] = {
     "shr": _shifted_right,
     "shl": _shifted_left,
     "bfi": _inserted,
+    "bfe": _extracted,
+    "mad": lambda x, y, z: x * y + z,
     "copysign": lambda sign, x: np.copysign(x, sign),
     "rcp": _by_double(lambda x: 1 / x),
     "ex2": _by_double(np.exp2),
@@ -112,26 +128,38 @@ def compared(how: str, x: Lanes, y: Lanes) -> Lanes:
     return COMPARISONS[how[:2]](x, y) | (x != x) | (y != y)
 
 
+def from_bfloat16(bits: Lanes) -> Lanes:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def to_bfloat16(x: Lanes) -> Lanes:
+    bits = bits_of(x).astype(np.uint32)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(x), 0x7FFF, rounded).astype(np.uint16)
+
+
 def converted(words: list[str], x: Lanes) -> Lanes:
+    """`x` as the type before the last of `words`, rounded as they say."""
+    if words[-2] == "bf16":
+        return to_bfloat16(x)
     into = TYPES[words[-2]]
     if "sat" in words:
         return np.where(np.isnan(x), 0, np.clip(x, 0, 1)).astype(into)
-    if "rni" in words:
-        return np.rint(x).astype(into)
+    for word, function in (("rni", np.rint), ("rmi", np.floor), ("rzi", np.trunc)):
+        if word in words:
+            x = function(flushed(x) if "ftz" in words else x)
+    if into.kind == "i" and x.dtype.kind == "f":
+        ends = np.iinfo(into)
+        return np.where(np.isnan(x), 0, np.clip(x, ends.min, ends.max)).astype(into)
     return x.astype(into)
-
-
-def _to_bfloat16(x: Lanes) -> Lanes:
-    bits = bits_of(x).astype(np.uint32)
-    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-    return np.where(np.isnan(x), 0x7FFF, rounded).astype(np.uint32)
 
 
 def paired(words: list[str], high: Lanes, low: Lanes) -> Lanes:
     """Two numbers rounded into one word, the first in its upper half."""
     if "bf16x2" in words:
-        return _to_bfloat16(high) << 16 | _to_bfloat16(low)
-    halves = [bits_of(part.astype(np.float16)).astype(np.uint32) for part in (high, low)]
+        halves = [to_bfloat16(part).astype(np.uint32) for part in (high, low)]
+    else:
+        halves = [bits_of(part.astype(np.float16)).astype(np.uint32) for part in (high, low)]
     return halves[0] << 16 | halves[1]
 
 

@@ -370,7 +370,7 @@ def test_a_kernel_that_writes_nothing_or_a_wrong_mask_has_no_time(monkeypatch):
     own = backends.native()
 
     class Idle:
-        value = staticmethod(own.value)
+        value, unpacked = staticmethod(own.value), staticmethod(own.unpacked)
 
         @staticmethod
         def value_and_mask(x, pair):

@@ -174,9 +174,9 @@ class Call:
         dtype, size = self.given.dtype, len(self.given)
         return device.launched(self.pair, dtype, self.forward, self.addresses, size, scale_dtype)
 
-    def run(self, kernel, arguments, blocks):
+    def run(self, kernel, arguments, blocks, threads=THREADS):
         """(The result, the mask's bytes) of a launch."""
-        ptx.run(kernel, arguments, blocks, THREADS, self.memory)
+        ptx.run(kernel, arguments, blocks, threads, self.memory)
         dtype, size = self.given.dtype, len(self.given)
         held = bytearray(self.memory.get(self.output, size * dtype.itemsize))
         return torch.frombuffer(held, dtype=dtype), self.memory.get(self.mask, self.mask_size)
