@@ -126,7 +126,7 @@ def _judged(node: Any) -> Finding | None:
     name = bare(node.name())
     custom = isinstance(node, BackwardCFunction)
     if not (custom or name in NODES or name in REGIONS or node.name() == CLAMP):
-        if type(node).__name__ == node.name():
+        if type(node).__name__ == node.name().rpartition("::")[2]:
             _ORDINARY.add(type(node))
         return None
     if SEEN in node.metadata:

@@ -221,16 +221,14 @@ def _refused(spelling: Spelling, x: Tensor) -> Call:
 
 def _with_kind(call: Call, given: dict[str, Any]) -> Call | None:
     """`call` with its row, parameters and PyTorch's out-of-place function, from its arguments."""
-    special = {"clamp": _clamp, "threshold": _threshold, "rrelu": _rrelu}.get(call.kind)
-    if special is not None:
-        return special(call, given)
     if call.kind not in ACTIVATIONS:
-        return call
+        special = _SPECIAL.get(call.kind)
+        return call if special is None else special(call, given)
     if call.kind == "gelu" and given.pop("approximate", "none") == "tanh":
         call.kind = "gelu_tanh"
     if call.kind == "elu" and (given.pop("scale", 1), given.pop("input_scale", 1)) != (1, 1):
         call.refusal = "its scale or input_scale is not 1"
-    return _resolved(call, {k: v for k, v in given.items() if k != "inplace"})
+    return _resolved(call, given)
 
 
 def _is_relu6(low: object, high: object) -> bool:
@@ -242,8 +240,7 @@ def _resolved(call: Call, params: dict[str, Any]) -> Call:
     if call.kind == "hardtanh" and _is_relu6(params.get("min_val"), params.get("max_val")):
         call.kind = "relu6"
     row = ACTIVATIONS[call.kind]
-    names = {parameter.name for parameter in row.parameters}
-    call.params = {name: value for name, value in params.items() if name in names}
+    call.params = {p.name: params[p.name] for p in row.parameters if p.name in params}
     call.rectifier = call.rectifier or row.rectifier or _is_clipped_relu(call)
     try:
         row.resolve(call.params)
@@ -311,6 +308,9 @@ def _rrelu(call: Call, given: dict[str, Any]) -> Call:
     return _resolved(call, {"negative_slope": (lower + upper) / 2})
 
 
+#: Kinds that are of the table or not by their arguments.
+_SPECIAL = {"clamp": _clamp, "threshold": _threshold, "rrelu": _rrelu}
+
 #: The layers of PyTorch that are one activation, by class: its kind.
 LAYERS: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
@@ -377,9 +377,10 @@ def layer_kind(module: nn.Module) -> str | None:
     for base in type(module).__mro__:
         if base in LAYERS:
             kind = LAYERS[base]
-            bounds = getattr(module, "min_val", None), getattr(module, "max_val", None)
-            if kind == "hardtanh" and _is_relu6(*bounds):
-                return "relu6"
+            # Each kind is asked for its own: a module is slow to say that it lacks an attribute.
+            if kind == "hardtanh":
+                bounds = getattr(module, "min_val", None), getattr(module, "max_val", None)
+                return "relu6" if _is_relu6(*bounds) else kind
             if kind == "gelu" and getattr(module, "approximate", "none") == "tanh":
                 return "gelu_tanh"
             if kind == "threshold" and (
