@@ -32,11 +32,17 @@ from ptx_arithmetic import (
 #: The type of a register by the first letters of its name.
 _REGISTERS = {"%rs": "b16", "%rd": "b64", "%fd": "b64", "%p": "pred", "%r": "b32", "%f": "b32"}
 READ, WRITE = 1, 2
+#: What Triton calls a block's shared memory.
+SHARED = ("global_smem",)
 BASE = 1 << 40
 
 
 class Fault(Exception):
     """What a device would end the kernel for, or a memory checker tell."""
+
+
+class Unread(Exception):
+    """PTX that this interpreter was not written for, as of another compiler's version."""
 
 
 class Memory:
@@ -145,7 +151,7 @@ def _kernel(name: str, head: str, body: str) -> Kernel:
             continue
         found = _STATEMENT.fullmatch(statement)
         if found is None:
-            raise Fault(f"not read: {statement!r}")
+            raise Unread(statement)
         negated, guard, operation, rest = found.groups()
         operands = tuple(part.strip() for part in _OPERAND.findall(rest) if part.strip())
         given = None if guard is None else (guard, not negated)
@@ -169,6 +175,9 @@ class _Block:
             "%tid.x": np.arange(threads, dtype=np.uint32),
             "%ctaid.x": np.full(threads, block, np.uint32),
         }
+        self.shared = Memory()
+        #: Where the block's shared memory begins, the most that a device gives without being asked.
+        self.shared_at = np.uint64(self.shared.put(bytes(48 << 10), READ | WRITE))
         self.at = np.zeros(self.count, np.int64)
         self.now: Any = slice(None)
 
@@ -180,7 +189,8 @@ class _Block:
             if found.dtype.itemsize < kind.itemsize:
                 raise Fault(f"{operand} is narrower than {kind}")
             return found if kind.kind == "b" else found.astype(f"u{kind.itemsize}").view(kind)
-        return np.broadcast_to(constant(operand, kind), self._lanes())
+        given = "0" if operand in SHARED else operand
+        return np.broadcast_to(constant(given, kind), self._lanes())
 
     def _lanes(self) -> int:
         return self.count if isinstance(self.now, slice) else len(self.now)
@@ -208,7 +218,10 @@ class _Block:
 
     def step(self, given: Instruction) -> None:
         words = given.operation.split(".")
-        getattr(self, f"_{words[0]}", self._computes)(words, *given.operands)
+        try:
+            getattr(self, f"_{words[0]}", self._computes)(words, *given.operands)
+        except (KeyError, TypeError, ValueError) as error:
+            raise Unread(f"{given.operation} {', '.join(given.operands)}") from error
 
     def _computes(self, words: list[str], to: str, *operands: str) -> None:
         if words[-1] in SIGNS:
@@ -300,14 +313,23 @@ class _Block:
             for part, value in zip(parts, found, strict=True):
                 self.write(part, np.full(self._lanes(), value))
             return
-        addresses = self.read(name, TYPES["u64"]) + np.uint64(offset)
-        for part, value in zip(parts, self.memory.load(addresses, kind, len(parts)), strict=True):
+        memory, addresses = self._places(words[1], name, offset)
+        for part, value in zip(parts, memory.load(addresses, kind, len(parts)), strict=True):
             self.write(part, value)
 
     def _st(self, words: list[str], place: str, source: str) -> None:
         kind, (name, offset) = TYPES[words[-1]], self._address(place)
         values = [self.read(part, kind) for part in self._many(source)]
-        self.memory.store(self.read(name, TYPES["u64"]) + np.uint64(offset), values)
+        memory, addresses = self._places(words[1], name, offset)
+        memory.store(addresses, values)
+
+    def _places(self, space: str, name: str, offset: int) -> tuple[Memory, Lanes]:
+        if space != "shared":
+            return self.memory, self.read(name, TYPES["u64"]) + np.uint64(offset)
+        return self.shared, self.read(name, TYPES["u32"]) + np.uint64(offset) + self.shared_at
+
+    def _bar(self, words: list[str], which: str) -> None:
+        """All threads are here: `whole` sees to it."""
 
     # Control.
 
@@ -318,13 +340,13 @@ class _Block:
         waiting = np.zeros(self.count, bool)
         while (self.at < end).any():
             if waiting.all() or (waiting | (self.at == end)).all():
-                raise Fault("a shuffle that some threads never come to")
+                raise Fault("a shuffle or barrier that some threads never come to")
             place = int(self.at[~waiting].min())
             here = self.at == place
             self.now = slice(None) if here.all() else np.flatnonzero(here)
             while True:
                 given = self.kernel.instructions[place]
-                if given.operation.startswith("shfl"):
+                if given.operation.startswith(("shfl", "bar.")):
                     waiting[self.now] = not isinstance(self.now, slice)
                     if waiting.any():
                         self.at[self.now] = place

@@ -88,6 +88,16 @@ def _extracted(x: Lanes, first: Lanes, count: Lanes) -> Lanes:
     return (x << above) >> (above + first.astype(x.dtype))
 
 
+def _permuted(low: Lanes, high: Lanes, chosen: Lanes) -> Lanes:
+    """A word of any bytes of two; a choice with its highest bit set gives the byte's sign alone."""
+    both, made = high.astype(np.uint64) << 32 | low, np.zeros_like(low)
+    for i in range(4):
+        choice = chosen >> 4 * i & 15
+        byte = (both >> (8 * (choice & 7)).astype(np.uint64) & 0xFF).astype(np.uint32)
+        made |= np.where(choice & 8, (byte >> 7) * 0xFF, byte) << 8 * i
+    return made
+
+
 #: By the operation's first word: what it makes of operands of its last type.
 ARITHMETIC: dict[str, Callable[..., Lanes]] = {
     "add": np.add,
@@ -107,6 +117,7 @@ ARITHMETIC: dict[str, Callable[..., Lanes]] = {
     "shl": _shifted_left,
     "bfi": _inserted,
     "bfe": _extracted,
+    "prmt": _permuted,
     "mad": lambda x, y, z: x * y + z,
     "copysign": lambda sign, x: np.copysign(x, sign),
     "rcp": _by_double(lambda x: 1 / x),
@@ -168,7 +179,7 @@ def constant(text: str, kind: np.dtype) -> Any:
     if found:
         bits = np.array([int(found[2], 16)], "u4" if found[1] == "f" else "u8")
         return bits.view(kind)
-    number = int(text, 0)
+    number = int(text.rstrip("U"), 0)
     if kind.kind == "b":
         return bool(number)
     width = 8 * kind.itemsize

@@ -89,6 +89,7 @@ class Device:
         self.kernels = [ptx.kernels(text) for text in texts]
         self._tell = ctypes.CDLL(str(folder / "launches.so")).launch_of
         self._tell.restype = ctypes.c_char_p
+        self.known = "release 13.0" in (folder / "version").read_text()
 
     def launched(self, pair, dtype, forward, addresses, size, scale_dtype=0):
         """(The kernel, its arguments, the blocks) of a call; see `Call` for the addresses."""
@@ -115,7 +116,8 @@ def device(repository) -> Device:
         not_built("there is no compiler, or the native library was not built in this checkout")
     launcher = repository / "tests" / "cuda_launches.cpp"
     sources = sorted(path for path in (repository / "csrc").rglob("*") if path.is_file())
-    digest = hashlib.sha256(output(nvcc, "--version").encode())
+    version = output(nvcc, "--version")
+    digest = hashlib.sha256(version.encode())
     for path in (launcher, *sources):
         digest.update(path.read_bytes())
     folder = repository / "build" / "cuda_ptx"
@@ -127,6 +129,7 @@ def device(repository) -> Device:
         if not told.is_file() or told.read_text() != digest.hexdigest():
             told.unlink(missing_ok=True)
             compile_into(folder, nvcc, compiler, repository)
+            (folder / "version").write_text(version)
             told.write_text(digest.hexdigest())
     return Device(folder)
 
@@ -174,9 +177,14 @@ class Call:
         dtype, size = self.given.dtype, len(self.given)
         return device.launched(self.pair, dtype, self.forward, self.addresses, size, scale_dtype)
 
-    def run(self, kernel, arguments, blocks, threads=THREADS):
-        """(The result, the mask's bytes) of a launch."""
-        ptx.run(kernel, arguments, blocks, threads, self.memory)
+    def run(self, kernel, arguments, blocks, threads=THREADS, known=True):
+        """(The result, the mask's bytes) of a launch; `known`: the compiler is of our version."""
+        try:
+            ptx.run(kernel, arguments, blocks, threads, self.memory)
+        except ptx.Unread as error:
+            if known:
+                raise
+            pytest.skip(f"the interpreter does not read {error}, of another compiler")
         dtype, size = self.given.dtype, len(self.given)
         held = bytearray(self.memory.get(self.output, size * dtype.itemsize))
         return torch.frombuffer(held, dtype=dtype), self.memory.get(self.mask, self.mask_size)
@@ -209,7 +217,7 @@ def check(device, name, params, rule_name, dtype, forward, placement):
     x, g = data(dtype, name in SELECTS, size)
     y, kept = forward_of(x, pair)
     call = Call(pair, forward, x if forward else g, kept, placement)
-    found, mask = call.run(*call.launched(device))
+    found, mask = call.run(*call.launched(device), known=device.known)
     about = f"of {name} under {rule} in {dtype} at {placement}"
     if forward:
         assert_value(found, x, name, params)
@@ -252,7 +260,7 @@ def test_scale_is_read_from_the_device(device, scale_dtype):
             _, kept = forward_of(x, pair)
             call = Call(pair, False, g, kept, PLACEMENTS[0])
             call.addresses[4] = call.memory.put(stored(scale), ptx.READ)
-            found, _ = call.run(*call.launched(device, scale_dtype))
+            found, _ = call.run(*call.launched(device, scale_dtype), known=device.known)
             assert same_bits(found, backends.native().backward(g, kept, scaled, None))
 
 
@@ -267,7 +275,7 @@ def test_interpreter_tells_what_a_device_would_not_forgive(device):
         return made
 
     right = call()
-    value, mask = right.run(*right.launched(device))
+    value, mask = right.run(*right.launched(device), known=device.known)
     assert same_bits(value, forward_of(x, pair)[0])
     for given, said in ((x[:-1], "a load beyond its array"), (x[:0], "a load beyond its array")):
         short = call(given)
