@@ -162,11 +162,16 @@ void check_same_shape(const Tensor& gradient, const Tensor& kept) {
   check(gradient.dtype() == kept.dtype(), "the gradient's dtype differs from the kept tensor's");
 }
 
-Tensor backward_with_mask(Tensor gradient, const Tensor& mask, const Program& program,
-                          const Tensor& scale, std::vector<std::int64_t> strides) {
+Tensor backward_with_mask(Tensor gradient, Tensor mask, const Program& program, const Tensor& scale,
+                          std::vector<std::int64_t> strides) {
   const std::int64_t elements = gradient.numel();
   check(mask.numel() == (elements + 7) / 8 && mask.dtype() == aoti_torch_dtype_uint8(),
         "the mask does not belong to a tensor of the gradient's shape");
+  // A saved-tensor hook may have brought it back otherwise than it was.
+  if (mask.dim() != 1 || mask.strides()[0] != 1) {
+    const std::vector<std::int64_t> in_order = contiguous_strides(mask);
+    mask = laid_out(std::move(mask), in_order.data());
+  }
   if (strides.empty()) strides = contiguous_strides(gradient);
   check(static_cast<std::int64_t>(strides.size()) == gradient.dim() &&
             is_dense(gradient.dim(), gradient.sizes(), strides.data()),
@@ -217,8 +222,8 @@ void backward(StableIValue* stack, std::uint64_t, std::uint64_t) {
   if (program.keeps == Keeps::kNothing) {
     stack[0] = to_stack(backward_with_nothing(std::move(gradient), program, scale));
   } else if (program.keeps == Keeps::kMask) {
-    stack[0] =
-        to_stack(backward_with_mask(std::move(gradient), kept, program, scale, std::move(strides)));
+    stack[0] = to_stack(backward_with_mask(std::move(gradient), std::move(kept), program, scale,
+                                           std::move(strides)));
   } else {
     stack[0] = to_stack(backward_with_tensor(std::move(gradient), std::move(kept), program, scale));
   }

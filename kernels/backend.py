@@ -198,6 +198,9 @@ class Triton:
                 return torch.zeros_like(g)
             g = dense(g)
         elif pair.keeps == "mask":
+            assert kept is not None
+            # A saved-tensor hook may have brought it back otherwise than it was.
+            kept = kept.contiguous()
             g = laid_out(g, contiguous_strides(g.shape) if strides is None else strides)
         else:
             assert kept is not None

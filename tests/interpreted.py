@@ -211,6 +211,15 @@ def test_a_mask_is_not_written_past_its_last_byte(count):
     assert numpy.array_equal(bits, ~(x <= 0).numpy())
 
 
+def test_a_mask_is_read_in_order_however_a_hook_brings_it_back():
+    x = torch.randn(1029, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: torch.stack([t, torch.zeros_like(t)], 1), lambda t: t[:, 0]
+    ):
+        y = pyrevgrad.relu(x, rules.GUIDED)
+    assert torch.equal(torch.autograd.grad(y, x, x.abs())[0], x.detach().clamp(min=0))
+
+
 @pytest.mark.parametrize("scale_dtype", DTYPES, ids=str)
 def test_tensor_scale_is_read_when_backward_runs(scale_dtype):
     scale = torch.tensor(5.0, dtype=scale_dtype)

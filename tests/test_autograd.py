@@ -103,6 +103,31 @@ def test_what_is_kept_has_the_bytes_of_the_plan(name, rule):
     assert sum(storages.values()) == 1000 * plan(name, RULES[rule]).bytes_per_element
 
 
+#: How a saved-tensor hook packs what is kept, and brings it back with the same elements.
+REPACKED = {
+    "strided": (lambda t: torch.stack([t, torch.zeros_like(t)], -1), lambda t: t[..., 0]),
+    "transposed": (lambda t: t.reshape(2, -1).t().contiguous(), lambda t: t.t()),
+    "expanded": (lambda t: t[:1].clone(), lambda t: t.expand(16)),
+}
+
+
+@every_backend
+@pytest.mark.parametrize("form", REPACKED)
+def test_a_mask_is_read_in_order_however_a_hook_brings_it_back(form, backend):
+    signs = torch.tensor([1.0, -1.0, -1.0, 1.0, 1.0, -1.0, 1.0, -1.0])
+    x = (signs.repeat(16) if form == "expanded" else torch.randn(128)).requires_grad_()
+    pack, unpack = REPACKED[form]
+    if backend == "reference":
+        shape = x.shape
+        whole, unpack = unpack, lambda t: whole(t).reshape(shape)
+        if form == "expanded":
+            pack, unpack = (lambda t: t[:8].clone()), (lambda t: t.expand(16, 8).reshape(shape))
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        y = forward("relu", "GUIDED", x, backend)
+    g = torch.rand(128) + 0.1
+    assert torch.equal(torch.autograd.grad(y, x, g)[0], torch.where(x > 0, g, 0.0))
+
+
 @pytest.mark.parametrize("rule", [DECONVNET, STRAIGHT_THROUGH], ids=repr)
 def test_a_rule_that_needs_nothing_keeps_nothing(rule):
     x = torch.randn(100, requires_grad=True)
