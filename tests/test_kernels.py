@@ -429,3 +429,13 @@ def test_native_value_is_within_a_few_ulp_of_the_oracle(name):
         atol = min(TOLERANCES[dtype][1], 4 * torch.finfo(dtype).eps)
         wanted = torch.from_numpy(expected_value(name, array(x)))
         torch.testing.assert_close(y.double(), wanted.to(dtype).double(), rtol=rtol, atol=atol)
+
+
+@needs_native
+def test_native_tanh_is_within_three_ulp():
+    x = torch.cat([torch.linspace(-10, 10, 400_001), torch.logspace(-6, 1, 100_000)])
+    wanted = torch.tanh(x.double())
+    with backend("native"):
+        found = pyrevgrad.tanh(x)
+    ulp = torch.nextafter(wanted.abs().float(), torch.tensor(2.0)) - wanted.abs().float()
+    assert ((found - wanted).abs() / ulp).max() < 3
