@@ -46,7 +46,7 @@ bool is_first_order(const Tensor& g) {
 using Wanted = std::array<bool, 3>;
 
 // What a backward of a folded layer does before and behind its products.
-struct FoldedBackward : Node {
+struct FoldedBackward : OwnNode {
   FoldedBackward(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& live)
       : scale(live), factor(weight, false) {
     set_next_edges(torch::autograd::collect_next_edges(x, weight, bias));
@@ -96,8 +96,10 @@ struct FoldedLinearBackward : FoldedBackward {
     if (should_compute_output(1)) kept = SavedVariable(x, false);
   }
   std::string name() const override { return "FoldedLinearBackward"; }
-  // As in pyrevgrad/folding.py, whose _HUGE this is.
-  bool is_factor() const override { return number() != 0 && std::abs(number()) < 0x1p64; }
+  // As in pyrevgrad/folding.py, whose _TINY and _HUGE these are.
+  bool is_factor() const override {
+    return std::abs(number()) >= 0x1p-126 && std::abs(number()) < 0x1p64;
+  }
   bool reads_x(const Wanted& wanted) const override { return wanted[1]; }
   bool reads_weight(const Wanted& wanted) const override { return wanted[0]; }
 

@@ -193,8 +193,8 @@ def _is_special() -> bool:
 
 def cannot_fold(x: Any) -> bool:
     """Whether a reversal must stand by itself: for compilers, which fold it themselves, tracers,
-    transforms and tensor subclasses."""
-    return type(x) not in _PLAIN_TYPES or _is_special()
+    transforms, tensor subclasses, and nested tensors, which the reversal refuses."""
+    return type(x) not in _PLAIN_TYPES or x.is_nested or _is_special()
 
 
 def nodes_for(pairs: Pairs) -> Any:

@@ -29,8 +29,9 @@ _REVERSAL = Pairs("identity", reverse(1.0), {})
 _PAIR = _REVERSAL.full
 # From here on λ multiplies the finished product, as it does behind a plain layer: PyTorch refuses a
 # factor past float32's range, and a library may multiply an operand by it, which overflows first.
-# So does a λ of 0, for which PyTorch makes no product at all: a NaN in g would be lost.
-_HUGE = 2.0**64
+# So does a λ that is 0 in float32, for which PyTorch makes no product at all: a NaN in g would be
+# lost.
+_HUGE, _TINY = 2.0**64, 2.0**-126
 
 
 def _reversed_plainly(gx: Tensor, scale: Tensor) -> Tensor:
@@ -101,7 +102,7 @@ def _reversed_product(
 ) -> Tensor:
     """``−λ · g·W`` in one product; a λ that only a tensor knows scales the smaller factor first,
     but in float16, where λ times it may be below what that holds."""
-    factor = number is None or 0 < abs(number) < _HUGE
+    factor = number is None or _TINY <= abs(number) < _HUGE
     if not factor or torch.is_grad_enabled():
         return _reversed_plainly(g @ weight, scale)
     if number is not None:

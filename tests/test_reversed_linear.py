@@ -53,6 +53,14 @@ def test_every_dtype_is_as_exact_as_two_layers(dtype, live):
     assert ours[0].dtype == dtype and error <= 1.5 * limit + 1e-12
 
 
+@pytest.mark.parametrize("scale", [0.0, 5e-324, 1e-46, 1e-38, 1.0])
+def test_a_nan_in_the_gradient_is_not_lost_however_small_the_scale(scale):
+    folded, _ = pair(scale)
+    x = torch.randn(2, 3, requires_grad=True)
+    (gx,) = torch.autograd.grad(folded(x), x, torch.full((2, 4), float("nan")))
+    assert gx.isnan().all()
+
+
 def test_a_gradient_that_is_expanded_or_transposed_is_read_right():
     folded, _ = pair()
     x = torch.randn(6, 3, requires_grad=True)
