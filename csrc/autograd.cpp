@@ -30,7 +30,7 @@ PyObject* any_order = nullptr;
 PyObject* derivative_of_output = nullptr;
 
 // y as a function of x with slope f'(x), whatever rule y itself was recorded under.
-struct DerivativeOfOutput : Node {
+struct DerivativeOfOutput : OwnNode {
   explicit DerivativeOfOutput(c10::SafePyObject p) : pair(std::move(p)) {}
   std::string name() const override { return "DerivativeOfOutput"; }
   void release_variables() override {
@@ -64,7 +64,7 @@ struct Handle {
   PyObject* pair;
 };
 
-struct ModifiedBackward : Node {
+struct ModifiedBackward : OwnNode {
   ModifiedBackward(const Tensor& x, const Handle& handle, const Tensor& live)
       : keeps(handle.keeps),
         passes_through(handle.passes_through && !live.defined()),

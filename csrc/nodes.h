@@ -44,6 +44,15 @@ auto pointer_to(N* node) {
   }
 }
 
+// A node that compiled autograd, which asks this of each node, cannot read.
+struct OwnNode : Node {
+  void compiled_args(torch::autograd::CompiledNodeArgs& /*args*/) const override {
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        false, "pyrevgrad: compiled autograd cannot read the C++ node ", name(),
+        "; set PYREVGRAD_AUTOGRAD=python in the environment, which records calls in Python");
+  }
+};
+
 // What a node has saved. Another thread that runs backward over the same graph may release it
 // meanwhile, under the node's own lock.
 template <class N>

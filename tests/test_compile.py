@@ -10,7 +10,8 @@ from compiling import both, fresh_compiler, inputs  # noqa: F401
 from grids import DTYPES, grid, same_bits
 
 import pyrevgrad
-from pyrevgrad import DECONVNET, EXACT, GUIDED, backends, reverse
+from pyrevgrad import DECONVNET, EXACT, GUIDED, autograd, backends, reverse
+from pyrevgrad.nn import Activation, ReversedLinear
 from pyrevgrad.reference import eager
 from pyrevgrad.rules import RULES
 
@@ -431,3 +432,13 @@ def test_a_mask_that_x_alone_tells_stays_packed():
     kept, operations = kept_dtypes(lambda x: pyrevgrad.gelu(x, GUIDED), x, g)
     assert torch.uint8 in kept and torch.bool not in kept
     assert any("pyrevgrad" in operation for operation in operations)
+
+
+@pytest.mark.skipif(autograd.NODES is None, reason="the C++ nodes are not built")
+@pytest.mark.parametrize("layer", [Activation("relu", GUIDED), ReversedLinear(2, 2)], ids=repr)
+def test_compiled_autograd_is_told_how_to_read_the_nodes(layer):
+    y = layer(torch.ones(2, requires_grad=True)).sum()
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        step = torch.compile(torch.Tensor.backward, backend="eager")
+        with pytest.raises(NotImplementedError, match="set PYREVGRAD_AUTOGRAD=python"):
+            step(y)
