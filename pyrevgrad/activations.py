@@ -38,7 +38,10 @@ class Parameter:
             raise TypeError(
                 f"{activation}: {self.name} must be a number, not {type(value).__name__}"
             )
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
         inside = {"any number": True, ">= 0": number >= 0, "> 0": number > 0, "not 0": number != 0}
         if not (math.isfinite(number) and inside[self.bound]):
             bound = "" if self.bound == "any number" else f" and {self.bound}"

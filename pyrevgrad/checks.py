@@ -65,7 +65,8 @@ def check_scale(value: object) -> tuple[float, torch.Tensor | None]:
     Raises
     ------
     TypeError
-        Neither a number nor a tensor, or a tensor that is not real floating point.
+        Neither a number nor a tensor, or a tensor of another dtype than float32, float64, bfloat16
+        and float16.
     ValueError
         NaN, a tensor that has dimensions, or one that requires grad.
     """
@@ -78,8 +79,11 @@ def check_scale(value: object) -> tuple[float, torch.Tensor | None]:
     tensor: Any = value
     if tensor.dim() != 0:
         raise ValueError(f"scale must be a 0-dim tensor, got shape {tuple(tensor.shape)}")
-    if not tensor.is_floating_point():
-        raise TypeError(f"a tensor scale must be floating point, got {tensor.dtype}")
+    # Floating point of one byte or less is none that a kernel reads.
+    if not tensor.is_floating_point() or tensor.element_size() == 1:
+        raise TypeError(
+            f"a tensor scale must be of float32, float64, bfloat16 or float16, got {tensor.dtype}"
+        )
     if tensor.requires_grad:
         raise ValueError(
             "no gradient flows to scale, so a tensor scale must not require grad; pass .detach()"

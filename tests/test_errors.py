@@ -21,7 +21,7 @@ from pyrevgrad import (
     reverse_gradient,
 )
 from pyrevgrad.activations import ACTIVATIONS
-from pyrevgrad.nn import Activation, GradientReversal
+from pyrevgrad.nn import Activation, GradientReversal, ReversedLinear
 
 X = torch.ones(3)
 calls = pytest.mark.parametrize(
@@ -84,6 +84,8 @@ def test_nested_input_is_refused(call):
     x = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
     with pytest.raises(TypeError, match="nested"):
         call(x)
+    with pytest.raises(TypeError, match="takes dense tensors, got a nested tensor"):
+        ReversedLinear(2, 2)(torch.nested.nested_tensor([torch.ones(2, 2), torch.ones(1, 2)]))
 
 
 @calls
@@ -253,8 +255,9 @@ def test_a_bad_rule_is_explained(make, kind, message):
         (1j, TypeError, "scale must be a number or a 0-dim tensor, not complex"),
         (math.nan, ValueError, "scale must not be NaN"),
         (torch.ones(1), ValueError, r"scale must be a 0-dim tensor, got shape \(1,\)"),
-        (torch.tensor(1), TypeError, "a tensor scale must be floating point, got torch.int64"),
-        (torch.tensor(1j), TypeError, "must be floating point, got torch.complex64"),
+        (torch.tensor(1), TypeError, "of float32, float64, bfloat16 or float16, got torch.int64"),
+        (torch.tensor(1j), TypeError, "float16, got torch.complex64"),
+        (torch.tensor(0.5).to(torch.float8_e5m2), TypeError, "float16, got torch.float8_e5m2"),
         (
             torch.tensor(1.0, requires_grad=True),
             ValueError,

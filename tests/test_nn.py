@@ -96,7 +96,7 @@ def test_a_scale_is_set_by_assignment_in_place(layer, new):
 @pytest.mark.parametrize("bad", ["0.5", None, True, torch.ones(2), torch.tensor(1)])
 def test_a_bad_scale_is_refused_and_the_old_one_stays(bad):
     layer = GradientReversal(0.5)
-    with pytest.raises((TypeError, ValueError), match=r"scale must be|must be floating point"):
+    with pytest.raises((TypeError, ValueError), match="scale must be"):
         layer.scale = bad
     assert slopes(layer) == [-0.5, -0.5]
 

@@ -268,7 +268,7 @@ def test_plan_takes_float32_and_the_exact_rule_where_none_are_given():
         ),
         (
             lambda: reverse(torch.tensor(1)), TypeError,
-            "a tensor scale must be floating point, got torch.int64",
+            "of float32, float64, bfloat16 or float16, got torch.int64",
         ),
         (
             lambda: reverse(torch.tensor(1.0, requires_grad=True)), ValueError,
