@@ -44,9 +44,15 @@ NODES_RECORD = Path(f"_autograd{sysconfig.get_config_var('EXT_SUFFIX')}").with_s
 CUDA_REPORT = "_build_report_cuda.txt"
 INSTALL = "`pip install --no-build-isolation --no-deps --force-reinstall .` in the checkout"
 OLDEST_TORCH = (2, 10)
-FLAGS = ["-O2", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
+FLAGS = ["-O2", "-std=c++17", "-fPIC", "-fvisibility=hidden"]
 # GCC 12 takes the undefined values of its own vector headers for mistakes.
 FLAGS += ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-maybe-uninitialized"]
+# What values depend on. They follow the user's flags and undo fast math there, part by part:
+# GCC's -fno-fast-math leaves alone a part that was asked for by name.
+EXACT = ["-fno-fast-math", "-fno-unsafe-math-optimizations", "-fno-finite-math-only"]
+EXACT += ["-fno-associative-math", "-fno-reciprocal-math", "-fsigned-zeros", "-ffp-contract=off"]
+# Linked with -Ofast, a library would round denormal numbers to zero in the whole process.
+EXACT_LINK = ["-O2", *EXACT]
 SOURCES = ("csrc/cpu/dispatch.cpp", "csrc/library.cpp")
 NODES = "csrc/autograd.cpp"
 AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mbmi2 -mprfchw"
@@ -61,9 +67,10 @@ CUDA_SOURCES = [
     f"csrc/cuda/kernels_{name}.cu" for name in ("bfloat16", "float16", "float32", "float64")
 ]
 CUDA_SOURCES += ["csrc/cuda/runtime.cu", "csrc/cuda/library.cpp"]
+NVCC_FLAGS = ["-O3", "-std=c++17", "-Xptxas=-v", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 # Without -fmad=false a product would be fused into the sum after it, which the CPU's is not.
-NVCC_FLAGS = ["-O3", "-std=c++17", "-fmad=false", "-Xptxas=-v"]
-NVCC_FLAGS += ["-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off"]
+EXACT_NVCC = ["-fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true"]
+EXACT_NVCC += [f"-Xcompiler={','.join(EXACT)}"]
 # What may stand before the compiler in CXX.
 LAUNCHERS = ("ccache", "sccache", "distcc", "icecc")
 # A cubin for each generation in wide use, and PTX that the driver compiles for later ones.
@@ -199,6 +206,23 @@ def included(path):
     return [found[key] for key in sorted(found)]
 
 
+def flags_from(variable):
+    """The user's flags for a compiler or the linker."""
+    return shlex.split(os.environ.get(variable, ""))
+
+
+def nvcc_flags():
+    """The user's flags for nvcc, which has none to undo --use_fast_math."""
+    for variable in ("NVCCFLAGS", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"):
+        if any(word.lstrip("-") == "use_fast_math" for word in flags_from(variable)):
+            raise NotBuilt(
+                f"{variable} asks for --use_fast_math, with which the CUDA kernels' values would "
+                "be wrong",
+                f"take it out of {variable}",
+            )
+    return flags_from("NVCCFLAGS")
+
+
 def run(command, what):
     """Run a compiler; its first error line goes into the reason, all of it to the terminal.
 
@@ -264,7 +288,7 @@ class Toolchain:
             flags += [f"-DPYREVGRAD_WITHOUT_{kind.upper()}" for kind in absent]
         else:
             flags += KERNELS[name.removeprefix("kernels_")].split()
-        return flags + shlex.split(os.environ.get("CXXFLAGS", ""))
+        return [*flags, *flags_from("CXXFLAGS"), *EXACT]
 
     def make(self, target, command, contents, what):
         """Run the command unless nothing it depends on has changed since it made `target`."""
@@ -301,7 +325,7 @@ class Toolchain:
         # libstdc++ comes before torch, which exports copies of some of its symbols.
         libraries = ["-lstdc++", "-lm", f"-L{self.torch / 'lib'}", *libraries]
         command = [*self.compiler, *kind, *map(str, objects), *libraries]
-        command += shlex.split(os.environ.get("LDFLAGS", ""))
+        command += [*flags_from("LDFLAGS"), *EXACT_LINK]
         contents = [path.read_bytes() for path in objects]
         return self.make(self.objects / name, command, contents, f"linking {name}")
 
@@ -332,7 +356,7 @@ class NodesToolchain(Toolchain):
         include = self.torch / "include"
         for folder in (include, include / "torch/csrc/api/include", self.python):
             flags += [f"-ffile-prefix-map={folder}=include", "-isystem", str(folder)]
-        flags += shlex.split(os.environ.get("CXXFLAGS", ""))
+        flags += [*flags_from("CXXFLAGS"), *EXACT]
         target = self.objects / "autograd.o"
         command = [*self.compiler, *flags, "-c", NODES]
         made = self.make(target, command, included(NODES), f"compiling {NODES}")
@@ -359,7 +383,7 @@ class CudaToolchain(Toolchain):
                 virtual = "compute_" + name.partition("_")[2]
                 command += ["-gencode", f"arch={virtual},code={name}"]
             command += [f'-DPYREVGRAD_CUDA_CODE="{",".join(self.architectures)}"']
-            command += [*shlex.split(os.environ.get("NVCCFLAGS", "")), "-c", source]
+            command += [*nvcc_flags(), *EXACT_NVCC, "-c", source]
         return self.make(target, command, included(source), f"compiling {source}")
 
     def runtime_folder(self):
@@ -383,7 +407,7 @@ class CudaToolchain(Toolchain):
         command += ["-lrt", "-lpthread", "-ldl", "-lstdc++", "-lm"]
         # Nothing of libtorch.so is used, but it leads to libtorch_cuda.so, which has the stream.
         command += [f"-L{self.torch / 'lib'}", "-ltorch_cpu", "-Wl,--no-as-needed", "-ltorch"]
-        command += shlex.split(os.environ.get("LDFLAGS", ""))
+        command += [*flags_from("LDFLAGS"), *EXACT_LINK]
         contents = [path.read_bytes() for path in objects]
         return self.make(self.objects / name, command, contents, f"linking {name}")
 

@@ -4,6 +4,11 @@
 
 #include <cmath>
 
+// setup.py undoes fast math in flags; this is for a compiler that has it by other means.
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "pyrevgrad's values would be wrong under fast math: compile without it"
+#endif
+
 #if defined(__CUDACC__)
 #define PYREVGRAD_HD __host__ __device__ __forceinline__
 #else

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -284,32 +283,6 @@ def test_requiring_cuda_makes_a_failed_nvcc_fatal(wheel, checkout, fake_compiler
     done = build(checkout, tmp_path, CUDACXX=str(fake_compiler), PYREVGRAD_CUDA="1")
     assert done.returncode == 1
     assert "PYREVGRAD_CUDA is set: compiling csrc/cuda/" in done.stderr
-
-
-@pytest.fixture
-def setup(repository, monkeypatch) -> dict:
-    """What setup.py defines, run without setting anything up."""
-    monkeypatch.setattr("setuptools.setup", lambda **_: None)
-    return runpy.run_path(str(repository / "setup.py"))
-
-
-@pytest.mark.parametrize(
-    ("asked", "told"),
-    [
-        ("g++", "-ccbin g++"),
-        ("ccache g++", "-ccbin g++"),
-        ("/opt/bin/sccache distcc clang++-19", "-ccbin clang++-19"),
-        ("g++ -m64 -std=c++20 -Wl,-O1", "-ccbin g++ -Xcompiler=-m64 -Xcompiler=-Wl\\,-O1"),
-    ],
-)
-def test_nvcc_is_told_of_the_compiler_without_launcher_standard_or_bare_comma(setup, asked, told):
-    toolchain = setup["CudaToolchain"].__new__(setup["CudaToolchain"])
-    toolchain.compiler, toolchain.objects = asked.split(), Path("objects")
-    toolchain.nvcc, toolchain.architectures = "nvcc", ["sm_90"]
-    toolchain.make = lambda target, command, contents, what: command
-    command = toolchain.compile("csrc/cuda/runtime.cu")
-    words = told.split()
-    assert command[: len(words) + 2] == ["nvcc", *words, "-O3"]
 
 
 @pytest.mark.parametrize("asked", ["all", "0", "-1", "2.5", "²"])
