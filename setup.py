@@ -36,6 +36,7 @@ if tuple(map(int, re.findall(r"\d+", setuptools.__version__)[:2])) < (70, 1):
 
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 REPORT = "_build_report.txt"
@@ -425,6 +426,18 @@ def put(made, target):
     os.replace(waiting, target)
 
 
+class BuildModules(build_py):
+    """Removes modules of an earlier build that are gone: what lies there is installed."""
+
+    def run(self):
+        if not self.editable_mode:
+            kept = {Path(name) for name in self.get_outputs(include_bytecode=False)}
+            for path in Path(self.build_lib, "pyrevgrad").rglob("*.py*"):
+                if path.suffix in (".py", ".pyi") and path not in kept:
+                    path.unlink()
+        super().run()
+
+
 class BuildNative(build_ext):
     """Builds each library, or installs the reason instead.
 
@@ -494,7 +507,7 @@ setuptools.setup(
         setuptools.Extension("pyrevgrad._autograd", [NODES]),
         setuptools.Extension("pyrevgrad._native_cuda", CUDA_SOURCES, py_limited_api=True),
     ],
-    cmdclass={"build_ext": BuildNative, "bdist_wheel": HonestWheel},
+    cmdclass={"build_ext": BuildNative, "build_py": BuildModules, "bdist_wheel": HonestWheel},
     options={
         "bdist_wheel": (
             {} if sysconfig.get_config_var("Py_GIL_DISABLED") else {"py_limited_api": "cp310"}

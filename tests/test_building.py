@@ -8,6 +8,7 @@ from __future__ import annotations
 import runpy
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,19 @@ def test_use_fast_math_which_nvcc_cannot_undo_is_refused(
     monkeypatch.setenv(variable, f"-O1 {word}")
     with pytest.raises(setup["NotBuilt"], match=f"{variable} asks for --use_fast_math, with which"):
         toolchain("CudaToolchain").compile("csrc/cuda/runtime.cu")
+
+
+def test_a_build_removes_the_modules_that_are_gone_and_no_library(repository, tmp_path):
+    package = tmp_path / "pyrevgrad"
+    gone = [
+        package / name for name in ("old.py", "_old.pyi", "kernels/old.py", "older/__init__.py")
+    ]
+    library = package / "_native.abi3.so"
+    for path in (*gone, library):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("of another time")
+    output(sys.executable, "setup.py", "build_py", "--build-lib", tmp_path, cwd=repository)
+    assert [path.name for path in gone if path.exists()] == []
+    assert library.read_text() == "of another time"
+    kept = ("nn.py", "_named.pyi", "py.typed", "kernels/sweep.py", "bench/__main__.py")
+    assert all((package / name).is_file() for name in kept)
