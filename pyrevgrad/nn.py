@@ -137,7 +137,6 @@ class FoldedReversal(GradientReversal):
         self.weight = layer.weight  # type: ignore[assignment]
         self.register_parameter("bias", layer.bias)  # type: ignore[arg-type]
         self.activation = None if activation is None else Activation(activation, rule, **params)
-        assert self.scale is not None
         if self.scale.device != self.weight.device:
             self.to(device=self.weight.device)
 
@@ -245,7 +244,6 @@ class ReversedLinear(FoldedReversal):
             )
         if not (x.requires_grad and torch.is_grad_enabled()):
             return self._plain(x)
-        assert self.scale is not None
         number = functools.partial(self._number, self.scale)
         return folded_linear(self._seen(x), self.weight, self.bias, self.scale, number)
 

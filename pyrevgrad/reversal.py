@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -63,6 +63,14 @@ class GradientReversal(Scaled):
     GradientReversal(scale=2)
     """
 
+    if TYPE_CHECKING:
+        # Never without one, and set by a schedule too.
+        @property
+        def scale(self) -> Tensor: ...
+
+        @scale.setter
+        def scale(self, value: float | Tensor | Schedule) -> None: ...
+
     def __init__(
         self, scale: float | Tensor | Schedule = 1.0, *, record_norm: bool = False
     ) -> None:
@@ -75,7 +83,6 @@ class GradientReversal(Scaled):
             self.schedule = scale
         else:
             self._register_scale(scale)
-        assert self.scale is not None
         self._norm = torch.full_like(self.scale, math.nan)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -111,7 +118,6 @@ class GradientReversal(Scaled):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
-        assert self.scale is not None
         # Moved now and not at the next forward, which torch.compile may be tracing.
         self._norm_on(self.scale.device)
         return self
@@ -132,14 +138,12 @@ class GradientReversal(Scaled):
         >>> {name: tensor.item() for name, tensor in layer.readings().items()}
         {'scale': 0.5, 'gradient_norm': 2.5}
         """
-        assert self.scale is not None
         found = {"scale": self.scale.detach().clone()}
         norm = self.gradient_norm
         return found if norm is None else {**found, "gradient_norm": norm.clone()}
 
     def extra_repr(self) -> str:
         """λ now, and the schedule that sets it."""
-        assert self.scale is not None
         parts = ["scale=" + ("meta" if self.scale.is_meta else f"{self.scale.item():.6g}")]
         if self.schedule is not None:
             parts.append(f"schedule={self.schedule!r}")

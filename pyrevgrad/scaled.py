@@ -5,7 +5,7 @@ Imports schedules and checks, and transforms to refuse a script.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,13 @@ class Scaled(nn.Module):
     a device.
     """
 
-    scale: Tensor | None
+    if TYPE_CHECKING:
+        # It is a buffer: read as a tensor, and set by a number too.
+        @property
+        def scale(self) -> Tensor | None: ...
+
+        @scale.setter
+        def scale(self, value: float | Tensor) -> None: ...
 
     def _register_scale(self, value: float | Tensor) -> None:
         number, tensor = _checked(value)

@@ -24,7 +24,8 @@ from typing_extensions import assert_type
 
 import pyrevgrad
 from pyrevgrad import GUIDED, adversarial, attribution, functional, swap
-from pyrevgrad.nn import Activation, GradientReversal
+from pyrevgrad.nn import Activation, GradientReversal, ReversedConv2d, ReversedLinear
+from pyrevgrad.schedules import ConstantSchedule
 
 x = torch.zeros(3, requires_grad=True)
 assert_type(pyrevgrad.relu(x, pyrevgrad.GUIDED), Tensor)
@@ -37,7 +38,14 @@ with swap(model, GUIDED) as swapped:
     assert_type(len(swapped.report.replaced), int)
 pyrevgrad.convert(model)
 attribution.GuidedBackprop(model)
-adversarial.DANN(model, model, model)
+network = adversarial.DANN(model, model, model)
+for layer in (GradientReversal(0.5), ReversedLinear(3, 4), ReversedConv2d(3, 4, 1), network):
+    assert_type(layer.scale, Tensor)
+    layer.scale = 0.3
+    layer.scale = torch.tensor(0.3)
+    layer.scale = ConstantSchedule(1.0)
+assert_type(pyrevgrad.nn.Activation("relu").scale, Tensor | None)
+network.scale = "0.3"  # type: ignore[assignment]
 pyrevgrad.relu(x, "guided")  # type: ignore[arg-type]
 pyrevgrad.relu(x, negative_slope=0.1)  # type: ignore[call-arg]
 pyrevgrad.no_such_name  # type: ignore[attr-defined]

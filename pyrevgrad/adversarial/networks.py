@@ -231,8 +231,11 @@ class DANN(nn.Module):
         A number set under a schedule holds until the schedule's next ``step()``; set
         ``model.reversal.schedule = None`` to keep it.
         """
-        assert self.reversal.scale is not None
         return self.reversal.scale
+
+    @scale.setter
+    def scale(self, value: float | Tensor | Schedule) -> None:
+        self.reversal.scale = value
 
     @property
     def schedule(self) -> Schedule | None:
