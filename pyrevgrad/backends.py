@@ -330,6 +330,7 @@ def reference_for_batches() -> None:
         )
 
 
+_NOT_THE_USERS = tuple(f"{Path(file).parent}{os.sep}" for file in (__file__, torch.__file__))
 #: From so many elements a kernel of ours pays for its two calls in compiled code, some 20 µs.
 OPAQUE_FROM = 1 << 14
 
@@ -413,10 +414,14 @@ def _cuda_problem(x: Tensor, pair: Pair) -> str:
 
 @functools.cache
 def _say_once(what: str, problem: str) -> None:
+    # It points at the line that called us, by way of PyTorch's layers or not.
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+        frame, level = frame.f_back, level + 1
     warnings.warn(
         f"{what} on its reference backend (plain PyTorch): {problem}",
         RuntimeWarning,
-        stacklevel=4,
+        stacklevel=level,
     )
 
 

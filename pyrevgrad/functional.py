@@ -44,8 +44,8 @@ def activation(
     Returns
     -------
     Tensor
-        Fresh storage with the strides of ``torch.empty_like(x)`` (axes of one place and empty tensors
-        aside), or `x` itself if in place.
+        Fresh storage with the strides of ``torch.empty_like(x)`` (axes of one place and empty
+        tensors aside), or `x` itself if in place.
 
     Raises
     ------

@@ -290,13 +290,16 @@ def test_a_seed_that_diverges_leaves_what_the_others_gave(tmp_path, capsys, monk
     assert all((tmp_path / name).stat().st_size for name in ("curves.png", "embedding.png"))
 
 
-def test_a_target_whose_labels_came_later_is_scored_from_then_on(tmp_path, files):
+def test_a_target_whose_labels_came_later_is_scored_from_then_on(tmp_path, files, capsys):
     source, target = files
     options = ("--source", source, "--target", target, "--epochs", 2, "--resume")
     assert run(tmp_path / "run", *options) == 0
+    assert "seed-0.pt: seed 0 starts anew" in capsys.readouterr().out
     x = np.load(target)["x"]
     saved(target, x=x, y=np.arange(40) % 2)
     assert run(tmp_path / "run", *options, "--seeds", 2) == 0
+    printed = capsys.readouterr().out
+    assert "seed 0 starts" not in printed and "seed 1 starts anew" in printed
     rows = table(tmp_path / "run")
     assert [row["seed"] for row in rows] == ["0", "0", "1", "1"]
     assert not rows[0]["target_accuracy"] and float(rows[3]["target_accuracy"]) >= 0

@@ -429,3 +429,9 @@ def test_every_method_of_the_package_is_an_attribution():
     methods = {one for one in public if hasattr(one, "attribute")}
     assert {NeuronGuidedBackprop, NeuronDeconvolution, GuidedBackprop, Saliency} < methods
     assert all(issubclass(method, attribution.Attribution) for method in methods)
+
+
+def test_one_sample_without_a_batch_is_told_how_to_make_one():
+    model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+    with pytest.raises(ValueError, match=r"the shape \(\); .* give inputs\.unsqueeze\(0\)"):
+        GuidedBackprop(model).attribute(torch.ones(3), target=1)

@@ -1,6 +1,7 @@
 """Which backend serves: a strict choice where one is named, said plainly, never a substitute."""
 
 import copy
+import functools
 import io
 import os
 import re
@@ -15,7 +16,7 @@ from expected import BACKENDS, Serving
 from threads import together
 
 import pyrevgrad
-from pyrevgrad import BackendError, activation, backends
+from pyrevgrad import BackendError, activation, autograd, backends
 from pyrevgrad.configuration import configuration
 from pyrevgrad.rules import GUIDED
 
@@ -339,6 +340,21 @@ def test_device_that_does_not_run_the_kernels_is_named_once_in_a_warning(monkeyp
         assert backends.choose(OnCuda(), relu_pair) is backends.REFERENCE
         assert backends.choose(OnCuda(), relu_pair) is backends.REFERENCE
     assert len(caught) == 1
+
+
+def test_the_warning_of_the_reference_points_at_the_line_of_the_caller(monkeypatch):
+    monkeypatch.setattr(backends, "_native", None)
+    monkeypatch.setattr(backends, "_native_missing", "there is none")
+    monkeypatch.setattr(autograd, "NODES", None)
+    # Slopes of no other test, of which the library holds no program yet.
+    layer = pyrevgrad.nn.Activation("leaky_relu", GUIDED, negative_slope=0.0123)
+    function = functools.partial(pyrevgrad.leaky_relu, negative_slope=0.0124)
+    for call in (torch.nn.Sequential(layer), function):
+        backends._say_once.cache_clear()
+        with pytest.warns(RuntimeWarning, match="there is none") as caught:
+            call(torch.ones(2, requires_grad=True))
+        assert [one.filename for one in caught] == [__file__]
+    backends._say_once.cache_clear()
 
 
 @needs_native

@@ -65,3 +65,10 @@ def test_a_jacobian_that_cannot_be():
         jacobian(nn.Flatten(0), x)
     with pytest.raises(SwapError, match="replaced no activation"):
         jacobian(model, x, 0, rule=GUIDED)
+
+
+def test_a_rule_in_the_place_of_the_output_is_told_where_it_belongs():
+    with pytest.raises(
+        TypeError, match="output must be made of ints, got a rule; pass rule=GUIDED"
+    ):
+        jacobian(nn.Linear(2, 2), torch.ones(1, 2), GUIDED)

@@ -157,3 +157,8 @@ def test_an_attribution_within_a_smoothed_model_keeps_its_draws():
     model = Explaining()
     SmoothGrad(Saliency(model), samples=2, spread=0.0).attribute(torch.ones(1, 3))
     assert len({tuple(drawn.tolist()) for drawn in model.drawn}) == 4
+
+
+def test_a_model_in_the_place_of_a_method_is_refused():
+    with pytest.raises(TypeError, match=r"such as GuidedBackprop\(model\), not Linear"):
+        SmoothGrad(nn.Linear(2, 2))

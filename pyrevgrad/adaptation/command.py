@@ -48,10 +48,13 @@ def train(options: argparse.Namespace, data: Domains, seed: int) -> tuple[DANN, 
     model = built().to(options.device)
     optimizer = torch.optim.SGD(model.parameters(), options.rate, momentum=0.5)
     scores = {} if data.target_test is None else {"target": data.target_test}
+    checkpoint = options.out / f"seed-{seed}.pt"
+    if options.resume and not checkpoint.exists():
+        print(f"no {checkpoint}: seed {seed} starts anew")
     history = fit(
         model, data.source, data.target, epochs=options.epochs, batch_size=options.batch_size,
         optimizer=optimizer, validation=data.held_out, patience=options.patience, scores=scores,
-        seed=seed, checkpoint=options.out / f"seed-{seed}.pt", resume=options.resume,
+        seed=seed, checkpoint=checkpoint, resume=options.resume,
     )  # fmt: skip
     if options.method == "none":
         for record in history.epochs:

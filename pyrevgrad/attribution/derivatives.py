@@ -67,6 +67,8 @@ def jacobian(
     """
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0:
         raise TypeError("x must be a floating point tensor of shape (n, …)")
+    if isinstance(output, Rule):
+        raise TypeError(f"output must be made of ints, got a rule; pass rule={output!r}")
     if rule is not None:
         check_model(model)
     with (

@@ -36,7 +36,8 @@ class SmoothGrad(Attribution):
     Raises
     ------
     TypeError, ValueError
-        `samples` is no whole number or < 1, `spread` no finite number or < 0.
+        `method` has no `attribute`, `samples` is no whole number or < 1, `spread` no finite number
+        or < 0.
 
     Examples
     --------
@@ -54,6 +55,11 @@ class SmoothGrad(Attribution):
         seed: int = 0,
         progress: bool = False,
     ) -> None:
+        if not callable(getattr(method, "attribute", None)):
+            raise TypeError(
+                "method must be a method of attribution such as GuidedBackprop(model), not "
+                f"{type(method).__name__}"
+            )
         if not is_whole(samples):
             raise TypeError(f"samples must be a whole number, not {type(samples).__name__}")
         if samples < 1:

@@ -148,9 +148,10 @@ def _at(output: Tensor, places: list[Any]) -> Tensor:
     for row in indices:
         shown = row[0] if len(row) == 1 else row
         if len(row) != len(shape):
+            cure = "" if shape else "; where inputs is one sample, give inputs.unsqueeze(0)"
             raise ValueError(
                 f"target {shown} has {len(row)} indices, and each "
-                f"sample's output has the shape {shape}"
+                f"sample's output has the shape {shape}{cure}"
             )
         for index, size in zip(row, shape, strict=True):
             if not -size <= index < size:

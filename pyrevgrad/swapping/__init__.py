@@ -68,7 +68,7 @@ def swap(model: nn.Module, rule: Rule, where: Any = None, strict: bool | str = T
     ------
     TypeError, ValueError
         A `rule`, `where` or `strict` that is none of the above; a name that no module has.
-    ModelError
+    swapping.ModelError
         A compiled, scripted, exported or quantised model. A SwapError and a TypeError.
     SwapError
         See `strict`.
