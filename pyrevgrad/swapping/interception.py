@@ -9,6 +9,7 @@ import os.path
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,11 @@ from .places import Place
 from .refusals import SwapError
 from .seeing import SEEN, differentiated, is_quiet, mark, node_of, quiet
 from .sites import Site
+from .stance import uncompiled
 
 NOT_COMPILED = (
     "pyrevgrad.swap: a swapped model runs uncompiled, so fullgraph=True is refused; call the model "
-    "and not its compiled form"
+    "and not its compiled form, and one that compiles a part of itself once before the swap"
 )
 NOT_TRACED = (
     "torch.fx.symbolic_trace would replace the backward of a swapped model by the plain gradient; "
@@ -177,10 +179,12 @@ class Interceptor(TorchFunctionMode):
         before = thread.places, thread.root, thread.origin
         thread.places, thread.origin = list(places), origin
         # A compiler that traces this refuses the frame, and the swap refuses the compiler later.
-        thread.root = None if _is_dynamo_compiling() else sys._getframe()
+        traced = _is_dynamo_compiling()
+        thread.root = None if traced else sys._getframe()
         switched = bool(places) and self._switch_on(thread)
         try:
-            return function()
+            with nullcontext() if traced else uncompiled():
+                return function()
         finally:
             thread.places, thread.root, thread.origin = before
             if switched:
@@ -191,6 +195,9 @@ class Interceptor(TorchFunctionMode):
     ) -> Any:
         if _is_dynamo_compiling():
             torch._dynamo.graph_break(msg=NOT_COMPILED)
+            # Behind the break the compiler would go on, with what stands below.
+            again = torch.compiler.disable(self.__torch_function__)
+            return again(function, types, args, kwargs)
         kwargs = kwargs or {}
         if is_quiet():
             return function(*args, **kwargs)

@@ -22,6 +22,7 @@ from .leaving import as_found
 from .places import as_they_were
 from .refusals import SwapError
 from .sites import Site, table
+from .stance import uncompiled
 
 if TYPE_CHECKING:
     from .holding import Swap
@@ -214,7 +215,8 @@ def verified(swap: Swap, args: Any, kwargs: Any) -> Verification:
 
 
 def _plain_gradients(swap: Swap, args: Any, kwargs: Any) -> tuple[list[Tensor], list[Any]]:
-    with as_found(swap.model), as_they_were(swap.places):
+    # As in the swap: what a compiler fuses rounds otherwise.
+    with as_found(swap.model), as_they_were(swap.places), uncompiled():
         return _gradients(swap.model, args, kwargs)
 
 
