@@ -376,30 +376,3 @@ def test_the_graph_is_read_under_torch_func_too():
         jacobian(model, x, rule=GUIDED)
     with pytest.raises(SwapError, match="HardtanhBackward is in the graph"), swap(model, GUIDED):
         torch.func.grad(lambda t: model(t).sum())(x)
-
-
-class CheckpointFunction(torch.autograd.Function):
-    """A checkpoint of somebody else's, of the same name as PyTorch's."""
-
-    @staticmethod
-    def forward(ctx, function, x):
-        ctx.function = function
-        ctx.save_for_backward(x)
-        with torch.no_grad():
-            return function(x)
-
-    @staticmethod
-    def backward(ctx, g):
-        x = ctx.saved_tensors[0].detach().requires_grad_()
-        with torch.enable_grad():
-            y = ctx.function(x)
-        return None, torch.autograd.grad(y, x, g)[0]
-
-
-def test_a_checkpoint_of_ones_own_is_not_taken_for_pytorchs():
-    model = Wrapped(lambda x: CheckpointFunction.apply(F.relu, x))
-    with (
-        pytest.warns(SwapWarning, match="custom autograd.Function called CheckpointFunction"),
-        swap(model, GUIDED),
-    ):
-        run(model, dtype=torch.float32)

@@ -65,13 +65,14 @@ _ORDINARY: set[type] = set()
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """A node that no swap saw: its kind, what it is, whether it is an activation for certain, and
-    one that damps negative inputs."""
+    """A node that no swap saw: its kind, what it is, whether it is an activation for certain, one
+    that damps negative inputs, and a custom Function's."""
 
     kind: str
     text: str
     certain: bool
     rectifier: bool = True
+    custom: bool = False
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -144,4 +145,4 @@ def _judged(node: Any) -> Finding | None:
     if getattr(type(node), "_forward_cls", type(node)).__module__.startswith(_OURS):
         return None
     function = name.removesuffix("Backward")
-    return Finding(function, f"a custom autograd.Function called {function}", False)
+    return Finding(function, f"a custom autograd.Function called {function}", False, custom=True)

@@ -72,6 +72,8 @@ class Swap:
         #: What a call raised, which ended it.
         self._told: str | None = None
         self.calls = self.shadowed = 0
+        #: Whether an activation ran with its rule, and not plainly for want of a gradient.
+        self.substituted = False
         self._lock = threading.RLock()
         self._holds = 0
         self._sites: dict[Any, Site] = {}
@@ -205,6 +207,7 @@ class Swap:
     def substitute(self, call: Call, x: Tensor, site: Site) -> Tensor:
         """The activation with its rule's backward."""
         assert site.rule is not None
+        self.substituted = True
         for other in recomputation.LIVE:
             if other is not self and other.interceptor.thread.places:
                 other.shadowed += 1
@@ -239,17 +242,23 @@ class Swap:
                 f"activation{'s' * (len(missed) > 1)}:\n{listed}\n"
                 f"{leave}pass strict=False"
             )
-        if whole_model and not self.shadowed and not self._ran():
+        if whole_model and not self.shadowed and (not self._ran() or self._all_inside_functions()):
             return self._nothing()
         return None
 
     def _ran(self) -> bool:
         return any(site.forward for site in self.report.replaced)
 
+    def _all_inside_functions(self) -> bool:
+        """Whether what ran had no gradient to replace, at the end: a Function may recompute it."""
+        return self.unseen.custom and not (self.substituted or self.live)
+
     def _nothing(self) -> str:
         start = f"the swap replaced no activation of {self.report.model}"
         if not self.calls:
             return f"{start}: no forward of it ran while the swap held"
+        if self._ran():
+            start += ", each of which ran where no gradient is recorded, as in an autograd.Function"
         left = [site for site in self.report.left if site.forward]
         if not left:
             return (

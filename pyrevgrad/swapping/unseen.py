@@ -63,6 +63,8 @@ class Unseen:
             self._codes |= _own_codes(cls)
         #: What is listed here, which `where` cannot leave out.
         self.sites: list[Site] = []
+        #: Whether a custom Function was among it, inside which no gradient is recorded.
+        self.custom = False
         # What runs as the swap begins is its author's: a method that swaps its own model. In other
         # threads that cannot be told, since asking for their frames may block in Python 3.11.
         self._thread = threading.get_ident()
@@ -122,6 +124,7 @@ class Unseen:
         warnings.warn(f"swap left {site}: {site.reason}", SwapWarning, stacklevel=5)
 
     def _note(self, place: Place, finding: audit.Finding) -> None:
+        self.custom = self.custom or finding.custom
         key = (place.path, finding.kind, finding.text)
         if self._swap.lists(key) or self._explained(finding):
             return
