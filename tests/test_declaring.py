@@ -392,10 +392,29 @@ class Swish(nn.Module):
         return x * torch.sigmoid(x)
 
 
+class HandMish(nn.Module):
+    def forward(self, x):
+        return x * torch.tanh(torch.log1p(x.exp()))
+
+
+class HardSwish(nn.Module):
+    def forward(self, x):
+        return x * (x + 3).clamp(0, 6) / 6
+
+
+BY_HAND = {
+    "gelu_tanh": Hand,
+    "quick_gelu": Quick,
+    "silu": Swish,
+    "mish": HandMish,
+    "hardswish": HardSwish,
+}
+
+
 @pytest.mark.parametrize("path", calls._KNOWN)
 def test_layers_of_other_libraries_are_known_by_their_names(path):
     module, _, name = path.rpartition(".")
-    hand = {"gelu_tanh": Hand, "quick_gelu": Quick, "silu": Swish}[calls._KNOWN[path]]
+    hand = BY_HAND[calls._KNOWN[path]]
     model, x = network(type(name, (hand,), {"__module__": module, "__qualname__": name})()), x_of()
     assert len(gradients(model, x, GUIDED)[2].replaced) == 2
     pyrevgrad.assert_overridden(model, reverse(0.5), x)

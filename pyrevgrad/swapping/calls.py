@@ -352,6 +352,12 @@ _KNOWN = {
     "open_clip.transformer.QuickGELU": "quick_gelu",
     "clip.model.QuickGELU": "quick_gelu",
     "timm.layers.activations.QuickGELU": "quick_gelu",
+    "timm.layers.activations.Swish": "silu",
+    "timm.layers.activations.Mish": "mish",
+    "timm.layers.activations.HardSwish": "hardswish",
+    "timm.layers.activations_me.SwishMe": "silu",
+    "timm.layers.activations_me.MishMe": "mish",
+    "timm.layers.activations_me.HardSwishMe": "hardswish",
     "efficientnet_pytorch.utils.MemoryEfficientSwish": "silu",
 }
 

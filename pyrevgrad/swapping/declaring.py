@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
 
 from ..activations import find
 from . import calls, places
+from .refusals import SwapError
+from .seeing import quiet
 
 
 def declare(layer: type[nn.Module], activation: str | None, **params: float) -> None:
@@ -35,8 +41,9 @@ def declare(layer: type[nn.Module], activation: str | None, **params: float) -> 
     Notes
     -----
     Nothing is run to see whether it is true: `pyrevgrad.assert_overridden` compares gradients and
-    values on a model. Declared again, the last holds. A layer that works in place is refused, and
-    so is one with parameters that require grad, which would get none; an attribution takes these.
+    values on a model. Declared again, the last holds. A layer that works in place is refused unless
+    its attribute `inplace` says so, and so is one with parameters that require grad, which would
+    get none; an attribution takes these.
 
     Examples
     --------
@@ -60,3 +67,39 @@ def declare(layer: type[nn.Module], activation: str | None, **params: float) -> 
         raise TypeError(f"declare: {layer.__name__} of PyTorch is no activation of each element")
     find(activation).resolve(params)
     calls.DECLARED[layer] = activation, dict(params)
+
+
+class LayerValue:
+    """What the forward of a declared layer makes of a tensor, given by the keyword in `names`."""
+
+    def __init__(
+        self, function: Callable[..., Any], module: Any, kind: str, names: tuple[str, ...]
+    ) -> None:
+        self._function, self._module, self._names = function, module, names
+        self._said = f"{type(module).__name__} is declared to be {kind}"
+        #: Whether it may write into what it is given, and whether it did.
+        self.may_write, self.wrote = bool(getattr(module, "inplace", False)), False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        # A copy, lest the layer write into what backward reads.
+        copied = x.clone()
+        version = None if copied.is_inference() else copied._version
+        with quiet():
+            if self._names:
+                y = self._function(self._module, **dict.fromkeys(self._names, copied))
+            else:
+                y = self._function(self._module, copied)
+        self.wrote = version is not None and copied._version != version
+        if self.wrote and not self.may_write:
+            raise SwapError(
+                f"{self._said} and works in place; declare a layer that returns a new tensor, or "
+                "that says so by its attribute inplace"
+            )
+        same = isinstance(y, Tensor) and y.shape == x.shape
+        casts = torch.is_autocast_enabled(x.device.type)
+        if not (same and (casts or y.dtype == x.dtype)):
+            raise SwapError(
+                f"{self._said}, and its forward did not return a tensor of its input's shape and "
+                "dtype"
+            )
+        return cast(Tensor, y)

@@ -24,6 +24,7 @@ from ..rules import Rule
 from ..transforms import TracingError
 from . import calls, sparing
 from .calls import Call
+from .declaring import LayerValue
 from .patterns import Patterns, followed
 from .places import Place
 from .refusals import SwapError
@@ -273,7 +274,7 @@ class Interceptor(TorchFunctionMode):
                 f"({listed})"
             )
 
-        value = _value_of(function, module, kind, tuple(kwargs))
+        value = LayerValue(function, module, kind, tuple(kwargs))
         refusal, rectifier = self.swap.refusal_of_declared(place.module), registered.rectifier
         call = Call(kind, name, x, params, False, refusal, rectifier, value, declared=True)
         if self.is_of_parameters(x):
@@ -290,7 +291,10 @@ class Interceptor(TorchFunctionMode):
         if refusal is not None:
             raise SwapError(f"{site}: {refusal}")
         with quiet():
-            return self.apply(call, site)
+            if not value.may_write:
+                return self.apply(call, site)
+            y = self.apply(replace(call, x=x.clone()), site)
+            return x.copy_(y) if value.wrote else y
 
     def own_call(self, call: Call, pairs: Any, scale: Any) -> Any:
         """A call of pyrevgrad's own in the model: its rule if exact is ours to replace."""
@@ -355,32 +359,6 @@ class Interceptor(TorchFunctionMode):
     def _note_pattern(self, pattern: str, place: Place) -> None:
         code, instruction, source, _ = self.called_from()
         self.swap.note_uncertain((place.path, pattern, code, instruction), place, pattern, source)
-
-
-def _value_of(
-    function: Callable[..., Any], module: Any, kind: str, names: tuple[str, ...]
-) -> Callable[[Tensor], Tensor]:
-    """What the forward of a declared layer makes of a tensor, given by the keyword in `names`."""
-    said = f"{type(module).__name__} is declared to be {kind}"
-
-    def value(x: Tensor) -> Tensor:
-        # A copy, lest the layer write into what backward reads.
-        copied = x.clone()
-        version = None if copied.is_inference() else copied._version
-        with quiet():
-            by_name = dict.fromkeys(names, copied)
-            y = function(module, **by_name) if names else function(module, copied)
-        if version is not None and copied._version != version:
-            raise SwapError(f"{said} and works in place; declare a layer that returns a new tensor")
-        same = isinstance(y, Tensor) and y.shape == x.shape
-        casts = torch.is_autocast_enabled(x.device.type)
-        if not (same and (casts or y.dtype == x.dtype)):
-            raise SwapError(
-                f"{said}, and its forward did not return a tensor of its input's shape and dtype"
-            )
-        return y
-
-    return value
 
 
 def substitute(call: Call, x: Tensor, rule: Rule) -> Tensor:
