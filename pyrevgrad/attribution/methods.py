@@ -42,6 +42,10 @@ def is_relu(site: Site) -> bool:
     return site.kind in ("relu", "fused relu")
 
 
+def _is_clamp(site: Site) -> bool:
+    return site.spelling.partition("(")[0].rstrip("_").endswith(("clamp", "clip"))
+
+
 class Attribution:
     """A map of each input: what its elements do to the output that a target selects."""
 
@@ -146,19 +150,24 @@ class ModifiedGradient(Attribution):
                 if not any(site.meant for site in swap.report.left):
                     self._check_rectifiers(swap.report)
                 raise
-            self._check_rectifiers(swap.report)
+            # Those on no path from the outputs have no part in the map.
+            self._check_rectifiers(swap.report, reached=True)
 
-    def _check_rectifiers(self, report: Report) -> None:
+    def _check_rectifiers(self, report: Report, reached: bool = False) -> None:
         others = [site for site in report.left if site.rectifier and site.forward]
+        if reached:
+            others = [site for site in others if site.backward]
         if others and self.where is is_relu:
             listed = "\n".join(f"  {site}" for site in others)
             kinds = ", ".join(sorted({site.kind for site in others}))
             served = any(site.kind in ACTIVATIONS or site.kind in CUSTOM for site in others)
             cure = "where=None to take every rectifier" if served else ""
-            leave = "where=lambda site: site.kind == 'relu' to leave them plain"
+            cures = [cure, "where=lambda site: site.kind == 'relu' to leave them plain"]
+            if all(map(_is_clamp, others)):
+                cures = [f"{cures[1]}, as where a clamp bounds coordinates", cure]
             raise SwapError(
                 f"{report.model} has rectifiers other than ReLU ({kinds}), which keep their plain "
-                f"gradient:\n{listed}\npass {', or '.join(filter(None, (cure, leave)))}"
+                f"gradient:\n{listed}\npass {', or '.join(filter(None, cures))}"
             )
 
     def attribute(

@@ -237,9 +237,7 @@ class Interceptor(TorchFunctionMode):
         site = self._site(call)
         self.swap.count_forward(site)
         if site.rule is None:
-            y = function(*args, **kwargs)
-            mark(y)
-            return y
+            return self._left(function(*args, **kwargs), site)
         if not _may_need_gradient(call.x):
             return function(*args, **kwargs)
         refusal = _unserved(call.x)
@@ -282,7 +280,9 @@ class Interceptor(TorchFunctionMode):
             return function(*args, **kwargs)
         site = self._site(call)
         self.swap.count_forward(site)
-        if site.rule is None or not _may_need_gradient(x):
+        if site.rule is None:
+            return self._left(function(*args, **kwargs), site)
+        if not _may_need_gradient(x):
             return function(*args, **kwargs)
         unserved = _unserved(x)
         if unserved is not None:
@@ -324,6 +324,16 @@ class Interceptor(TorchFunctionMode):
         if node is not None:
             node.metadata[SEEN] = True
             node.register_prehook(lambda _: self.swap.count_backward(site))
+        return y
+
+    def _left(self, y: Any, site: Site) -> Any:
+        """`y` of an activation that is left: seen, and counted where a gradient reaches it."""
+        mark(y)
+        if isinstance(y, Tensor):
+            # In place on a view, what is recorded is a copy into its base.
+            node = y._base.grad_fn if y._is_view() and y._base is not None else node_of(y)
+            if node is not None:
+                node.register_prehook(lambda _: self.swap.count_backward(site))
         return y
 
     def _site(self, call: Call) -> Site:
