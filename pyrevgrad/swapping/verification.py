@@ -187,7 +187,10 @@ def _gradients(model: nn.Module, args: Any, kwargs: Any) -> tuple[list[Tensor], 
         torch.cos(torch.arange(y.numel(), device=y.device)).reshape(y.shape).to(y.dtype)
         for y in outputs
     ]
-    gradients = torch.autograd.grad(outputs, inputs + parameters, into, allow_unused=True)
+    # Kept, since a model may keep a bias that it computed once, for the next forward.
+    gradients = torch.autograd.grad(
+        outputs, inputs + parameters, into, retain_graph=True, allow_unused=True
+    )
     return [y.detach() for y in outputs], list(gradients[: len(inputs)])
 
 
