@@ -247,6 +247,11 @@ def _conclude(recorder: Recorder, proof: Verification) -> None:
         raise SwapError(f"verify: {wrong[0].site} sent back the plain gradient")
     changes = any(not one.site.rule.is_exact for one in seen if one.site.rule is not None)
     if changes and not proof.must_differ:
+        if not any(one.g is not None and bool(one.g.any()) for one in seen):
+            raise SwapError(
+                "verify: no gradient but zero reached an activation that was replaced, as before a "
+                "layer of zero weights, so nothing was proved"
+            )
         raise SwapError(
             "verify: at these inputs the rule's gradient is the plain one everywhere, so nothing "
             "was proved; give other inputs"
