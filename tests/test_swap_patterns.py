@@ -211,3 +211,17 @@ def test_a_decomposed_exported_graph_says_what_it_does_not_take():
     found = [(site.kind, site.rule, site.certain) for site in swapped.report.sites]
     by_hand = "x·sigmoid(x) written by hand"
     assert found == [("relu", GUIDED, True), ("sigmoid", None, True), (by_hand, None, False)]
+
+
+class HandSwish(nn.Module):
+    def forward(self, x):
+        return x * torch.sigmoid(x)
+
+
+def test_layers_of_one_class_are_warned_of_once_and_listed_each():
+    model = nn.Sequential(nn.Linear(4, 4), HandSwish(), HandSwish(), nn.ReLU(), HandSwish())
+    with pytest.warns(SwapWarning) as warned, swap(model, GUIDED) as swapped:
+        model(torch.randn(2, 4, requires_grad=True))
+    (only,) = warned
+    assert "written by hand in 1 " in str(only.message)
+    assert [site.path for site in swapped.report.left if not site.certain] == ["1", "2", "4"]

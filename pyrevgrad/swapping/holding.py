@@ -77,6 +77,7 @@ class Swap:
         self._lock = threading.RLock()
         self._holds = 0
         self._sites: dict[Any, Site] = {}
+        self._warned: set[Any] = set()
         aliases: dict[nn.Module, list[str]] = {}
         for name, module in named.items():
             aliases.setdefault(module, []).append(name)
@@ -169,7 +170,7 @@ class Swap:
             self._sites[key].forward += 1
 
     def note_uncertain(self, key: Any, place: Place, pattern: str, source: str) -> None:
-        """List something that looks like an activation, and warn of it once."""
+        """List something that looks like an activation, and warn of it once at each line."""
         with self._lock:
             site = self._sites.get(key)
             if site is None:
@@ -180,7 +181,11 @@ class Swap:
                     name = type(place.module).__name__
                     site.reason += f"; if {name} is one, say so by pyrevgrad.declare({name}, ...)"
                 self.add(key, site)
-                warnings.warn(f"swap left {site}: {site.reason}", SwapWarning, stacklevel=4)
+                # Once for all layers of a class: the report lists each.
+                same = type(place.module), pattern, source
+                if same not in self._warned:
+                    self._warned.add(same)
+                    warnings.warn(f"swap left {site}: {site.reason}", SwapWarning, stacklevel=4)
             site.forward += 1
 
     def note_unserved(self, site: Site, reason: str) -> None:
