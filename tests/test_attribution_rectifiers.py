@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import pyrevgrad
 from pyrevgrad import SwapError
-from pyrevgrad.attribution import GuidedBackprop
+from pyrevgrad.attribution import Deconvolution, GuidedBackprop, RectGrad
 
 
 class Detector(nn.Module):
@@ -40,6 +41,34 @@ def test_a_rectifier_that_no_gradient_reaches_is_no_reason_to_refuse():
 def test_one_that_a_gradient_reaches_is_named(bound):
     with pytest.raises(SwapError, match="has rectifiers other than ReLU"):
         GuidedBackprop(Detector("box", bound)).attribute(torch.randn(3, 4), 1)
+
+
+@pytest.mark.parametrize("method", [GuidedBackprop, Deconvolution])
+def test_prelu_is_served_as_the_refusals_say(method):
+    model, x = Detector("box", nn.PReLU()), torch.randn(3, 4)
+    with pytest.raises(SwapError, match=r"where=None after pyrevgrad\.declare\(nn\.PReLU, 'leaky"):
+        method(model).attribute(x, 1)
+    with pytest.raises(
+        SwapError, match=r'served after pyrevgrad\.declare\(nn\.PReLU, "leaky_relu"'
+    ):
+        method(model, where=None).attribute(x, 1)
+    pyrevgrad.declare(nn.PReLU, "leaky_relu")
+    try:
+        assert len(swapped(method(model, where=None), x).replaced) == 2
+    finally:
+        pyrevgrad.declare(nn.PReLU, None)
+
+
+def test_prelu_is_not_offered_to_a_rule_that_asks_for_its_slope():
+    for where in ({}, {"where": None}):
+        with pytest.raises(SwapError) as error:
+            RectGrad(Detector("box", nn.PReLU()), **where).attribute(torch.randn(3, 4), 1)
+        assert "declare" not in str(error.value)
+
+
+def swapped(method, x):
+    method.attribute(x, 1)
+    return method.report
 
 
 def test_of_clamps_it_is_said_first_how_to_leave_them():

@@ -162,6 +162,9 @@ class ModifiedGradient(Attribution):
             kinds = ", ".join(sorted({site.kind for site in others}))
             served = any(site.kind in ACTIVATIONS or site.kind in CUSTOM for site in others)
             cure = "where=None to take every rectifier" if served else ""
+            # A rule that asks for the slope would get a fixed one.
+            if kinds == "prelu" and self.rule.slope == "identity" and not self.rule.custom:
+                cure = "where=None after pyrevgrad.declare(nn.PReLU, 'leaky_relu') to take them"
             cures = [cure, "where=lambda site: site.kind == 'relu' to leave them plain"]
             if all(map(_is_clamp, others)):
                 cures = [f"{cures[1]}, as where a clamp bounds coordinates", cure]

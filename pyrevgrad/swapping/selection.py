@@ -22,6 +22,10 @@ from .sites import Site
 ITSELF, INSIDE = "itself", "inside"
 NOT_A_RECTIFIER = "not a rectifier"
 NOT_SELECTED = "not selected by where"
+DECLARED_PRELU = (
+    "; this rule asks for no slope, and in attribution, or with the parameters frozen, it is "
+    'served after pyrevgrad.declare(nn.PReLU, "leaky_relu")'
+)
 Selector = Callable[[Site], str | None]
 
 
@@ -133,6 +137,8 @@ class Selection:
                 site.reason += f"; {refusal}"
             return
         if refusal is not None:
+            if site.kind == "prelu" and rule.slope == "identity" and not rule.custom:
+                refusal += DECLARED_PRELU
             site.rule, site.reason, site.meant = None, refusal, True
             return
         site.rule, site.reason, site.meant = rule, "", False
