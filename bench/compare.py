@@ -110,10 +110,12 @@ def refusal(base: Row, new: Row) -> str | None:
     for name, found in (("base", base), ("new", new)):
         if "cannot" in found:
             return f"{name} cannot run it: {found['cannot']}"
-    for one, other, size in zip(base["sums"], new["sums"], base["sizes"], strict=True):
-        # A rounding or two an element is no other result; a wrong gate is.
-        if not abs(one - other) <= 1e-3 * size + 1e-6:
-            return f"the versions compute different results ({one:.6g} and {other:.6g})"
+    for one, other, tolerance in zip(base["sums"], new["sums"], base["tolerances"], strict=True):
+        if len(one) != len(other):
+            return "the versions compute results of different sizes"
+        for before, after in zip(one, other, strict=True):
+            if not abs(before - after) <= tolerance:
+                return f"the versions compute different results ({before:.6g} and {after:.6g})"
     return None
 
 

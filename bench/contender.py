@@ -10,7 +10,7 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor
 Step = Callable[[], object]
 #: (elements, dtype) of what is large enough for its kernels to count.
 LARGE = ((1 << 16, "float32"), (1 << 20, "float32"), (1 << 20, "bfloat16"))
+#: Elements summed into one number: so few that what is wrong in one of them is not lost.
+BLOCK = 64
 PAIRS = ("relu/guided", "relu/reverse", "leaky_relu/reverse", "tanh/reverse", "gelu/reverse")
 QUICK_PAIRS = ("relu/guided", "gelu/reverse")
 
@@ -79,6 +81,26 @@ def step_of(name: str) -> Step:
     return step
 
 
+def summary(results: Sequence[Tensor]) -> dict[str, Any]:
+    """Weighted sums over blocks of each result, and how far a rounding or two may move them.
+
+    The weights change sign, so that roundings add up as a 2-norm does, a block's share of which is
+    the measure; the difference of a wrong gate is as large as the element.
+    """
+    sums, tolerances = [], []
+    for result in results:
+        flat = result.detach().double().flatten()
+        weighted = flat * torch.arange(1, flat.numel() + 1, dtype=torch.float64).sin()
+        # A few sums may cancel what differs by chance; the elements of a tiny result do not.
+        size = BLOCK if flat.numel() > BLOCK * BLOCK else 1
+        missing = -flat.numel() % size
+        blocks = torch.nn.functional.pad(weighted, (0, missing)).view(-1, size).sum(1)
+        share = float(flat.norm()) / len(blocks) ** 0.5
+        sums.append(blocks.tolist())
+        tolerances.append(max(8 * torch.finfo(result.dtype).eps, 1e-4) * share + 1e-6)
+    return {"sums": sums, "tolerances": tolerances}
+
+
 class Contender:
     """The cases of this process, made when first asked for."""
 
@@ -93,10 +115,7 @@ class Contender:
         except Exception as error:
             first = (str(error).strip().splitlines() or [""])[0]
             return {"cannot": f"{type(error).__name__}: {first}"}
-        flat = [tensor.detach().double().flatten() for tensor in results]
-        weights = [torch.arange(1, t.numel() + 1, dtype=torch.float64).sin() for t in flat]
-        sums = [float(t @ w) for t, w in zip(flat, weights, strict=True)]
-        return {"sums": sums, "sizes": [float(t.abs().sum()) for t in flat]}
+        return summary(results)
 
     def calibrate(self, name: str, sample: float) -> int:
         """How many calls fill `sample` seconds."""
