@@ -49,11 +49,12 @@ def swap(model: nn.Module, rule: Rule, where: Any = None, strict: bool | str = T
     where : optional
         None takes the rectifiers (relu, leaky_relu, relu6, elu, selu, celu, gelu, quick_gelu,
         silu, mish, hardswish, softplus, relu_squared); saturating activations such as sigmoid
-        would lose their slope, and are left. ``"all"`` takes those too. A dotted name or pattern
-        (``"layer1.*"``) or a type of module takes the rectifiers in the modules that match, and any
-        activation layer that is named or typed itself. A predicate is given each `Site`. A sequence
-        takes what any part takes. A mapping from these to rules, or to None to leave a place as it
-        is, overrides `rule` in those places, first match first.
+        would lose their slope, and are left. ``"all"`` takes those too, but not the steps
+        torch.round, torch.sign and torch.heaviside, which a predicate alone takes. A dotted name or
+        pattern (``"layer1.*"``) or a type of module takes the rectifiers in the modules that match,
+        and any activation layer that is named or typed itself. A predicate is given each `Site`. A
+        sequence takes what any part takes. A mapping from these to rules, or to None to leave a
+        place as it is, overrides `rule` in those places, first match first.
     strict : bool or "all"
         Raise SwapError, after each forward and at the end, when no activation was replaced or one
         that `where` asks for was not. ``"all"`` raises for what merely looks like an activation

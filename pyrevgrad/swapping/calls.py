@@ -67,6 +67,9 @@ _FUSED = (
 )
 _GATED = "it multiplies one half of its input by a gate made of the other"
 _NO_THRESHOLD = "no row of the activation table is a threshold other than (0, 0)"
+#: Rows whose slope is zero. Models round and compare for other ends too, so that only who asks for
+#: one has it taken.
+STEPS = frozenset(name for name, row in ACTIVATIONS.items() if row.slopes == (0.0,))
 #: Why a layer of a kind is left, said before it runs.
 OF_LAYERS = {"prelu": _LEARNED, "rrelu": _RANDOM, "threshold": _NO_THRESHOLD, "glu": _GATED}
 
@@ -104,6 +107,9 @@ _TABLE: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("hardswish", (), "nn.hardswish nn.hardswish_"),
     ("hardsigmoid", ("inplace",), "F.hardsigmoid"),
     ("hardsigmoid", (), "nn.hardsigmoid nn.hardsigmoid_"),
+    ("sign", (), "torch.sign torch.sgn Tensor.sign Tensor.sign_ Tensor.sgn Tensor.sgn_"),
+    ("round", ("decimals",), "torch.round torch.round_ Tensor.round Tensor.round_"),
+    ("heaviside", ("values",), "torch.heaviside Tensor.heaviside Tensor.heaviside_"),
     ("threshold", ("threshold", "value", "inplace"), "F._threshold"),
     ("threshold", ("threshold", "value"), "torch.threshold torch.threshold_"),
     ("rrelu", ("lower", "upper", "training", "inplace"), "F.rrelu"),
@@ -149,8 +155,8 @@ def _spellings() -> dict[Any, Spelling]:
 
 
 SPELLINGS = _spellings()
-#: What the code that calls an activation names.
-NAMES = {spelling.shown.rpartition(".")[2] for spelling in SPELLINGS.values()}
+#: What the code that calls an activation names; a step's name, as Python's ``round``, says nothing.
+NAMES = {s.shown.rpartition(".")[2] for s in SPELLINGS.values() if s.kind not in STEPS}
 
 
 _OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
@@ -221,9 +227,11 @@ def _refused(spelling: Spelling, x: Tensor) -> Call:
 
 def _with_kind(call: Call, given: dict[str, Any]) -> Call | None:
     """`call` with its row, parameters and PyTorch's out-of-place function, from its arguments."""
+    special = _SPECIAL.get(call.kind)
+    if special is not None:
+        return special(call, given)
     if call.kind not in ACTIVATIONS:
-        special = _SPECIAL.get(call.kind)
-        return call if special is None else special(call, given)
+        return call
     if call.kind == "gelu" and given.pop("approximate", "none") == "tanh":
         call.kind = "gelu_tanh"
     if call.kind == "elu" and (given.pop("scale", 1), given.pop("input_scale", 1)) != (1, 1):
@@ -297,6 +305,32 @@ def _threshold(call: Call, given: dict[str, Any]) -> Call:
     return call
 
 
+def _step(call: Call, given: dict[str, Any]) -> Call | None:
+    # What stops no gradient is no activation: much is rounded that is no model's data.
+    if not may_need_gradient(call.x):
+        return None
+    params = {}
+    if given.get("decimals", 0) != 0:
+        call.refusal = call.refusal or "its decimals is not 0"
+    if call.kind == "heaviside":
+        values: Any = given.get("values")
+        number = _bound(given, "values", 0.0)
+        if number is None or (isinstance(values, Tensor) and values.dim() > call.x.dim()):
+            call.refusal = call.refusal or "its values is not one number"
+            return call
+        params, call.value = {"values": number}, partial(torch.heaviside, values=values)
+    return _resolved(call, params)
+
+
+def may_need_gradient(x: Tensor) -> bool:
+    """Whether a gradient may be asked of what is computed of `x`."""
+    return (
+        (x.requires_grad and torch.is_grad_enabled())
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
 def _rrelu(call: Call, given: dict[str, Any]) -> Call:
     call.rectifier = True
     if given.get("training", False):
@@ -309,7 +343,12 @@ def _rrelu(call: Call, given: dict[str, Any]) -> Call:
 
 
 #: Kinds that are of the table or not by their arguments.
-_SPECIAL = {"clamp": _clamp, "threshold": _threshold, "rrelu": _rrelu}
+_SPECIAL: dict[str, Callable[[Call, dict[str, Any]], Call | None]] = {
+    "clamp": _clamp,
+    "threshold": _threshold,
+    "rrelu": _rrelu,
+    **dict.fromkeys(STEPS, _step),
+}
 
 #: The layers of PyTorch that are one activation, by class: its kind.
 LAYERS: dict[type[nn.Module], str] = {

@@ -23,7 +23,7 @@ from ..nn import Activation
 from ..rules import Rule
 from ..transforms import TracingError
 from . import calls, sparing
-from .calls import Call
+from .calls import Call, may_need_gradient
 from .declaring import LayerValue
 from .patterns import Patterns, followed
 from .places import Place
@@ -238,7 +238,7 @@ class Interceptor(TorchFunctionMode):
         self.swap.count_forward(site)
         if site.rule is None:
             return self._left(function(*args, **kwargs), site)
-        if not _may_need_gradient(call.x):
+        if not may_need_gradient(call.x):
             return function(*args, **kwargs)
         refusal = _unserved(call.x)
         if refusal is not None:
@@ -282,7 +282,7 @@ class Interceptor(TorchFunctionMode):
         self.swap.count_forward(site)
         if site.rule is None:
             return self._left(function(*args, **kwargs), site)
-        if not _may_need_gradient(x):
+        if not may_need_gradient(x):
             return function(*args, **kwargs)
         unserved = _unserved(x)
         if unserved is not None:
@@ -305,7 +305,7 @@ class Interceptor(TorchFunctionMode):
             # Its author has chosen already.
             site.meant = False
         self.swap.count_forward(site)
-        if site.rule is None or not _may_need_gradient(call.x):
+        if site.rule is None or not may_need_gradient(call.x):
             return None
         with quiet():
             return self.apply(call, site)
@@ -385,14 +385,6 @@ def rule_for(call: Call, rule: Rule) -> Rule:
         return rule
     gate = "gradient" if rule.gradient_gate == "product" else rule.gradient_gate
     return replace(rule, slope="identity", input_gate=call.interval, gradient_gate=gate)
-
-
-def _may_need_gradient(x: Tensor) -> bool:
-    return (
-        (x.requires_grad and torch.is_grad_enabled())
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-    )
 
 
 def _unserved(x: Tensor) -> str | None:

@@ -15,7 +15,7 @@ from ..activations import CUSTOM
 from ..checks import closest
 from ..nn import Activation
 from ..rules import Rule, check_rule
-from .calls import layer_kind, spelling_of
+from .calls import STEPS, declared, layer_kind, spelling_of
 from .sites import Site
 
 #: How a selector met a site: the activation is named by itself, or lies in a place that is named.
@@ -25,6 +25,9 @@ NOT_SELECTED = "not selected by where"
 DECLARED_PRELU = (
     "; this rule asks for no slope, and in attribution, or with the parameters frozen, it is "
     'served after pyrevgrad.declare(nn.PReLU, "leaky_relu")'
+)
+A_STEP = (
+    "a step, which models take for other ends too; where=lambda site: site.kind == {!r} takes it"
 )
 Selector = Callable[[Site], str | None]
 
@@ -58,7 +61,7 @@ class Selection:
         self._choices: list[tuple[Selector, Rule | None]] = []
         self._rest = where is None or isinstance(where, Mapping)
         if isinstance(where, str) and where == "all":
-            self._choices = [(lambda site: ITSELF, self._rule)]
+            self._choices = [(_of_all, self._rule)]
         elif isinstance(where, Mapping):
             for key, value in where.items():
                 chosen = None if value is None else check_rule(value)
@@ -92,7 +95,7 @@ class Selection:
             raise TypeError(f"where: {kind.__name__} is not a type of torch.nn.Module")
 
         def selector(site: Site) -> str | None:
-            if isinstance(site.module, kind) and _is_layer(site.module):
+            if isinstance(site.module, kind) and _is_named(site):
                 return ITSELF
             around = (name for path in site.aliases for name in prefixes(path))
             return INSIDE if any(isinstance(self._modules[n], kind) for n in around) else None
@@ -109,7 +112,7 @@ class Selection:
             )
 
         def selector(site: Site) -> str | None:
-            if pattern in site.aliases and _is_layer(site.module):
+            if pattern in site.aliases and _is_named(site):
                 return ITSELF
             around = (name for path in site.aliases for name in prefixes(path))
             inside = (name == pattern if exact else fnmatchcase(name, pattern) for name in around)
@@ -133,6 +136,8 @@ class Selection:
             site.rule, site.reason, site.meant = None, reason, False
             if reason == NOT_A_RECTIFIER and site.kind in CUSTOM:
                 site.reason += ' (make it by custom(..., rectifier=True), or pass where="all")'
+            if reason == NOT_A_RECTIFIER and site.kind in STEPS:
+                site.reason = A_STEP.format(site.kind)
             if refusal is not None and reason == NOT_A_RECTIFIER:
                 site.reason += f"; {refusal}"
             return
@@ -144,9 +149,20 @@ class Selection:
         site.rule, site.reason, site.meant = rule, "", False
 
 
-def _is_layer(module: nn.Module) -> bool:
-    """Whether a module is one activation: PyTorch's, ours, or declared."""
-    return layer_kind(module) is not None or isinstance(module, Activation)
+def _is_named(site: Site) -> bool:
+    """Whether who names the module of `site` names the activation: PyTorch's, ours, or declared.
+
+    A layer that rounds besides, as a quantised ReLU, is not that rounding.
+    """
+    if isinstance(site.module, Activation):
+        return True
+    if site.kind in STEPS:
+        return declared(site.module) is not None
+    return layer_kind(site.module) is not None
+
+
+def _of_all(site: Site) -> str:
+    return INSIDE if site.kind in STEPS and not _is_named(site) else ITSELF
 
 
 def _first(answers: Iterable[str | None]) -> str | None:
