@@ -29,7 +29,8 @@ def check_name(name: str) -> None:
 def _line(row: Row) -> list[str]:
     if "refused" in row:
         return [row["case"], "–", "–", f"no time: {row['refused']}", "–"]
-    verdict = row["verdict"] if row["verdict"] == "same" else f"**{row['verdict']}**"
+    beyond = row["verdict"] in ("slower", "faster")
+    verdict = f"**{row['verdict']}**" if beyond else row["verdict"]
     interval = f"{row['ratio']:.3f} ({row['low']:.3f}–{row['high']:.3f})"
     return [row["case"], time_text(row["base_s"]), time_text(row["new_s"]), interval, verdict]
 
@@ -37,7 +38,8 @@ def _line(row: Row) -> list[str]:
 def text(name: str, run: Row) -> str:
     """The page of one comparison."""
     rounds = [row["rounds"] for row in run["rows"] if "rounds" in row]
-    timed = f"{len(rounds[0])} pairs of processes, {rounds[0][0]} rounds in each" if rounds else "–"
+    fewest = min(map(len, rounds), default=0)
+    timed = f"{fewest} pairs of processes, {rounds[0][0]} rounds in each" if rounds else "–"
     head = ["case", "base", "new", f"new ÷ base ({run['confidence']:.0%})", "verdict"]
     parts = [
         f"# Before and after: {name}",
@@ -46,7 +48,9 @@ def text(name: str, run: Row) -> str:
         provenance(run),
         f"Forward and backward (or as said) on one thread, {timed}, in turn base, new, new, base; "
         "medians, and the ratio paired in the round with a bootstrap interval. *slower* and "
-        f"*faster*: the whole interval lies beyond a margin of {run['margin']:.0%}.",
+        f"*faster*: the whole interval lies beyond a margin of {run['margin']:.0%}, and did so "
+        "again with as many processes more, which the figures count in. *too noisy to tell*: the "
+        "interval is wider than the margin, or the second time disagreed.",
         table(head, map(_line, run["rows"])),
     ]
     return "\n\n".join(parts) + "\n"

@@ -9,6 +9,7 @@ import numpy as np
 
 RESAMPLES = 4000
 CONFIDENCE = 0.95
+NOISY = "too noisy to tell"
 
 
 @dataclass(frozen=True)
@@ -20,18 +21,23 @@ class Interval:
     high: float
 
     def verdict(self, margin: float) -> str:
-        """``slower`` or ``faster`` where the whole interval is beyond the margin, else ``same``.
+        """``slower`` or ``faster`` where the whole interval is beyond the margin, else ``same``; of
+        an interval wider than the margin, which may hide as much, that it cannot tell.
 
         Examples
         --------
         >>> Interval(1.2, 1.1, 1.3).verdict(0.05), Interval(1.2, 1.04, 1.3).verdict(0.05)
-        ('slower', 'same')
+        ('slower', 'too noisy to tell')
+        >>> Interval(1.03, 1.01, 1.05).verdict(0.05)
+        'same'
         >>> Interval(0.8, 0.7, 0.9).verdict(0.05)
         'faster'
         """
         if self.low > 1 + margin:
             return "slower"
-        return "faster" if self.high < 1 / (1 + margin) else "same"
+        if self.high < 1 / (1 + margin):
+            return "faster"
+        return NOISY if self.high - self.low > margin else "same"
 
 
 def bootstrap(

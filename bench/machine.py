@@ -125,6 +125,13 @@ def load_average() -> float | None:
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
+def unquiet(load: float | None) -> str | None:
+    """A warning, where the load average at the start was no quiet machine's."""
+    if load is None or load <= 0.5:
+        return None
+    return "The machine was not quiet when this run started: expect noise."
+
+
 def usable_processors() -> int:
     """Processors that this process may run on."""
     if hasattr(os, "sched_getaffinity"):

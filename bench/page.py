@@ -1,6 +1,7 @@
 """The generated pages: method, wins and losses on one; every table of the run on the other.
 
-Imports summary, verdicts, method, tables, sections and end_to_end; works from the records alone.
+Imports machine, summary, verdicts, method, tables, sections and end_to_end; works from the records
+alone.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 
 from . import end_to_end, sections, summary, verdicts
 from .arguments import PAGES
+from .machine import unquiet
 from .method import METHOD
 from .tables import (
     curved_section,
@@ -61,9 +63,9 @@ def _machine_section(run: dict[str, Any]) -> str:
             "where it is touched: fresh results of a quarter GiB and more may take several times "
             "as long, now one provider's and now another's."
         )
-    start = run["load"][0]
-    if start is not None and start > 0.5:
-        lines.append("* **The machine was not quiet when this run started: expect noise.**")
+    warning = unquiet(run["load"][0])
+    if warning:
+        lines.append(f"* **{warning}**")
     return "\n".join(lines)
 
 

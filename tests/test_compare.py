@@ -40,8 +40,14 @@ def test_a_fifth_more_is_slower_and_a_fifth_less_is_faster_under_five_percent_of
     assert faster.low < 1 / 1.2 < faster.high and faster.verdict(0.05) == "faster"
 
 
-def test_noise_alone_is_the_same():
-    assert intervals.bootstrap(ratios(1.0, 0.2)).verdict(0.05) == "same"
+def test_noise_alone_is_the_same_where_the_interval_is_no_wider_than_the_margin():
+    assert intervals.bootstrap(ratios(1.0, 0.02)).verdict(0.05) == "same"
+
+
+def test_an_interval_wider_than_the_margin_cannot_tell_a_slowdown_of_the_margin():
+    found = intervals.bootstrap(ratios(1.0, 0.2))
+    assert found.high - found.low > 0.05 and found.verdict(0.05) == "too noisy to tell"
+    assert found.verdict(0.5) == "same"
 
 
 def test_a_difference_within_the_margin_is_the_same():
@@ -222,6 +228,73 @@ def test_table_shows_interval_verdict_and_refusal():
     assert re.search(r"relu +10.0 µs +13.0 µs +1\.300 \(1\.200–1\.400\)  SLOWER", text)
     assert "elu   no time: base cannot run it" in text
     assert "1 slower and 0 faster of 2, beyond noise and a margin of 5%" in text
+    assert "too noisy" not in text and "could not be told" not in text
+
+
+def test_table_says_of_what_it_could_not_tell_that_it_could_not():
+    row = {
+        "case": "relu", "base_s": 1e-5, "new_s": 1e-5, "ratio": 1.0, "low": 0.8, "high": 1.4,
+        "verdict": "too noisy to tell",
+    }  # fmt: skip
+    text = compare.table([row, row | {"verdict": "same"}], 0.05)
+    assert text.count("1.000 (0.800–1.400)  too noisy to tell") == 1
+    assert "0 slower and 0 faster of 2" in text
+    assert "\n1 could not be told: the interval is wider than the margin" in text
+
+
+class Moody(Machine):
+    """A machine on which `new` takes a time of its own in each measurement of three launches."""
+
+    def __init__(self, *taken: float) -> None:
+        super().__init__({"base": 1.0, "new": 1.0})
+        self.taken, self.launches = taken, 0
+
+    @contextlib.contextmanager
+    def launched(self, packages):
+        self.seconds = {"base": 1.0, "new": self.taken[self.launches // 3]}
+        self.launches += 1
+        yield {name: Version(name, self) for name in packages}
+
+
+def twice(machine: Machine, monkeypatch):
+    monkeypatch.setattr(compare.measure, "__defaults__", (machine.launched,))
+    _, rows = compare.judged(PACKAGES, ["a case"], Amount(3, 8, 1e-3), 0.05)
+    return rows[0]
+
+
+@pytest.mark.parametrize(
+    ("taken", "verdict"),
+    [
+        ((1.3, 1.3), "slower"),
+        ((1.3, 1.0), "too noisy to tell"),
+        ((1.3, 0.7), "too noisy to tell"),
+        ((0.7, 0.7), "faster"),
+        ((0.7, 1.0), "too noisy to tell"),
+    ],
+)
+def test_a_case_is_slower_or_faster_where_fresh_processes_say_so_again(taken, verdict, monkeypatch):
+    row = twice(Moody(*taken), monkeypatch)
+    assert row["verdict"] == verdict and row["rounds"] == [8] * 6
+
+
+def test_a_disagreement_is_no_verdict_however_clear_all_launches_together_are(monkeypatch):
+    row = twice(Moody(1.3, 1.04), monkeypatch)
+    assert row["verdict"] == "too noisy to tell"
+    assert (
+        compare._of_disagreement("slower") == compare._of_disagreement("faster") == row["verdict"]
+    )
+
+
+def test_what_is_the_same_is_not_timed_again(monkeypatch):
+    row = twice(Moody(1.0), monkeypatch)
+    assert (row["verdict"], row["rounds"]) == ("same", [8] * 3)
+
+
+@pytest.mark.parametrize(("load", "quiet"), [([0.2, 3.0], True), ([1.5, 1.0], False)])
+def test_a_loud_machine_is_told(load, quiet):
+    said = compare._provenance({"seconds": {"building": 1.0, "timing": 2.0}, "load": load})
+    assert f"load average {load[0]} at the start and {load[1]} at the end" in said
+    assert ("The machine was not quiet when this run started" in said) is not quiet
 
 
 @pytest.fixture
