@@ -93,8 +93,10 @@ def _peak_verdict(rows: list[Row], ours: str) -> list[Judged]:
     if ours not in peaks or not others:
         return []
     lowest = min(others, key=lambda name: others[name])
-    less = others[lowest] - peaks[ours]
-    word = targets.between(less - targets.SLACK_BYTES, less + targets.SLACK_BYTES, 0)
+    less, slack = others[lowest] - peaks[ours], targets.SLACK_BYTES
+    word = targets.between(less - slack, less + slack, 0)
+    if max(others[lowest], peaks[ours]) < 4 * slack:
+        word = targets.TOO_SMALL
     mine, theirs = peaks[ours] / 2**20, others[lowest] / 2**20
     return [("lowest peak memory", word, f"{mine:.1f} MiB against {theirs:.1f} by {lowest}")]
 

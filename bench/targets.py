@@ -116,6 +116,8 @@ KERNEL = Target(
 
 #: How a figure stands to a floor, from good to bad.
 MET, LEVEL, MISSED = STANDINGS = ("met", "level", "missed")
+#: Of memory beside which the slack is no small part; no standing, and counted nowhere.
+TOO_SMALL = "too small to judge"
 
 
 def between(low: float, high: float, floor: float) -> str:

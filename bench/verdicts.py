@@ -42,7 +42,8 @@ def floors(run: Row, others: dict[str, Row]) -> dict[str, str]:
     told = {"networks": end_to_end.network_verdicts, "training": end_to_end.training_verdicts}
     for name, verdicts in told.items():
         for what, word, _ in verdicts(others.get(name, {}).get("rows", [])):
-            found.setdefault(f"{name}: {what}", []).append(word)
+            if word != targets.TOO_SMALL:
+                found.setdefault(f"{name}: {what}", []).append(word)
     return {what: targets.worst_of(words) for what, words in found.items()}
 
 

@@ -355,6 +355,19 @@ def test_what_a_run_cannot_tell_from_its_floor_is_neither_met_nor_missed():
     assert "* vgg16, lowest peak memory: level, 290.0 MiB against 290.0 by plain" in text
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "judged"), [(409600, 294912, False), (3 << 18, 1 << 21, True)]
+)
+def test_a_peak_of_a_few_slacks_is_no_floor(ours, theirs, judged):
+    # 256 KiB of slack decide below 1 MiB.
+    fused, captum, plain = _networks()["rows"]
+    rows = [fused | {"peak_bytes": ours}, captum, plain | {"peak_bytes": theirs}]
+    peak = end_to_end.network_verdicts(rows)[-1]
+    assert peak[:2] == ("vgg16, lowest peak memory", "met" if judged else "too small to judge")
+    found = verdicts.floors(_suite(), {"networks": {"rows": rows}})
+    assert ("networks: vgg16, lowest peak memory" in found) is judged
+
+
 def _suite():
     """A record of the whole suite with a row or two in every part."""
     run = {"command": "python -m bench", "date": "2026-01-02T03:04:05", "minutes": 10.0}
