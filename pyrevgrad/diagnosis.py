@@ -171,6 +171,8 @@ def _as_it_stands(sentence: str, own: dict[str, float], expected: float) -> tupl
     if still:
         # As a schedule begins, so no error.
         sentence += f" (checked at λ = {expected:g}, as λ of {_listed(still)} is 0 now)"
+    elif any(scale != expected for scale in own.values()):
+        sentence += f" (checked at λ = {expected:g})"
     return "reversed", sentence
 
 

@@ -351,6 +351,16 @@ def test_a_scale_that_is_zero_now_is_said(scale):
     assert "now" not in check_reversal(model, X).sentence
 
 
+def test_a_factor_that_the_model_does_not_have_now_is_said_to_be_of_another_scale():
+    model = nn.Sequential(nn.Linear(5, 4), GradientReversal(0.1), nn.Linear(4, 1))
+    factor = "the features get -0.5 times the plain gradient"
+    assert check_reversal(model, X).sentence == f"{factor} (checked at λ = 0.5)"
+    model[1].scale = 0.5
+    assert check_reversal(model, X).sentence == factor
+    model[1].scale = 0.1
+    assert check_reversal(model, X, scale=0.1).sentence == factor.replace("0.5", "0.1")
+
+
 def test_a_scale_below_zero_is_a_wrong_sign():
     layers = [nn.Linear(2, 8), nn.Tanh(), GradientReversal(-1.0), nn.Linear(8, 1)]
     with pytest.raises(ReversalError, match=r"wrong sign: .* λ of 2 is -1: below 0 it undoes"):
