@@ -57,7 +57,7 @@ class RevGrad(_Migrated):
 
     Parameters
     ----------
-    alpha : float or 0-dim Tensor
+    alpha : float or Tensor of one element
         λ, rounded to float32 as there. ``layer._alpha`` reads and sets it, as there;
         ``layer.set_scale(...)`` sets it without rounding.
 
@@ -106,8 +106,8 @@ class RevGrad(_Migrated):
 def revgrad(input_: Tensor, alpha_: float | Tensor) -> Tensor:
     """pytorch-revgrad's function: `input_` as a view, whose backward is ``gx = −alpha_ · g``.
 
-    As `pyrevgrad.reverse_gradient`. Unlike there, `alpha_` may be a number; a tensor is 0-dim and
-    does not require grad, and the input is not kept alive until backward.
+    As `pyrevgrad.reverse_gradient`. Unlike there, `alpha_` may be a number; a tensor has one
+    element and does not require grad, and the input is not kept alive until backward.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def revgrad(input_: Tensor, alpha_: float | Tensor) -> Tensor:
     >>> x.grad
     tensor([-0.5000, -0.5000])
     """
-    return functional.reverse_gradient(input_, alpha_)
+    return functional.reverse_gradient(input_, _without_dimensions(alpha_))
 
 
 class GradientReverseLayer(nn.Module):
@@ -260,8 +260,15 @@ def _shown(scale: Tensor) -> str:
     return "meta" if scale.is_meta else f"{scale.item():.6g}"
 
 
+def _without_dimensions(alpha: float | Tensor) -> float | Tensor:
+    """The other library multiplies by a tensor of any shape; by one number is what is meant."""
+    if isinstance(alpha, Tensor) and alpha.dim() > 0 and alpha.numel() == 1:
+        return alpha.reshape(())
+    return alpha
+
+
 def _rounded(alpha: float | Tensor) -> float | Tensor:
     """Alpha in float32: the other library multiplies by a float32 tensor."""
-    number, tensor = check_scale(alpha)
+    number, tensor = check_scale(_without_dimensions(alpha))
     # A number stays one, which a layer made on the meta device has to know.
     return ctypes.c_float(number).value if tensor is None else tensor.detach().to(torch.float32)

@@ -75,6 +75,16 @@ def test_the_function_revgrad_multiplies_by_minus_its_alpha():
         revgrad(x, torch.ones(2))
 
 
+def test_an_alpha_of_one_element_is_that_number_as_in_pytorch_revgrad():
+    x, g = drawn()
+    alpha = torch.tensor([0.25])
+    assert torch.equal(gradient(revgrad, x, g, alpha), -0.25 * g)
+    layer = RevGrad(alpha)
+    assert torch.equal(gradient(layer, x, g), -0.25 * g) and layer._alpha.shape == ()
+    layer._alpha = torch.tensor([[0.5]])
+    assert torch.equal(gradient(layer, x, g), -0.5 * g)
+
+
 def test_revgrad_takes_the_arguments_of_pytorch_revgrad():
     theirs = pytest.importorskip("pytorch_revgrad", reason="pytorch-revgrad is not installed")
     named = inspect.signature(theirs.RevGrad).parameters["alpha"]
