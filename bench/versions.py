@@ -133,6 +133,22 @@ def build(
     return folder / "package"
 
 
+def keep(built: Path, objects: Path = OBJECTS) -> None:
+    """Leave what was built and this checkout lacks for its next comparison, or its next build.
+
+    What is there stays: it is this checkout's own. The digest, which says that an object is whole,
+    comes last.
+    """
+    for digest in sorted((built / "build" / "objects").glob("*.digest")):
+        if (objects / digest.name).exists():
+            continue
+        objects.mkdir(parents=True, exist_ok=True)
+        made = (path for path in digest.parent.glob(f"{digest.stem}.*") if path != digest)
+        for path in [*(path for path in made if path.stem == digest.stem), digest]:
+            with tempfile.TemporaryDirectory(dir=objects) as name:
+                os.replace(shutil.copy2(path, Path(name) / path.name), objects / path.name)
+
+
 @contextlib.contextmanager
 def _built(
     commit: str | None, folder: Path, capability: str, who: str, other: Path | None = None
@@ -158,4 +174,7 @@ def both_built(commit: str, capability: str, new: str | None = None) -> Iterator
             _built(commit, folder / "base", capability, f"BASE ({commit[:10]})") as base,
             _built(new, folder / "new", capability, said, None if differs else base) as other,
         ):
+            # The working tree's first, which is built again more often.
+            for side in ("new", "base"):
+                keep(folder / side)
             yield {"base": base, "new": other}

@@ -412,6 +412,21 @@ def test_objects_go_along_to_be_reused_but_cuda_s(tmp_path):
     assert copied == {"dispatch.o", "dispatch.digest"}
 
 
+def test_what_was_built_is_left_whole_to_a_checkout_that_lacks_it(tmp_path):
+    objects, built = tmp_path / "own" / "objects", tmp_path / "built" / "build" / "objects"
+    built.mkdir(parents=True)
+    for name in ("rules.o", "rules.digest", "cut.o", "_native.abi3.so", "_native.abi3.digest"):
+        (built / name).write_text("built")
+    versions.keep(tmp_path / "built", objects)
+    whole = {"rules.o", "rules.digest", "_native.abi3.so", "_native.abi3.digest"}
+    assert {path.name for path in objects.iterdir()} == whole
+    for name in ("rules.o", "rules.digest"):
+        (objects / name).write_text("own")
+    versions.keep(tmp_path / "built", objects)
+    assert {path.read_text() for path in objects.glob("rules.*")} == {"own"}
+    assert (objects / "_native.abi3.so").read_text() == "built"
+
+
 @in_repository
 def test_bad_input_is_status_two_and_a_sentence_but_not_for_a_report(capsys):
     assert compare.main(["no-such-commit", "--quick"]) == 2
