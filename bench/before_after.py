@@ -50,7 +50,7 @@ def text(name: str, run: Row) -> str:
         "medians, and the ratio paired in the round with a bootstrap interval. *slower* and "
         f"*faster*: the whole interval lies beyond a margin of {run['margin']:.0%}, and did so "
         "again with as many processes more, which the figures count in. *too noisy to tell*: the "
-        "interval is wider than the margin, or the second time disagreed.",
+        "interval reaches beyond the margin and is wider than it, or the second time disagreed.",
         table(head, map(_line, run["rows"])),
     ]
     return "\n\n".join(parts) + "\n"

@@ -226,8 +226,9 @@ def table(rows: list[Row], margin: float) -> str:
     ]
     if count[NOISY]:
         lines.append(
-            f"{count[NOISY]} could not be told: the interval is wider than the margin, or a second "
-            "measurement disagreed. Without --quick, or on a quieter machine, it is narrower."
+            f"{count[NOISY]} could not be told: the interval reaches beyond the margin and is "
+            "wider, or a second measurement disagreed. Without --quick, or on a quieter machine, "
+            "it is narrower."
         )
     return "\n".join(lines)
 

@@ -22,14 +22,14 @@ class Interval:
 
     def verdict(self, margin: float) -> str:
         """``slower`` or ``faster`` where the whole interval is beyond the margin, else ``same``; of
-        an interval wider than the margin, which may hide as much, that it cannot tell.
+        an interval that reaches beyond the margin and is wider than it, that it cannot tell.
 
         Examples
         --------
         >>> Interval(1.2, 1.1, 1.3).verdict(0.05), Interval(1.2, 1.04, 1.3).verdict(0.05)
         ('slower', 'too noisy to tell')
-        >>> Interval(1.03, 1.01, 1.05).verdict(0.05)
-        'same'
+        >>> Interval(1, 0.97, 1.03).verdict(0.05), Interval(1.05, 1.04, 1.06).verdict(0.05)
+        ('same', 'same')
         >>> Interval(0.8, 0.7, 0.9).verdict(0.05)
         'faster'
         """
@@ -37,7 +37,8 @@ class Interval:
             return "slower"
         if self.high < 1 / (1 + margin):
             return "faster"
-        return NOISY if self.high - self.low > margin else "same"
+        within = 1 / (1 + margin) <= self.low and self.high <= 1 + margin
+        return NOISY if self.high - self.low > margin and not within else "same"
 
 
 def bootstrap(
