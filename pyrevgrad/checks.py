@@ -74,6 +74,8 @@ def check_scale(value: object) -> tuple[float, torch.Tensor | None]:
         return check_number("scale", value), None
     if not hasattr(value, "requires_grad"):
         cure = "; nn.GradientReversal takes a schedule" if hasattr(value, "state_dict") else ""
+        if not cure and getattr(value, "shape", None) == ():
+            cure = "; pass scale.item()"
         kind = type(value).__name__
         raise TypeError(f"scale must be a number or a 0-dim tensor, not {kind}{cure}")
     tensor: Any = value

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from expected import BACKENDS
@@ -253,6 +254,7 @@ def test_a_bad_rule_is_explained(make, kind, message):
         (None, TypeError, "scale must be a number or a 0-dim tensor, not NoneType"),
         (True, TypeError, "scale must be a number or a 0-dim tensor, not bool"),
         (1j, TypeError, "scale must be a number or a 0-dim tensor, not complex"),
+        (np.array(0.5), TypeError, r"not ndarray; pass scale\.item\(\)"),
         (math.nan, ValueError, "scale must not be NaN"),
         (torch.ones(1), ValueError, r"scale must be a 0-dim tensor, got shape \(1,\)"),
         (torch.tensor(1), TypeError, "of float32, float64, bfloat16 or float16, got torch.int64"),
