@@ -6,13 +6,13 @@ from torch import nn
 
 import pyrevgrad
 from pyrevgrad import GUIDED, reverse, swap
-from pyrevgrad.swapping import calls
+from pyrevgrad.swapping import layers
 
 
 @pytest.fixture(autouse=True)
 def nothing_stays_declared():
     yield
-    calls.DECLARED.clear()
+    layers.DECLARED.clear()
 
 
 class Swish(nn.Module):

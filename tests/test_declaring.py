@@ -15,7 +15,7 @@ import pyrevgrad
 from pyrevgrad import GUIDED, SwapError, SwapWarning, assert_overridden, reverse, swap
 from pyrevgrad.attribution import GuidedBackprop, jacobian
 from pyrevgrad.rules import RULES
-from pyrevgrad.swapping import calls
+from pyrevgrad.swapping import layers
 
 
 class Hand(nn.Module):
@@ -32,7 +32,7 @@ class Leaky(nn.Module):
 
 @pytest.fixture(autouse=True)
 def declarations(monkeypatch):
-    monkeypatch.setattr(calls, "DECLARED", {})
+    monkeypatch.setattr(layers, "DECLARED", {})
 
 
 def network(act, dtype=torch.float64):
@@ -411,10 +411,10 @@ BY_HAND = {
 }
 
 
-@pytest.mark.parametrize("path", calls._KNOWN)
+@pytest.mark.parametrize("path", layers._KNOWN)
 def test_layers_of_other_libraries_are_known_by_their_names(path):
     module, _, name = path.rpartition(".")
-    hand = BY_HAND[calls._KNOWN[path]]
+    hand = BY_HAND[layers._KNOWN[path]]
     model, x = network(type(name, (hand,), {"__module__": module, "__qualname__": name})()), x_of()
     assert len(gradients(model, x, GUIDED)[2].replaced) == 2
     pyrevgrad.assert_overridden(model, reverse(0.5), x)
@@ -446,7 +446,7 @@ def test_wrong_declarations(arguments, error, sentence):
         pyrevgrad.declare(*arguments)
     with pytest.raises(TypeError, match="has no parameter 'alpha'"):
         pyrevgrad.declare(Hand, "gelu", alpha=1.0)
-    assert not calls.DECLARED
+    assert not layers.DECLARED
 
 
 def test_convert_leaves_a_declared_layer():

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from ..activations import ACTIVATIONS
 from ..nn import Activation
 from ..rules import EXACT, Rule, plan
-from .calls import LAYERS, declared, layer_kind
+from .layers import LAYERS, declared, layer_kind
 from .leaving import as_found
 from .refusals import check_model
 from .selection import Selection

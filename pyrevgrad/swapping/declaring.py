@@ -1,4 +1,7 @@
-"""Layers written by hand, declared to be activations. Imports the table and the spellings."""
+"""Layers written by hand, declared to be activations.
+
+Imports the tables of activations and of layers, and places.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..activations import find
-from . import calls, places
+from . import layers, places
 from .refusals import SwapError
 from .seeing import quiet
 
@@ -60,13 +63,13 @@ def declare(layer: type[nn.Module], activation: str | None, **params: float) -> 
     if not (isinstance(layer, type) and issubclass(layer, nn.Module) and layer is not nn.Module):
         raise TypeError(f"declare takes a class of layers, not {layer!r}")
     if activation is None:
-        if calls.DECLARED.pop(layer, None) is None:
+        if layers.DECLARED.pop(layer, None) is None:
             raise ValueError(f"declare: nothing was declared of {layer.__name__}")
         return
     if layer in places.SILENT:
         raise TypeError(f"declare: {layer.__name__} of PyTorch is no activation of each element")
     find(activation).resolve(params)
-    calls.DECLARED[layer] = activation, dict(params)
+    layers.DECLARED[layer] = activation, dict(params)
 
 
 class LayerValue:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from .. import autograd
 from ..rules import Rule
 from . import audit, interception, places, recomputation
-from .calls import OF_LAYERS, Call, declared, layer_is_rectifier, layer_kind
+from .calls import OF_LAYERS, Call
 from .interception import Interceptor
+from .layers import declared, layer_is_rectifier, layer_kind
 from .places import Place
 from .refusals import SwapError, SwapWarning, modules_of
 from .seeing import is_quiet, mark, quiet

@@ -1,6 +1,6 @@
 """Which activations a swap takes, and by which rule: the argument ``where``, read and checked.
 
-Imports the activation table, the rules, the layers, sites and calls.
+Imports the activation table, the rules, the tables of layers and calls, and sites.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from ..activations import CUSTOM
 from ..checks import closest
 from ..nn import Activation
 from ..rules import Rule, check_rule
-from .calls import STEPS, declared, layer_kind, spelling_of
+from .calls import STEPS, spelling_of
+from .layers import declared, layer_kind
 from .sites import Site
 
 #: How a selector met a site: the activation is named by itself, or lies in a place that is named.
