@@ -211,10 +211,10 @@ def test_a_scale_that_float16_hardly_holds_is_as_exact_as_two_layers(
     assert ((gx.double() - wanted).abs() <= limit).all()
 
 
-def test_the_node_and_the_function_call_the_same_scale_huge(repository):
+def test_the_node_and_the_function_call_the_same_scale_tiny_and_huge(repository):
     header = (repository / "csrc" / "folded.h").read_text(encoding="utf-8")
-    (power,) = re.findall(r"is_factor\(\).*0x1p(\d+)", header)
-    assert 2.0 ** int(power) == folding._HUGE
+    ((low, high),) = re.findall(r"is_factor\(\).*\n.*>= 0x1p(-\d+).*< 0x1p(\d+)", header)
+    assert (2.0 ** int(low), 2.0 ** int(high)) == (folding._TINY, folding._HUGE)
 
 
 @pytest.mark.parametrize("nodes", [NODES, None], ids=["node", "function"])
