@@ -13,7 +13,7 @@ import pyrevgrad
 from pyrevgrad import GUIDED, SwapError, assert_overridden, swap
 from pyrevgrad.activations import CUSTOM
 from pyrevgrad.attribution import GuidedBackprop
-from pyrevgrad.swapping import calls
+from pyrevgrad.swapping import layers
 
 
 def gate(x):
@@ -132,7 +132,7 @@ def test_what_is_made_of_a_parameter_and_constants_keeps_its_gradient(
         def forward(self, x):
             return x / (1 + torch.exp(-x))
 
-    monkeypatch.setattr(calls, "DECLARED", {})
+    monkeypatch.setattr(layers, "DECLARED", {})
     pyrevgrad.declare(Hand, "silu")
     torch.manual_seed(0)
     model = Scales(MADE[made], Hand() if by_hand else None)
