@@ -195,14 +195,13 @@ def judged(
     rows = rows_of(together, refused | refused_again, margin)
     for row in rows:
         first = beyond.get(row["case"])
-        if first is not None and "refused" not in row:
-            agrees = second[row["case"]]["verdict"] == first
-            row["verdict"] = first if agrees else _of_disagreement(row["verdict"])
+        if first is None or "refused" in row:
+            continue
+        if second[row["case"]]["verdict"] == first:
+            row["verdict"] = first
+        elif row["verdict"] in BEYOND:
+            row["verdict"] = NOISY
     return described, rows
-
-
-def _of_disagreement(verdict: str) -> str:
-    return NOISY if verdict in BEYOND else verdict
 
 
 def table(rows: list[Row], margin: float) -> str:
@@ -306,11 +305,12 @@ def compared(options: argparse.Namespace) -> Row:
 def _provenance(run: Row) -> str:
     """How long it took, and how loud the machine was."""
     seconds, (start, end) = run["seconds"], run["load"]
-    lines = [
+    told = (
         f"one thread, {seconds['building']} s of building, {seconds['timing']} s of timing; "
         f"load average {start} at the start and {end} at the end"
-    ]
-    return "\n".join([*lines, *filter(None, [machine.unquiet(start)])])
+    )
+    warning = machine.unquiet(start)
+    return f"{told}\n{warning}" if warning else told
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

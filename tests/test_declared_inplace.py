@@ -1,11 +1,13 @@
-"""Declared layers that work in place where they are told to."""
+"""Declared layers that work in place: where they are told to, and unasked."""
+
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
 import pyrevgrad
-from pyrevgrad import GUIDED, reverse, swap
+from pyrevgrad import GUIDED, SwapError, reverse, swap
 from pyrevgrad.swapping import layers
 
 
@@ -74,3 +76,20 @@ def test_a_view_is_written_through_as_before():
     model = nn.Sequential(nn.Linear(4, 8), nn.Unflatten(1, (2, 4)), Swish(True)).double()
     x = torch.randn(5, 4).double()
     assert pyrevgrad.assert_overridden(model, GUIDED, x).differing
+
+
+class InPlace(nn.Module):
+    def forward(self, x):
+        return x.mul_(torch.sigmoid(x))
+
+
+def test_a_layer_that_works_in_place_is_refused_before_it_writes():
+    pyrevgrad.declare(InPlace, "silu")
+    model = nn.Sequential(nn.Linear(4, 4), InPlace())
+    sentence = "InPlace is declared to be silu and works in place"
+    with pytest.raises(SwapError, match=sentence), swap(model, GUIDED):
+        model(torch.randn(2, 4, requires_grad=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with swap(nn.Sequential(*model, nn.ReLU()), GUIDED, {"1": None}, "all") as swapped:
+            swapped.model(torch.randn(2, 4, requires_grad=True)).sum().backward()

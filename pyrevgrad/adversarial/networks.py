@@ -215,8 +215,8 @@ class DANN(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "scale":
-            # Not the module's own, so that λ has one place; of a Parameter, nn.Module takes hold.
-            self.reversal.scale = value
+            # By the property at once: of a Parameter, nn.Module would take hold.
+            object.__setattr__(self, name, value)
             return
         if name == "domain_weight":
             value = _checked_weight(value)

@@ -18,6 +18,7 @@ from ..swapping.holding import Swap
 from ..swapping.interception import substitute
 from ..swapping.leaving import as_found
 from ..swapping.refusals import SwapError, check_model
+from ..swapping.selection import is_served_declared
 from ..swapping.sites import Report, Site
 from ..swapping.sparing import NOT_KEPT
 from .targets import (
@@ -162,8 +163,7 @@ class ModifiedGradient(Attribution):
             kinds = ", ".join(sorted({site.kind for site in others}))
             served = any(site.kind in ACTIVATIONS or site.kind in CUSTOM for site in others)
             cure = "where=None to take every rectifier" if served else ""
-            # A rule that asks for the slope would get a fixed one.
-            if kinds == "prelu" and self.rule.slope == "identity" and not self.rule.custom:
+            if is_served_declared(kinds, self.rule):
                 cure = "where=None after pyrevgrad.declare(nn.PReLU, 'leaky_relu') to take them"
             cures = [cure, "where=lambda site: site.kind == 'relu' to leave them plain"]
             if all(map(_is_clamp, others)):

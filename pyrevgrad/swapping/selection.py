@@ -33,6 +33,11 @@ A_STEP = (
 Selector = Callable[[Site], str | None]
 
 
+def is_served_declared(kind: str, rule: Rule) -> bool:
+    """Whether a layer of this kind is served when declared a leaky_relu: under rules without f'."""
+    return kind == "prelu" and rule.slope == "identity" and not rule.custom
+
+
 def prefixes(path: str) -> list[str]:
     """A dotted name and the names of all that encloses it, innermost first, the model's last."""
     parts = path.split(".") if path else []
@@ -143,7 +148,7 @@ class Selection:
                 site.reason += f"; {refusal}"
             return
         if refusal is not None:
-            if site.kind == "prelu" and rule.slope == "identity" and not rule.custom:
+            if is_served_declared(site.kind, rule):
                 refusal += DECLARED_PRELU
             site.rule, site.reason, site.meant = None, refusal, True
             return
