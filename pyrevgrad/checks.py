@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import math
+import operator
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
@@ -32,6 +33,13 @@ def _is_number(value: object) -> bool:
 def is_whole(value: object) -> TypeGuard[SupportsIndex]:
     """Whether `value` is a whole number, Python's or NumPy's; a bool is none."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_count(name: str, number: object, least: int = 1) -> int:
+    """`number` if it is an int >= `least`, or ValueError."""
+    if not is_whole(number) or operator.index(number) < least:
+        raise ValueError(f"{name} must be an int >= {least}, got {number!r}")
+    return operator.index(number)
 
 
 def check_number(what: str, value: object, *, low: float | None = None) -> float:

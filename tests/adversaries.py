@@ -45,10 +45,10 @@ class Killed(Exception):
 
 
 def kill_after(epochs):
-    """An `after_epoch` that ends the training as a crash would."""
+    """An `after_epoch` that ends the training as a crash in the epoch behind those would."""
 
     def after_epoch(record):
-        if record["epoch"] == epochs:
+        if record["epoch"] > epochs:
             raise Killed
 
     return after_epoch

@@ -204,14 +204,12 @@ def test_a_training_continues_though_its_own_loop_changed_λ_and_the_rate(tmp_pa
         model = network(0.1)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
 
-        def after_epoch(record):
-            model.reversal.scale = 0.1 * (record["epoch"] + 1)
-            optimizer.param_groups[0]["lr"] /= 2
-
         def step(record):
-            after_epoch(record)
             if record["epoch"] == until:
                 raise Killed
+            model.reversal.scale = 0.1 * (record["epoch"] + 1)
+            optimizer.param_groups[0]["lr"] /= 2
+            record["seen"] = 1.0
 
         return model, lambda: train(
             model, optimizer=optimizer, checkpoint=path, resume=True, after_epoch=step
@@ -222,8 +220,9 @@ def test_a_training_continues_though_its_own_loop_changed_λ_and_the_rate(tmp_pa
     with pytest.raises(Killed):
         killed()
     model, again = run(path)
-    again()
-    assert model.reversal.scale == pytest.approx(0.4)
+    whole, at_once = run(tmp_path / "whole.pt")
+    assert again().epochs == at_once().epochs
+    assert same(model, whole) and model.reversal.scale == pytest.approx(0.4)
 
 
 def test_a_scheduler_may_have_moved_the_momentum_of_the_optimizer_that_continues(tmp_path):

@@ -145,3 +145,16 @@ def test_a_part_that_returns_a_tuple_is_named(name, together):
     parts[name] = Two(parts[name].in_features, parts[name].out_features)
     with pytest.raises(TypeError, match=f"{name} must return one tensor, not a tuple"):
         DANN(**parts, together=together).double()(*batch())
+
+
+@pytest.mark.parametrize("size", [0, -1, 8.0, None])
+def test_a_batch_size_that_is_none_is_refused_by_evaluate(size):
+    model = DANN(nn.Identity(), nn.Identity(), nn.Linear(2, 1))
+    with pytest.raises(ValueError, match=f"batch_size must be an int >= 1, got {size}"):
+        evaluate(model, (torch.eye(2), torch.tensor([0, 0])), batch_size=size)
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss, "ce"])
+def test_a_label_loss_that_is_no_function_is_refused_when_the_network_is_made(loss):
+    with pytest.raises(TypeError, match=r"function of logits and labels, as nn\.CrossEntropyLoss"):
+        DANN(nn.Identity(), nn.Identity(), nn.Linear(2, 1), label_loss=loss)

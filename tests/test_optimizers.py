@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from pyrevgrad.adversarial import GaninLearningRate
+from pyrevgrad.adversarial import GaninLearningRate, GaninSchedule
 
 
 def sgd(model):
@@ -50,6 +50,34 @@ REFUSED = {
     ),
     "another optimizer's scheduler": (
         of_another, ValueError, "the scheduler is of another optimizer, whose rates it would change"
+    ),
+    "a schedule of λ": (
+        scheduled(lambda optimizer: GaninSchedule(12)), TypeError,
+        "GaninSchedule is a schedule of λ: give it to the network, as scale=",
+    ),
+    "a scheduler's class": (
+        scheduled(lambda optimizer: StepLR), TypeError,
+        r"scheduler is the class StepLR: make one, as StepLR\(the optimizer, …\)",
+    ),
+    "a scheduler's name": (
+        scheduled(lambda optimizer: "cosine"), TypeError,
+        r"scheduler must be a scheduler of torch\.optim: 'cosine' has no step\(\)",
+    ),
+    "an optimizer's class": (
+        lambda model: {"optimizer": Adam}, TypeError,
+        r"optimizer is the class Adam: make one, as Adam\(model\.parameters\(\), …\)",
+    ),
+    "an optimizer's name": (
+        lambda model: {"optimizer": "adam"}, TypeError,
+        r"optimizer must be an optimizer of torch\.optim: 'adam' has no step\(\)",
+    ),
+    "scores without names": (
+        lambda model: {"scores": (1, 2)}, TypeError,
+        r"scores is a dict of data by name, as {'target': \(x, y\)}, not a tuple",
+    ),
+    "no function": (
+        lambda model: {"after_epoch": 3}, TypeError,
+        "after_epoch is called with the record of an epoch, and 3 is no function",
     ),
 }  # fmt: skip
 

@@ -128,13 +128,18 @@ class DANN(nn.Module):
         for name, part in parts.items():
             if not isinstance(part, nn.Module):
                 raise TypeError(f"{name} must be a torch.nn.Module, not {type(part).__name__}")
+        if label_loss is not None and (isinstance(label_loss, type) or not callable(label_loss)):
+            raise TypeError(
+                "label_loss must be a function of logits and labels, as nn.CrossEntropyLoss(), not "
+                f"{label_loss!r}"
+            )
         self.features, self.label_head, self.domain_head = features, label_head, domain_head
         self._take_reversal(scale, record_norm)
         self.domain_weight: float = domain_weight
         self.domain_average, self.together = domain_average, bool(together)
         found = ignored_by(label_loss) if ignore_index is None else ignore_index
         self.ignore_index: int = found
-        self.label_loss = label_loss or CrossEntropy(found)
+        self.label_loss = CrossEntropy(found) if label_loss is None else label_loss
 
     def _take_reversal(self, scale: Any, record_norm: bool) -> None:
         """Make the reversal, or find the one that the domain head begins with; refuse a second."""

@@ -1,4 +1,4 @@
-"""What `fit` asks of the user's optimizer and scheduler, before a step. Imports torch alone."""
+"""What `fit` asks of an optimizer and a scheduler, before a step. Imports the schedules of λ."""
 
 from __future__ import annotations
 
@@ -9,9 +9,19 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from ..schedules import Schedule
+
 
 def check_steps(optimizer: Any, scheduler: Any) -> None:
-    """TypeError where a step takes what `fit` does not give."""
+    """TypeError where there is no step, or one that takes what `fit` does not give."""
+    if isinstance(scheduler, Schedule):
+        raise TypeError(
+            f"scheduler is of the learning rate, and {type(scheduler).__name__} is a schedule of "
+            "λ: give it to the network, as scale="
+        )
+    _check_made("optimizer", optimizer, "step", "zero_grad")
+    if scheduler is not None:
+        _check_made("scheduler", scheduler, "step")
     needed = _needed(optimizer)
     if needed:
         raise TypeError(
@@ -25,6 +35,18 @@ def check_steps(optimizer: Any, scheduler: Any) -> None:
             f"{type(scheduler).__name__}.step() needs its {needed}: leave it out and step it in "
             "after_epoch, which gets the record of the epoch"
         )
+
+
+def _check_made(name: str, given: Any, *methods: str) -> None:
+    if isinstance(given, type):
+        made = "model.parameters()" if name == "optimizer" else "the optimizer"
+        raise TypeError(
+            f"{name} is the class {given.__name__}: make one, as {given.__name__}({made}, …)"
+        )
+    missing = [method for method in methods if not callable(getattr(given, method, None))]
+    if missing:
+        kind = "an optimizer" if name == "optimizer" else "a scheduler"
+        raise TypeError(f"{name} must be {kind} of torch.optim: {given!r} has no {missing[0]}()")
 
 
 def _needed(stepped: Any) -> str | None:

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import copy
 import math
-import operator
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..checks import check_finite, is_whole
+from ..checks import check_count, check_finite
 from ..schedules import GaninLearningRate, GaninSchedule, LinearSchedule
 from .batches import Batches, Loaded, domains, dtype_of, parts_of
 from .networks import DANN, Losses
@@ -28,13 +27,6 @@ from .scoring import score, to_score
 #: Steps between looks at whether the loss is finite, where a look waits for a device.
 LOOK_EVERY = 50
 MEANS = ("loss", "label_loss", "domain_loss", "label_accuracy", "domain_accuracy")
-
-
-def check_count(name: str, number: object, least: int = 1) -> int:
-    """`number` if it is an int >= `least`, or ValueError."""
-    if not is_whole(number) or operator.index(number) < least:
-        raise ValueError(f"{name} must be an int >= {least}, got {number!r}")
-    return operator.index(number)
 
 
 def _checked_norm(max_norm: object) -> float:
@@ -109,6 +101,11 @@ class Run:
         size, seeds = self.batch_size, ([self.seed, 0], [self.seed, 1])
         self.sources = domains("source", source, 2, size, seeds[0], share, **kept)
         self.targets = domains("target", target, 1, size, seeds[1], share, **kept)
+        if not isinstance(scores, (Mapping, type(None))):
+            raise TypeError(
+                f"scores is a dict of data by name, as {{'target': (x, y)}}, not a "
+                f"{type(scores).__name__}"
+            )
         labelled = {} if validation is None else {"validation": validation}
         for name, data in (scores or {}).items():
             if name in ("validation", "label", "domain"):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checks import check_count
 from .batches import Batches, Ordered, domains, dtype_of, parts_of
 from .labels import accuracy, are_classes, check_labels, kind_of
 from .networks import DANN
@@ -49,7 +50,7 @@ def evaluate(model: DANN, data: Any, batch_size: int = 256) -> Score:
     Raises
     ------
     TypeError, ValueError
-        Data of another kind or without samples; labels out of range.
+        Data of another kind or without samples; labels out of range; a batch size below 1.
 
     Examples
     --------
@@ -60,7 +61,8 @@ def evaluate(model: DANN, data: Any, batch_size: int = 256) -> Score:
     network = Processes.unwrapped(model) if isinstance(model, nn.Module) else model
     if not isinstance(network, DANN):
         raise TypeError(f"evaluate takes a DANN, not {type(network).__name__}")
-    return score(network, to_score("data", data, batch_size, network))
+    size = check_count("batch_size", batch_size)
+    return score(network, to_score("data", data, size, network))
 
 
 def to_score(name: str, data: Any, batch_size: int, network: DANN) -> Batches:

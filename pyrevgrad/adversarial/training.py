@@ -80,7 +80,8 @@ def fit(
     device : torch.device or str, optional
         Where to train; where the model is if not given.
     checkpoint : path, optional
-        A file, written after every epoch. Its place is taken only by a whole new one.
+        A file, written after every epoch and its `after_epoch`. Its place is taken only by a whole
+        new one.
     resume : bool
         Whether to continue from `checkpoint` if it is there; the result is what one run would have
         given, bit for bit on the CPU. A file that is there is an error otherwise. So is one of
@@ -95,7 +96,8 @@ def fit(
     progress : bool, optional
         Whether to show a bar, which needs tqdm; where that is installed, if not given.
     after_epoch : callable, optional
-        Called with the record of each epoch.
+        Called with the record of each epoch. It may set λ or a rate and add numbers to the record,
+        and a checkpoint has them.
 
     Returns
     -------
@@ -140,6 +142,10 @@ def fit(
     """
     if resume and checkpoint is None:
         raise ValueError("resume=True continues from a checkpoint: name its file by checkpoint=")
+    if after_epoch is not None and not callable(after_epoch):
+        raise TypeError(
+            f"after_epoch is called with the record of an epoch, and {after_epoch!r} is no function"
+        )
     run = Run(model, epochs, batch_size, seed, device)
     run.take_data(source, target, validation, scores)
     run.take_optimizer(optimizer, scheduler, max_grad_norm)
@@ -154,11 +160,12 @@ def fit(
             run.check_schedule()
         while run.goes_on():
             record = run.epoch(bar)
-            if saved is not None:
-                saved.save()
             bar.set_postfix_str(_shown(record), refresh=False)
             if after_epoch is not None:
                 after_epoch(record)
+            # Behind it, so that a rate or λ that it set continues.
+            if saved is not None:
+                saved.save()
     run.finish()
     return run.history
 
