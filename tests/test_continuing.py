@@ -8,9 +8,18 @@ import pytest
 import torch
 from adversaries import Killed, Seen, data, kill_after, network, same, train, weights
 from torch import nn
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CyclicLR,
+    ExponentialLR,
+    OneCycleLR,
+    SequentialLR,
+)
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     RandomSampler,
+    SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
 )
@@ -60,6 +69,33 @@ def conditional(**options):
 
 def loader(n=50, size=10, **options):
     return DataLoader(TensorDataset(X[:n], Y[:n]), size, **options)
+
+
+def batched(size):
+    sampler = BatchSampler(RandomSampler(range(50)), size, drop_last=False)
+    return DataLoader(TensorDataset(X[:50], Y[:50]), batch_sampler=sampler)
+
+
+def weighted(first):
+    return WeightedRandomSampler(torch.tensor([first] + [1.0] * 49), 50)
+
+
+def scheduled(made):
+    def options(model):
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        return {"optimizer": optimizer, "scheduler": made(optimizer)}
+
+    return options
+
+
+def in_sequence(optimizer, at, gamma=0.5):
+    parts = [ConstantLR(optimizer, 0.1), ExponentialLR(optimizer, gamma)]
+    return SequentialLR(optimizer, parts, [at])
+
+
+def swapped_heads(model):
+    parts = (model.features, model.domain_head, model.label_head)
+    return {"optimizer": torch.optim.SGD([p for part in parts for p in part.parameters()], 0.1)}
 
 
 def frozen_head():
@@ -172,6 +208,63 @@ OTHERS = {
         network, sgd(), lambda: wider(network()), sgd(),
         r"it holds \(8, 4\) torch.float32 for features.0.weight, which is \(9, 4\)",
     ),
+    "order of parameters": (
+        network, sgd(), network, swapped_heads,
+        r"group 0 has label_head\.weight where this one's has domain_head\.0\.weight",
+    ),
+    "option of a group": (
+        network, two_groups(0.01), network, two_groups(0.01, lr_scale=0.5),
+        r"optimizer lr_scale None \(now \[0\.5, None, None\]\)",
+    ),
+    "argument kept in the plural": (
+        network, scheduled(lambda o: CyclicLR(o, 0.01, 0.1)), network,
+        scheduled(lambda o: CyclicLR(o, 0.02, 0.1)),
+        r"scheduler base_lr \[0\.01\] \(now \[0\.02\]\)",
+    ),
+    "argument not kept": (
+        network, scheduled(lambda o: CyclicLR(o, 0.01, 0.1, step_size_up=5)), network,
+        scheduled(lambda o: CyclicLR(o, 0.01, 0.1, step_size_up=6)),
+        r"scheduler total_size 10\.0 \(now 12\.0\)",
+    ),
+    "phases": (
+        network, scheduled(lambda o: OneCycleLR(o, 0.1, 24)), network,
+        scheduled(lambda o: OneCycleLR(o, 0.1, 24, pct_start=0.5)), "scheduler _schedule_phases",
+    ),
+    "peak": (
+        network, scheduled(lambda o: OneCycleLR(o, 0.1, 24, div_factor=10)), network,
+        scheduled(lambda o: OneCycleLR(o, 0.2, 24, div_factor=20)),
+        r"optimizer max_lr 0\.1 \(now 0\.2\)",
+    ),
+    "milestones": (
+        network, scheduled(lambda o: in_sequence(o, 3)), network,
+        scheduled(lambda o: in_sequence(o, 4)), r"scheduler milestones \[3\] \(now \[4\]\)",
+    ),
+    "part of a scheduler": (
+        network, scheduled(lambda o: in_sequence(o, 3)), network,
+        scheduled(lambda o: in_sequence(o, 3, gamma=0.7)),
+        r"scheduler part 1 gamma 0\.5 \(now 0\.7\)",
+    ),
+    "shuffled": (
+        network, {"target": loader()}, network, {"target": loader(shuffle=True)},
+        r"target sampler 'SequentialSampler' \(now 'RandomSampler'\)",
+    ),
+    "last batch": (
+        network, {"target": loader()}, network, {"target": loader(drop_last=True)},
+        r"target drop_last False \(now True\)",
+    ),
+    "weights of samples": (
+        network, {"target": loader(sampler=weighted(1))}, network,
+        {"target": loader(sampler=weighted(2))}, r"target sampler weights .*checksum",
+    ),
+    "places of samples": (
+        network, {"target": loader(sampler=SubsetRandomSampler(range(40)))}, network,
+        {"target": loader(sampler=SubsetRandomSampler([*range(39), 45]))},
+        r"target sampler indices",
+    ),
+    "batch sampler": (
+        network, {"target": batched(10)}, network, {"target": batched(25)},
+        r"target batches 5 \(now 2\), target batch_sampler batch_size 10 \(now 25\)",
+    ),
     "other parameters": (
         network, sgd(), frozen_head,
         lambda model: {"optimizer": torch.optim.SGD(trained(model), 0.1)},
@@ -228,7 +321,7 @@ def test_a_training_continues_though_its_own_loop_changed_λ_and_the_rate(tmp_pa
 def test_a_scheduler_may_have_moved_the_momentum_of_the_optimizer_that_continues(tmp_path):
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 24)
+    scheduler = OneCycleLR(optimizer, 0.1, 24)
     options = {"optimizer": optimizer, "scheduler": scheduler, "checkpoint": tmp_path / "run.pt"}
     train(model, epochs=2, **options)
     assert optimizer.param_groups[0]["momentum"] != 0.95
@@ -305,7 +398,7 @@ ORDERS = {
         )
     },
     "batch sampler's generator": lambda: {
-        "batch_sampler": torch.utils.data.BatchSampler(
+        "batch_sampler": BatchSampler(
             RandomSampler(range(70), generator=torch.Generator().manual_seed(4)), 20, False
         )
     },

@@ -256,6 +256,14 @@ BAD = [
         lambda: train(network(), list(zip(X, Y, strict=True))), TypeError,
         r"source\[0\] is one sample, and a list is of domains: a domain is tensors \(x, y\) of",
     ),
+    (
+        lambda: train(network(), (X.to_sparse(), Y)), TypeError,
+        "source is a sparse_coo tensor, whose samples cannot be picked .* give a Dataset",
+    ),
+    (
+        lambda: train(network(), target=torch.nested.nested_tensor([X, T], layout=torch.jagged)),
+        TypeError, "target is a nested tensor",
+    ),
     (lambda: train(network(), [(X[0], 1), (X[1], 0)]), TypeError, r"source\[0\] is one sample"),
     (lambda: train(network(), [{"x": x} for x in X]), TypeError, r"source\[0\] is one sample"),
     (lambda: train(network(), target=[{"x": T}]), TypeError, "target is one sample, and a list is"),

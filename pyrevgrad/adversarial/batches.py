@@ -270,6 +270,13 @@ def _columns(
     if len(parts) < columns or not all(isinstance(p, (Tensor, numpy.ndarray)) for p in parts):
         kinds = "(x, y) of inputs and labels" if columns == 2 else "x"
         raise TypeError(f"{name} must be {kinds}, tensors or arrays")
+    for part in parts:
+        if isinstance(part, Tensor) and (part.layout != torch.strided or part.is_nested):
+            kind = "nested" if part.is_nested else str(part.layout).removeprefix("torch.")
+            raise TypeError(
+                f"{name} is a {kind} tensor, whose samples cannot be picked by their places: make "
+                "it dense or give a Dataset"
+            )
     tensors = [tensor_of(part, dtype) for part in parts]
     lengths = [len(tensor) if tensor.dim() else 0 for tensor in tensors]
     if len(set(lengths)) > 1:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy
 import torch
 
-FORMAT = 3
+FORMAT = 4
 
 
 @contextmanager

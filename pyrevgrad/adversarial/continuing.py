@@ -37,6 +37,7 @@ class Continuing:
                 "settings": [own for own, _ in gathered],
                 "model": run.network.state_dict(),
                 "optimizer": plain(run.optimizer.state_dict()),
+                "parameters": _parameters(run),
                 "scheduler": None if run.scheduler is None else plain(run.scheduler.state_dict()),
                 "schedule": None if schedule is None else plain(schedule.state_dict()),
                 "step": run.step,
@@ -170,3 +171,18 @@ def _check_weights(path: Path, content: dict[str, Any], run: Run) -> None:
             f"{path} is of an optimizer with {groups[0]} parameters in its groups, and this one "
             f"has {groups[1]}"
         )
+    pairs = zip(content["parameters"], _parameters(run), strict=True)
+    for i, (before, now) in enumerate(pairs):
+        for was, name in zip(before, now, strict=True):
+            if was != name:
+                raise ValueError(
+                    f"{path} is of an optimizer whose group {i} has {was or 'another parameter'} "
+                    f"where this one's has {name or 'another'}: their states would change places"
+                )
+
+
+def _parameters(run: Run) -> list[list[str | None]]:
+    """The names of the optimizer's parameters, by group; None for those not of the network."""
+    names = {id(p): _uncompiled(name) for name, p in run.network.named_parameters()}
+    groups = run.optimizer.param_groups
+    return [[names.get(id(p)) for p in group["params"]] for group in groups]

@@ -21,11 +21,15 @@ from .networks import DANN
 
 #: Bounds what is read of the data, however large they are.
 SAMPLED = 4096
-#: A tensor of more elements is named by its checksum.
+#: A tensor or a list of more elements is named by its checksum.
 LISTED = 16
 CHECKSUM = "checksum of the data"
 #: How a step is computed, and not which.
 _MEANS = ("foreach", "fused", "capturable", "differentiable", "last_epoch")
+#: Of an optimizer's group: its parameters, and the rate, which is read on its own.
+_NO_OPTIONS = ("params", "param_names", "lr", "initial_lr")
+#: What PyTorch's schedulers make of arguments that they do not keep.
+_MADE_OF_ARGUMENTS = ("total_size", "step_ratio", "_schedule_phases", "_anneal_func_type")
 
 
 def of_network(network: DANN) -> dict[str, Any]:
@@ -53,27 +57,44 @@ def of_loss(loss: Any) -> dict[str, Any]:
 
 
 def of_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Its class, the learning rates that its groups began with, and their other options."""
+    """Its class, the learning rates that its groups began with, and their other options.
+
+    Among these are the bounds that a scheduler writes into the groups.
+    """
     groups = optimizer.param_groups
     found: dict[str, Any] = {"class": type(optimizer).__name__}
-    for name, default in optimizer.defaults.items():
+    names = [name for options in (optimizer.defaults, *groups) for name in options]
+    for name in dict.fromkeys(names):
+        if name in _NO_OPTIONS:
+            continue
         if any("max_momentum" in group for group in groups) and name in ("momentum", "betas"):
             # A scheduler cycles them.
             continue
-        values = [plain(group.get(name, default)) for group in groups]
+        values = [plain(group.get(name, optimizer.defaults.get(name))) for group in groups]
         alike = all(value == values[0] for value in values)
         found |= _plain_parts({name: values[0] if alike else values})
     return {**found, "lr": [plain(group.get("initial_lr", group.get("lr"))) for group in groups]}
 
 
 def of_scheduler(scheduler: Any) -> dict[str, Any] | None:
-    """Its class, and which arguments of its constructor it keeps."""
-    return None if scheduler is None else {"class": type(scheduler).__name__, **_kept(scheduler)}
+    """Its class, which arguments of its constructor it keeps, and those that it is made of."""
+    if scheduler is None:
+        return None
+    found = {"class": type(scheduler).__name__, **_kept(scheduler)}
+    made = {name: getattr(scheduler, name, None) for name in _MADE_OF_ARGUMENTS}
+    found |= _plain_parts({name: value for name, value in made.items() if value is not None})
+    parts = getattr(scheduler, "_schedulers", ())
+    return found | {f"part {i}": of_scheduler(part) for i, part in enumerate(parts)}
 
 
 def _kept(thing: Any) -> dict[str, Any]:
-    names = inspect.signature(type(thing).__init__).parameters
-    return _plain_parts({name: getattr(thing, name) for name in names if hasattr(thing, name)})
+    """The arguments of its constructor that it keeps by their names, or as torch writes these."""
+    found = {}
+    for name in inspect.signature(type(thing).__init__).parameters:
+        kept = [each for each in (name, f"_{name}", f"{name}s") if hasattr(thing, each)]
+        if kept:
+            found[name] = getattr(thing, kept[0])
+    return _plain_parts(found)
 
 
 def of_data(name: str, parts: list[Batches], columns: int) -> dict[str, Any]:
@@ -86,8 +107,7 @@ def _of_domain(part: Batches, columns: int) -> dict[str, Any]:
     data: Any = getattr(part.loader, "dataset", None) if isinstance(part, Loaded) else part.data
     found: dict[str, Any] = {"class": type(data).__name__}
     if isinstance(part, Loaded):
-        found = {"class": type(part.loader).__name__, "batches": part.per_pass}
-        found["batch_size"] = plain(getattr(part.loader, "batch_size", None))
+        found = {"batches": part.per_pass, **_of_loader(part.loader)}
     if isinstance(data, TensorDataset):
         tensors = data.tensors[:columns]
         found["shapes"] = [list(tensor.shape) for tensor in tensors]
@@ -98,41 +118,57 @@ def _of_domain(part: Batches, columns: int) -> dict[str, Any]:
     return found
 
 
+def _of_loader(loader: Any) -> dict[str, Any]:
+    """Its class and how it makes batches: the samplers, by class and the arguments they keep."""
+    found: dict[str, Any] = {"class": type(loader).__name__}
+    found |= {name: plain(getattr(loader, name, None)) for name in ("batch_size", "drop_last")}
+    batches = getattr(loader, "batch_sampler", None)
+    sampler = getattr(batches, "sampler", getattr(loader, "sampler", None))
+    # One of the loader's own making has its batch_size and drop_last.
+    samplers = {"batch_sampler": None if found["batch_size"] else batches, "sampler": sampler}
+    for name, each in samplers.items():
+        if each is not None:
+            found[name] = {"class": type(each).__name__, **_kept(each)}
+    return found
+
+
 def checksum(tensor: Tensor) -> int:
     """Of at most `SAMPLED` elements, evenly spread; no copy is made of the rest."""
-    count = min(tensor.numel(), SAMPLED)
-    places = torch.linspace(0, tensor.numel() - 1, count, dtype=torch.float64).long()
-    where = torch.unravel_index(places.to(tensor.device), tensor.shape)
+    places = torch.tensor(_places(tensor.numel()), dtype=torch.int64, device=tensor.device)
+    where = torch.unravel_index(places, tensor.shape)
     picked = tensor.detach()[where].cpu().resolve_conj().resolve_neg().contiguous()
     return zlib.crc32(picked.view(torch.uint8).numpy().tobytes())
 
 
+def _checksum_of_array(array: numpy.ndarray[Any, Any]) -> int:
+    return zlib.crc32(array.flat[_places(array.size)].tobytes())
+
+
+def _places(size: int) -> list[int]:
+    """Of `size` elements, at most `SAMPLED`, evenly spread."""
+    if size <= SAMPLED:
+        return list(range(size))
+    return [i * (size - 1) // (SAMPLED - 1) for i in range(SAMPLED)]
+
+
 def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs, each with both values."""
-    found: list[str] = []
-    for name in dict.fromkeys((*now, *saved)):
-        before: Any = saved.get(name)
-        after: Any = now.get(name)
-        if before == after:
-            continue
-        dicts = isinstance(before, dict) and isinstance(after, dict)
-        if dicts and before["class"] == after["class"]:
-            found += _inside(name, before, after)
-        else:
-            found.append(_said(name, _short(before), _short(after)))
-    return found
+    names = dict.fromkeys((*now, *saved))
+    return [each for name in names for each in _differing(name, saved.get(name), now.get(name))]
 
 
-def _inside(name: str, before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+def _differing(name: str, before: Any, after: Any) -> list[str]:
+    if before == after:
+        return []
+    dicts = isinstance(before, dict) and isinstance(after, dict)
+    if not dicts or before["class"] != after["class"]:
+        return [f"{name} {_short(before)!r} (now {_short(after)!r})"]
     keys = [key for key in {**after, **before} if before.get(key) != after.get(key)]
     if keys != [CHECKSUM]:
         # Of another shape it is another one in any case.
         keys = [key for key in keys if key != CHECKSUM]
-    return [_said(f"{name} {key}", before.get(key), after.get(key)) for key in keys]
-
-
-def _said(name: str, before: Any, after: Any) -> str:
-    return f"{name} {before!r} (now {after!r})"
+    parts = [_differing(f"{name} {key}", before.get(key), after.get(key)) for key in keys]
+    return [each for part in parts for each in part]
 
 
 def _short(value: Any) -> Any:
@@ -155,9 +191,15 @@ def plain(value: Any) -> Any:
         return int(value)
     if isinstance(value, Real):
         return float(value)
-    if isinstance(value, (list, tuple)):
-        parts = [plain(part) for part in value]
-        return _UNKNOWN if _UNKNOWN in parts else parts
+    if isinstance(value, numpy.ndarray) and value.dtype.kind in "biuf":
+        long = value.size > LISTED
+        return f"array of checksum {_checksum_of_array(value)}" if long else plain(value.tolist())
+    if isinstance(value, (list, tuple, range)):
+        parts = [plain(value[i]) for i in _places(len(value))]
+        if _UNKNOWN in parts:
+            return _UNKNOWN
+        long = len(value) > LISTED
+        return f"{len(value)} of checksum {zlib.crc32(repr(parts).encode())}" if long else parts
     if isinstance(value, dict):
         pairs = [[plain(key), plain(part)] for key, part in value.items()]
         return _UNKNOWN if any(_UNKNOWN in pair for pair in pairs) else pairs

@@ -86,8 +86,9 @@ def fit(
         Whether to continue from `checkpoint` if it is there; the result is what one run would have
         given, bit for bit on the CPU. A file that is there is an error otherwise. So is one of
         another training: other options or classes of the network, of its loss (class weights too),
-        the optimizer's groups, the scheduler or λ, or other data (by shape and by a checksum of at
-        most 4096 elements of each tensor; of datasets by their size). `epochs` may grow where
+        the optimizer's groups (and the order of their parameters), the scheduler or λ, or other
+        data (by shape and by a checksum of at most 4096 elements of each tensor; of datasets by
+        their size, of loaders by their samplers and batches too). `epochs` may grow where
         neither the learning rate nor λ follows from it; the default learning rate does. Of a loader
         that stands within a pass, the batches taken are read once more and passed over. That is
         exact where it draws its order when a pass begins, or from a generator that is its own, as
