@@ -143,6 +143,22 @@ def test_inputs_that_have_no_gradient():
     constant = nn.Sequential(nn.ReLU(), zoo.Layer(lambda x: torch.ones(3, 1)))
     with pytest.raises(ValueError, match="do not depend on the inputs"):
         Saliency(constant).attribute(torch.ones(3, 2))
+    weight = nn.Parameter(torch.ones(1))
+    other = nn.Sequential(nn.ReLU(), zoo.Layer(lambda x: weight.expand(3, 1)))
+    with pytest.raises(ValueError, match="the target does not depend on any of the inputs"):
+        Saliency(other).attribute(torch.ones(3, 2))
+
+
+def test_a_model_of_one_number_and_an_input_of_one():
+    x, factor = torch.tensor([[1.0, -2.0]]), torch.tensor(3.0)
+    model = nn.Sequential(nn.ReLU(), zoo.Layer(lambda y: y.sum()))
+    assert GuidedBackprop(model).attribute(x).tolist() == [[1, 0]]
+    product = zoo.Layer(None)
+    product.forward = lambda x, factor: (F.relu(x) * factor).sum(1)
+    found = GuidedBackprop(product).attribute((x, factor))
+    assert [part.tolist() for part in found] == [[[3, 0]], 1]
+    alone = RectGrad(nn.Sequential(nn.ReLU(), nn.Tanh()), threshold=0)
+    assert alone.attribute(factor).item() == pytest.approx(1 - torch.tanh(factor).item() ** 2)
 
 
 def test_several_inputs_and_additional_arguments():
@@ -199,6 +215,9 @@ def test_neurons_and_layers():
         NeuronGuidedBackprop(by_name, "second").attribute(
             x, (3, 1, 2), attribute_to_neuron_input=True
         )
+    mapping = nn.Sequential(zoo.Layer(lambda x: {"x": x}), zoo.Layer(lambda d: F.relu(d["x"])))
+    with pytest.raises(TypeError, match="the layer must give one tensor, or a tuple that begins"):
+        GuidedBackprop(mapping, layer="0").attribute(x)
     layer = GuidedBackprop(model, layer="second").attribute(x)
     torch.testing.assert_close(layer, torch.autograd.grad(inner.sum(), at)[0])
     assert NeuronDeconvolution(model, "first", where=None)._of_layer.layer is model.first
@@ -415,6 +434,18 @@ def test_guided_gradcam_is_its_formula(mode):
     assert by_input.shape == (3, 1, 6, 6) and not torch.equal(by_input, coarse)
     with pytest.raises(ValueError, match="has channels and places"):
         GuidedGradCam(model, "head").attribute(x, 1)
+
+
+def test_guided_gradcam_of_sequences():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(15, 2))
+    x = torch.randn(4, 2, 7)
+    with torch.no_grad():
+        inner = model[0](x)
+        slope = model[3].weight[1].reshape(1, 3, 5) * (inner > 0)
+        coarse = (slope.mean(2, keepdim=True) * inner).sum(1, keepdim=True).relu()
+    wanted = GuidedBackprop(model).attribute(x, 1) * F.interpolate(coarse, 7)
+    torch.testing.assert_close(GuidedGradCam(model, "0").attribute(x, 1), wanted)
 
 
 # All of them.

@@ -125,8 +125,12 @@ def test_its_reversal_is_checked_by_itself():
 def test_features_that_are_no_vectors_are_refused():
     model = CDAN(nn.Identity(), nn.Conv2d(3, 2, 1), nn.Identity())
     x = torch.randn(2, 3, 4, 4)
-    with pytest.raises(ValueError, match=r"CDAN takes features \(n, F\) and label logits \(n, C\)"):
+    sentence = r"CDAN takes features \(n, F\) and label logits \(n, C\)"
+    with pytest.raises(ValueError, match=sentence):
         model(x, torch.zeros(2, 4, 4, dtype=torch.long), x)
+    pooled = CDAN(nn.Identity(), nn.Sequential(nn.Flatten(), nn.LazyLinear(2)), nn.Identity())
+    with pytest.raises(ValueError, match=sentence):
+        pooled(x, torch.zeros(2, dtype=torch.long), x)
 
 
 @pytest.mark.parametrize("size", [0, 1.5, True])

@@ -14,7 +14,7 @@ from torch import nn
 
 import pyrevgrad
 from pyrevgrad import check_reversal
-from pyrevgrad.adversarial import DANN, GaninSchedule
+from pyrevgrad.adversarial import DANN, GaninSchedule, evaluate
 from pyrevgrad.compat import RevGrad
 from pyrevgrad.nn import GradientReversal, ReversedLinear
 from pyrevgrad.reference.circuits import adversarial_gradients, adversarial_parameters
@@ -204,8 +204,11 @@ def test_labels_and_domains_of_every_pixel_with_ignored_ones_and_class_weights()
 def test_regression_has_no_label_accuracy():
     model = DANN(nn.Linear(5, 4), nn.Linear(4, 2), nn.Linear(4, 1), F.mse_loss)
     source, target = torch.randn(3, 5), torch.randn(3, 5)
-    losses = model(source, torch.randn(3, 2), target)
+    wanted = torch.randn(3, 2)
+    losses = model(source, wanted, target)
     assert losses.label_accuracy.isnan() and losses.label_loss.isfinite()
+    score = evaluate(model, (source, wanted))
+    assert math.isnan(score.accuracy) and math.isfinite(score.loss)
 
 
 def test_sizes_of_their_own_go_through_one_by_one():

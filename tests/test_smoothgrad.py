@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 import zoo
@@ -55,6 +57,13 @@ def test_smoothgrad_of_several_inputs_shows_progress(capsys):
     x = torch.randn(3, 4)
     found = SmoothGrad(GuidedBackprop(model), samples=3, progress=True).attribute((x, x))
     assert len(found) == 2 and "SmoothGrad" in capsys.readouterr().err
+
+
+def test_progress_without_tqdm_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    method = SmoothGrad(GuidedBackprop(network()), samples=3, progress=True)
+    with pytest.raises(ImportError, match=r'needs tqdm: pip install "pyrevgrad\[demo\]"'):
+        method.attribute(batch(), 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import threading
 import warnings
 
@@ -37,6 +38,10 @@ def test_the_report_names_path_kind_line_and_runs():
     text = str(swapped.report)
     assert "GUIDED on Net: 4 activations replaced (3 ran), 1 left" in text
     assert "Tensor.relu_" in text and "nn.Sigmoid" in text
+    lines = [set(re.split("  +", line)) for line in text.splitlines()]
+    for site in swapped.report.sites:
+        cells = {site.path or "(model)", site.kind, site.source or "–", str(site.forward)}
+        assert any(cells <= line for line in lines)
 
 
 def test_a_name_that_reads_as_a_pattern_is_a_name_first():

@@ -2,7 +2,7 @@
 
 A check of the interception by other means: scripted functions, compiled regions, lambdas in other
 threads and custom Functions leave their nodes here, and what was in place on a view does not.
-Imports torch and what the swaps have seen.
+Imports torch, the activations and what the swaps have seen.
 """
 
 from __future__ import annotations
@@ -17,30 +17,31 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.utils._pytree import tree_leaves
 
+from ..activations import ACTIVATIONS
 from .seeing import SEEN
 
-#: The nodes that activations leave, without PyTorch's number: the kind, whether a rectifier, which
-#: a hardtanh is whose lower bound is 0.
+#: The kinds of activation by the nodes that they leave, without PyTorch's number. What no row
+#: serves is a rectifier.
 NODES = {
-    "ReluBackward": ("relu", True),
-    "LeakyReluBackward": ("leaky_relu", True),
-    "EluBackward": ("elu", True),
-    "CeluBackward": ("celu", True),
-    "GeluBackward": ("gelu", True),
-    "SiluBackward": ("silu", True),
-    "MishBackward": ("mish", True),
-    "HardswishBackward": ("hardswish", True),
-    "SoftplusBackward": ("softplus", True),
-    "ThresholdBackward": ("threshold", True),
-    "RreluWithNoiseBackward": ("rrelu", True),
-    "PreluKernelBackward": ("prelu", True),
-    "HardtanhBackward": ("hardtanh", False),
-    "HardsigmoidBackward": ("hardsigmoid", False),
-    "HardshrinkBackward": ("hardshrink", False),
-    "SoftshrinkBackward": ("softshrink", False),
-    "LogSigmoidBackward": ("logsigmoid", False),
-    "SigmoidBackward": ("sigmoid", False),
-    "TanhBackward": ("tanh", False),
+    "ReluBackward": "relu",
+    "LeakyReluBackward": "leaky_relu",
+    "EluBackward": "elu",
+    "CeluBackward": "celu",
+    "GeluBackward": "gelu",
+    "SiluBackward": "silu",
+    "MishBackward": "mish",
+    "HardswishBackward": "hardswish",
+    "SoftplusBackward": "softplus",
+    "ThresholdBackward": "threshold",
+    "RreluWithNoiseBackward": "rrelu",
+    "PreluKernelBackward": "prelu",
+    "HardtanhBackward": "hardtanh",
+    "HardsigmoidBackward": "hardsigmoid",
+    "HardshrinkBackward": "hardshrink",
+    "SoftshrinkBackward": "softshrink",
+    "LogSigmoidBackward": "logsigmoid",
+    "SigmoidBackward": "sigmoid",
+    "TanhBackward": "tanh",
 }
 #: A clamp by numbers, which is relu by another name where the lower one is 0. Not by tensors, which
 #: asking for would unpack, nor clamp_min's, which losses leave.
@@ -135,7 +136,8 @@ def _judged(node: Any) -> Finding | None:
     if name in REGIONS:
         return Finding(name, REGIONS[name], True)
     if name in NODES:
-        kind, rectifier = NODES[name]
+        kind = NODES[name]
+        rectifier = kind not in ACTIVATIONS or ACTIVATIONS[kind].rectifier
         rectifier = rectifier or (kind == "hardtanh" and node._saved_min_val == 0)
         return Finding(kind, UNSEEN.format(name=name), True, rectifier)
     if node.name() == CLAMP:
