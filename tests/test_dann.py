@@ -301,6 +301,9 @@ def test_a_compiled_network_is_the_eager_one_and_compiles_once_over_a_schedule()
 
 
 def test_the_norm_of_the_reversed_gradient_can_be_read():
+    unasked = network(0.5)
+    unasked(*batch()).loss.backward()
+    assert set(unasked.reversal.readings()) == {"scale"}
     model = network(0.5, record_norm=True)
     found = []
     model.features.register_forward_hook(lambda _, x, y: found.append(y))
@@ -374,6 +377,7 @@ BAD = [
     (lambda: network()(X, Y - 1, T), ValueError, "label -1 is out of range"),
     (lambda: network()(X, Y, T[:0]), ValueError, r"target batch of shape \(0, 5\) has no sample"),
     (lambda: network()(X[:0], Y[:0], T), ValueError, "source batch .* has no sample"),
+    (lambda: network()(X, Y, T[0, 0]), ValueError, r"target batch of shape \(\) has no sample"),
     (lambda: network()(X, Y, []), ValueError, "target has no domain"),
     (lambda: network()(X, Y, None), TypeError, "target must be a tensor or a sequence"),
     (lambda: network()(X, Y[:2], T), ValueError, r"4 source samples come with labels of shape"),

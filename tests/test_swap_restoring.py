@@ -177,6 +177,14 @@ def test_an_exported_programs_module_is_swapped():
     assert {site.kind for site in swapped.report.replaced} == {"relu", "gelu"}
 
 
+def test_a_float_model_with_a_plan_to_quantise_it_is_served():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    model.qconfig = model[1].qconfig = "what prepare() would read"
+    with swap(model, GUIDED) as swapped:
+        model(torch.randn(2, 3)).sum().backward()
+    assert [site.path for site in swapped.report.replaced] == ["1"]
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_quantised_models_are_refused_by_name():
     model = nn.Sequential(torch.ao.nn.quantized.Linear(4, 4))

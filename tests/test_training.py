@@ -189,6 +189,9 @@ def test_modules_stay_in_their_mode():
 
 def test_all_random_states_are_as_before():
     model = network(dropout=0.5, seed=0)
+    # States that no training before left behind.
+    random.seed(4321)
+    np.random.seed(4321)
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     train(model)
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
