@@ -1,5 +1,6 @@
 """What a resumed training must share with the one before, and what of its loaders is continued."""
 
+import contextlib
 import copy
 import functools
 import itertools
@@ -439,6 +440,39 @@ def test_a_source_whose_sampler_owns_the_generator_continues_bit_for_bit(tmp_pat
         train(copy.deepcopy(parts), checkpoint=path, after_epoch=kill_after(2), **options())
     train(parts, checkpoint=path, resume=True, **options())
     assert not same(parts, network()) and same(whole, parts)
+
+
+class Epochs(RandomSampler):
+    """A sampler that notes the epochs that it is told, as DistributedSampler is."""
+
+    def __init__(self, data):
+        super().__init__(data)
+        self.told = []
+
+    def set_epoch(self, epoch):
+        self.told.append(epoch)
+
+
+def test_a_sampler_is_told_its_pass_which_goes_on_when_resumed(tmp_path):
+    def told(**options):
+        sampler = Epochs(range(50))
+        source = DataLoader(TensorDataset(X, Y), 10, sampler=sampler)
+        with contextlib.suppress(Killed):
+            train(network(), source, epochs=5, **options)
+        return sampler.told
+
+    path = tmp_path / "run.pt"
+    assert told(checkpoint=path, after_epoch=kill_after(2)) == [0, 1, 2]
+    assert told(checkpoint=path, resume=True) == [2, 3, 4]
+
+
+def test_the_default_rate_needs_the_length_of_an_epoch():
+    class Endless:
+        def __iter__(self):
+            return iter([(X[:10], Y[:10])])
+
+    with pytest.raises(ValueError, match="source loader has no length, which the default learning"):
+        train(network(), Endless())
 
 
 def test_a_loader_that_has_become_shorter_is_refused(tmp_path):
