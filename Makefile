@@ -54,7 +54,7 @@ reproduce: $(READY)
 triton-matrix: $(READY) $(TRITON)
 	$(PY) -c 'import triton'
 	TRITON_INTERPRET=1 $(PY) -m pytest -k "(triton or interpreted) and not one_at_a_time" tests/test_kernels.py tests/test_layouts.py \
-	  tests/test_inplace.py tests/test_autograd.py tests/interpreted.py $(ARGUMENTS)
+	  tests/test_inplace.py tests/test_autograd.py tests/interpreted.py tests/interpreted_bounds.py $(ARGUMENTS)
 	PYREVGRAD_EVERY_KERNEL=1 $(PY) -m pytest tests/test_triton_compiled.py tests/test_triton_ptx.py $(ARGUMENTS)
 
 $(PEERS): $(READY) .ci/peers_for_bench.py

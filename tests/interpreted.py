@@ -45,7 +45,7 @@ from pyrevgrad.configuration import configuration
 if not INTERPRETED:
     pytest.skip("runs with TRITON_INTERPRET=1", allow_module_level=True)
 
-from pyrevgrad.kernels import sweep
+from pyrevgrad.kernels import inspection, sweep
 from pyrevgrad.kernels.backend import TRITON, backward_arguments, forward_arguments
 from pyrevgrad.kernels.formulas import FORMULAS as TRITON_FORMULAS
 
@@ -196,6 +196,21 @@ def test_in_place_never_writes_outside_its_tensor(dtype):
         assert pyrevgrad.relu(view, rules.GUIDED, inplace=True) is view
         assert same_bits(view, torch.where(x < 0, 0, x))
         assert (buffer[:offset] == 42).all() and (buffer[offset + count :] == 42).all()
+
+
+@pytest.mark.parametrize("rule", (rules.EXACT, rules.GUIDED), ids=str)
+def test_in_place_writes_into_a_view_with_gaps(rule):
+    for recorded in (False, True):
+        base = torch.arange(-6.0, 6.0).reshape(2, 6).requires_grad_(recorded).clone()
+        view = base[:, ::2]
+        assert pyrevgrad.relu(view, rule, inplace=True) is view
+        assert base.tolist() == [[0, -5, 0, -3, 0, -1], [0, 1, 2, 3, 4, 5]]
+
+
+def test_nothing_is_compiled_to_look_at():
+    pair = backends.Pairs("relu", rules.GUIDED, {}).full
+    with pytest.raises(RuntimeError, match="under TRITON_INTERPRET nothing is compiled"):
+        inspection.compiled_forward(pair, torch.float32)
 
 
 @pytest.mark.parametrize("count", (8, 9, 200, sweep.BLOCK + 16))

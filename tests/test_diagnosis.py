@@ -351,6 +351,18 @@ def test_a_scale_that_is_zero_now_is_said(scale):
     assert "now" not in check_reversal(model, X).sentence
 
 
+class Summed(nn.ModuleList):
+    def forward(self, x):
+        return sum(module(x) for module in self)
+
+
+def test_of_many_names_four_are_listed():
+    for count, names in ((4, "1.0, 1.1, 1.2, 1.3"), (5, "1.0, 1.1, 1.2, 1.3 and 1 more")):
+        reversals = Summed(GradientReversal(0.0) for _ in range(count))
+        model = nn.Sequential(nn.Linear(5, 4), reversals, nn.Linear(4, 1))
+        assert check_reversal(model, X).sentence.endswith(f"as λ of {names} is 0 now)")
+
+
 def test_a_factor_that_the_model_does_not_have_now_is_said_to_be_of_another_scale():
     model = nn.Sequential(nn.Linear(5, 4), GradientReversal(0.1), nn.Linear(4, 1))
     factor = "the features get -0.5 times the plain gradient"

@@ -1,6 +1,7 @@
 """Triton's backend: strict when named, and its kernels under the interpreter in a process apart.
 
-The kernels' tests are in interpreted.py: TRITON_INTERPRET must be set before triton is imported.
+The kernels' tests are in interpreted.py and interpreted_bounds.py: TRITON_INTERPRET must be set
+before triton is imported.
 """
 
 import importlib.util
@@ -43,13 +44,15 @@ def python(*arguments, **environment):
 
 @needs_triton
 @pytest.mark.slow
-def test_kernels_hold_under_the_interpreter():
+@pytest.mark.parametrize(("file", "passed"), [("interpreted", 100), ("interpreted_bounds", 10)])
+def test_kernels_hold_under_the_interpreter(file, passed):
     ended = python(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/interpreted.py",
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{file}.py",
         TRITON_INTERPRET="1", OMP_NUM_THREADS="1",
     )  # fmt: skip
-    assert ended.returncode == 0, ended.stdout[-6000:] + ended.stderr
-    assert re.search(r"\d{3} passed", ended.stdout) and "skipped" not in ended.stdout
+    assert ended.returncode == 0, ended.stdout[-6000:] + ended.stderr[-6000:]
+    assert int(re.search(r"(\d+) passed", ended.stdout)[1]) > passed
+    assert "skipped" not in ended.stdout
 
 
 @needs_triton

@@ -31,6 +31,7 @@ if INTERPRETED:
     pytest.skip("under TRITON_INTERPRET nothing is compiled", allow_module_level=True)
 
 from pyrevgrad.kernels.inspection import compiled_backward, compiled_forward, expected_accesses
+from triton.runtime import driver
 
 RULE_NAMES = (*rules.RULES, *COMPOSED)
 EVERY = os.environ.get("PYREVGRAD_EVERY_KERNEL") == "1"
@@ -124,6 +125,19 @@ def test_custom_rule_streams_like_any_other(rule_name, dtype):
         assert_streams(made, expected_accesses(dtype, reads, 1, mask))
         # A product that vanishes is +0: fused with a sum, it would keep its sign.
         assert not re.findall(r"fma\.[^;]*, 0[fd]0+;", made.ptx)
+
+
+def active_driver():
+    try:
+        return driver.active
+    except RuntimeError:
+        return None
+
+
+def test_compiling_leaves_the_driver_of_the_process_as_it_was():
+    before = active_driver()
+    compiled_forward(pair_of("relu", "GUIDED", torch.float32), torch.float32)
+    assert active_driver() is before
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -90,6 +90,19 @@ def test_kernels_give_the_oracle_s_numbers(name, dtype):
         assert name not in SELECTS or same_bits(found, expected)
 
 
+@pytest.mark.parametrize("rest", (0, 1, 7, 8, 9, 104))
+def test_a_mask_ends_where_its_last_byte_does(rest):
+    """What is loaded or stored beyond an array faults."""
+    for dtype in DTYPES:
+        pair = pair_of("relu", EXACT, dtype)
+        x, g = data(dtype, True, sweep.BLOCK + rest)
+        y, kept = forward_of(x, pair)
+        found, mask = run(Call(pair, True, x, None, ALIGNED), dtype)
+        assert same_bits(found, y) and mask == kept.numpy().tobytes()
+        found, _ = run(Call(pair, False, g, kept, ALIGNED), dtype)
+        assert same_bits(found, backends.native().backward(g, kept, pair, None))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_start_may_be_off(dtype):
     """Where Triton moves single numbers and hands them on through shared memory."""
