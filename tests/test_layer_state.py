@@ -124,6 +124,29 @@ def test_a_tensor_that_has_no_value_is_no_scale():
     assert layer.to_empty(device="cpu").scale.item() == 0.3
 
 
+def test_a_scale_that_is_set_on_meta_has_its_value_after_to_empty():
+    layer = GradientReversal(0.3).to("meta")
+    layer.set_scale(0.7)
+    assert layer.to_empty(device="cpu").scale.item() == 0.7
+
+
+def test_a_file_of_other_keys_leaves_what_scale_there_is():
+    layer = GradientReversal(0.3)
+    layer.load_state_dict({}, strict=False, assign=True)
+    assert layer.scale.item() == 0.3
+    layer = Activation("relu", reverse(0.3))
+    layer.load_state_dict({"scale": torch.tensor(0.7)}, strict=False, assign=True)
+    assert layer.scale is None and layer.rule == reverse(0.3)
+
+
+def test_a_scale_that_others_wrote_is_not_taken_for_known_after_a_move():
+    """What is known stands for λ on a device, where reading it would wait."""
+    layer = GradientReversal(0.3)
+    assert layer.double()._still_known() == 0.3
+    layer.scale.fill_(0.7)
+    assert layer.double()._still_known() is None
+
+
 def test_a_loaded_scale_survives_a_way_over_meta():
     layer = GradientReversal(1.0)
     layer.load_state_dict(GradientReversal(0.25).state_dict())
