@@ -390,6 +390,8 @@ def test_torch_without_cuda_is_the_reason_and_the_library_is_not_loaded():
     assert python(code).stdout.strip() == "False"
     assert "this torch is built without CUDA" in backends._native.cuda_problem(0)
     assert "this torch is built without CUDA" in configuration()["cuda tensors"]
+    with pyrevgrad.backend("native"):
+        assert configuration()["cuda tensors"].startswith("none: this torch is built without CUDA")
 
 
 @needs_native

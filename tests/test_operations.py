@@ -54,6 +54,13 @@ def test_operations_in_place_are_as_their_schemas_and_fakes_say(layout, dtype):
     checked("value_and_mask_", x, program_of("relu", GUIDED, dtype))
 
 
+def test_a_program_first_used_in_inference_mode_is_a_plain_tensor():
+    # A scale of no other test, of which there is no program yet.
+    with torch.inference_mode():
+        program = program_of("relu", GUIDED.scaled(-0.0371), torch.float32)
+    assert not program.is_inference()
+
+
 @pytest.mark.parametrize("count", (0, 1, 7, 8, 9))
 def test_a_mask_s_fake_has_as_many_bytes(count):
     x, program = torch.randn(count), program_of("relu", GUIDED, torch.float32)

@@ -82,6 +82,14 @@ def test_without_triton_the_refusal_says_what_to_install():
 
 
 @needs_triton
+def test_kernels_that_do_not_load_are_said_with_what_cures_them():
+    unloaded = "import sys; sys.modules['pyrevgrad.kernels.backend'] = None; "
+    ended = python("-c", unloaded + RELU, PYREVGRAD_BACKEND="triton")
+    assert ended.returncode != 0 and ended.stdout == ""
+    assert re.search(r"did not load \(.+\)\. Cure: upgrade triton to 3\.6 or newer", ended.stderr)
+
+
+@needs_triton
 def test_named_in_the_environment_it_serves_the_cpu_under_the_interpreter():
     code = f"{RELU}; print(pyrevgrad.backends.choose(torch.ones(2), "
     code += "pyrevgrad.backends.Pairs('relu', pyrevgrad.GUIDED, {}).full).name)"
